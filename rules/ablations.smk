@@ -1,0 +1,41 @@
+"""The sweep: every head ablated alone on a shard of prompts, and what compensates.
+
+Inputs: a model snapshot, tokens.h5, the shard's activations, thresholds.h5, and mean_activations.h5 for mean ablation.
+Outputs: ablations/{kind}/{shard}.h5.
+Steps: ablate_heads.
+"""
+
+
+def mean_activations_if_needed(wildcards):
+    """The averages that mean ablation puts in a head's place; nothing for the other kinds."""
+    return MEAN_ACTIVATIONS.format(**wildcards) if wildcards.kind == "mean" else []
+
+
+rule ablate_heads:
+    input:
+        model=MODEL,
+        tokens=TOKENS,
+        activations=ACTIVATIONS,
+        thresholds=THRESHOLDS,
+        mean_activations=mean_activations_if_needed,
+    output:
+        ablations=ABLATIONS,
+    log:
+        f"{LOGS}/ablate_heads/{{kind}}/{{shard}}.log",
+    benchmark:
+        f"{BENCHMARKS}/ablate_heads/{{kind}}/{{shard}}.tsv"
+    params:
+        prompts=prompts_of,
+        heads=lambda wildcards: listed(config["ablations"][wildcards.kind]["heads"]),
+        compute=config["compute"],
+        code=code("ablate_heads"),
+    # One thread a job: as many shards at a time as there are cores is faster than one shard on all of them.
+    threads: 1
+    resources:
+        mem_mb=3000,
+        runtime=24 * 60,
+        gpu=gpus(),
+    message:
+        "Ablate heads of {wildcards.model} ({wildcards.kind}) on shard {wildcards.shard} of {wildcards.corpus}"
+    script:
+        "../scripts/ablate_heads.py"

@@ -1,0 +1,53 @@
+"""Snapshots: the only stage that may use the network. Run on the machine that starts the workflow.
+
+Inputs: sources named under models and corpora in the config.
+Outputs: a folder with everything that later stages read, and its manifest.
+Steps: snapshot_model, snapshot_corpus.
+"""
+
+from selfrepair.snapshots.sources import source_files
+
+
+localrules:
+    snapshot_model,
+    snapshot_corpus,
+
+
+rule snapshot_model:
+    input:
+        lambda wildcards: source_files(config["models"][wildcards.model]["source"]),
+    output:
+        manifest=MODEL,
+    log:
+        "logs/snapshots/models/{model}.log",
+    params:
+        snapshot=settings_of("models", "model"),
+        code=code("snapshot_model"),
+    threads: 1
+    resources:
+        mem_mb=3000,
+        runtime=60,
+    message:
+        "Take a snapshot of model {wildcards.model}"
+    script:
+        "../scripts/snapshot_model.py"
+
+
+rule snapshot_corpus:
+    input:
+        lambda wildcards: source_files(config["corpora"][wildcards.corpus]["source"]),
+    output:
+        manifest=CORPUS,
+    log:
+        "logs/snapshots/corpora/{corpus}.log",
+    params:
+        snapshot=settings_of("corpora", "corpus"),
+        code=code("snapshot_corpus"),
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime=60,
+    message:
+        "Take a snapshot of corpus {wildcards.corpus}"
+    script:
+        "../scripts/snapshot_corpus.py"

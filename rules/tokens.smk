@@ -1,0 +1,50 @@
+"""Prompts from text.
+
+Inputs: a model snapshot (its tokenizer) and a corpus snapshot.
+Outputs: tokens.h5 with every prompt that the text holds and its donors; prompts.json, written when there are enough.
+Steps: tokenize_corpus, check_prompts.
+"""
+
+
+rule tokenize_corpus:
+    input:
+        model=MODEL,
+        corpus=CORPUS,
+    output:
+        tokens=TOKENS,
+    log:
+        f"{LOGS}/tokenize_corpus.log",
+    benchmark:
+        f"{BENCHMARKS}/tokenize_corpus.tsv"
+    params:
+        # The number of prompts is left out: the file holds all, so that more prompts later keep the shards done before.
+        tokens={key: config["tokens"][key] for key in ("prompt_length", "prompts_per_shard", "donors", "seed")},
+        code=code("tokenize_corpus"),
+    threads: 2
+    resources:
+        mem_mb=2000,
+        runtime=30,
+    message:
+        "Cut {wildcards.corpus} into prompts for {wildcards.model}"
+    script:
+        "../scripts/tokenize_corpus.py"
+
+
+rule check_prompts:
+    input:
+        tokens=TOKENS,
+    output:
+        prompts=PROMPTS,
+    log:
+        f"{LOGS}/check_prompts.log",
+    params:
+        prompts=config["tokens"]["prompts"],
+        code=code("check_prompts"),
+    threads: 1
+    resources:
+        mem_mb=500,
+        runtime=5,
+    message:
+        "Check that {wildcards.corpus} holds {params.prompts} prompts"
+    script:
+        "../scripts/check_prompts.py"

@@ -1,0 +1,15 @@
+"""Average every head's activations over all shards."""
+
+from pathlib import Path
+
+from selfrepair.jobs import job
+
+if __name__ == "__main__":
+    with job(snakemake) as provenance:
+        from selfrepair.averages import average_activations
+
+        average_activations(
+            shards=[Path(path) for path in snakemake.input.activations],
+            out=Path(snakemake.output.mean_activations),
+            provenance=provenance,
+        )

@@ -1,0 +1,18 @@
+"""Cache the clean run of one shard of prompts."""
+
+from pathlib import Path
+
+from selfrepair.jobs import job
+
+if __name__ == "__main__":
+    with job(snakemake) as provenance:
+        from selfrepair.activations import cache_activations
+
+        cache_activations(
+            model_manifest=Path(snakemake.input.model),
+            tokens=Path(snakemake.input.tokens),
+            out=Path(snakemake.output.activations),
+            prompts=snakemake.params.prompts,
+            compute=snakemake.params.compute,
+            provenance=provenance,
+        )

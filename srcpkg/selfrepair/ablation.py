@@ -1,0 +1,326 @@
+"""Ablation of attention heads: every quantity of docs/definitions.md for each (head, prompt, position)."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+from jaxtyping import Float
+from torch import Tensor
+
+from selfrepair.activations import open_activations
+from selfrepair.averages import read_mean_activations
+from selfrepair.clean import CleanRun, prompt_chunks, run_clean
+from selfrepair.models import Model, load_model
+from selfrepair.progress import Progress
+from selfrepair.quantities import ABLATION_KINDS, HEAD_TOKEN, PARTS, QUANTITIES
+from selfrepair.replay import SuffixReplay, group_by_layer
+from selfrepair.selection import read_selected
+from selfrepair.storage import write_hdf5
+from selfrepair.tokens import read_shard
+
+IDENTITY_TOLERANCE = 256
+"""Rounding errors of the model's dtype, relative to the longest residual's logit, that the identity may be off by."""
+
+Heads = Sequence[tuple[int, int]]
+Replacement = Callable[[int], Float[Tensor, "prompt pos head d_head"]]
+
+
+def ablate_heads(
+    model: Model,
+    tokens: np.ndarray | Tensor,
+    donors: np.ndarray | Tensor | None = None,
+    heads: Heads | None = None,
+    kind: str = "resample",
+    progress: bool = False,
+) -> xr.Dataset:
+    """Ablate heads one at a time, at all positions, and measure what compensates.
+
+    Args:
+        model: From `selfrepair.load_model`.
+        tokens: Token ids [prompt, pos].
+        donors: Token ids [prompt, pos] of each prompt's donor; wanted for kind "resample", and for no other.
+        heads: The (layer, head) pairs to ablate; None means all.
+        kind: "resample" (z of the donor prompt), "mean" (z averaged over all given prompts and positions) or "zero"
+            (the head writes nothing).
+        progress: Show a bar on a terminal, log lines elsewhere.
+
+    Returns:
+        Dims ("head", "prompt", "pos"), pos being the predicting positions 0 .. T-2; coords layer and head_index of each
+        head; variables as in docs/definitions.md, logits all but clean_scale [prompt, pos] and ablated_scale. The identity
+        self_repair = from_heads + from_mlps + from_layernorm has been checked on every token.
+
+    Raises:
+        ValueError: Shapes that differ, ids outside the vocabulary, a head that does not exist, an unknown kind, or an
+            identity that does not hold (a model that the definitions do not cover).
+    """
+    token_ids = _token_ids(model, tokens, "tokens")
+    donor_ids = _donor_ids(model, donors, token_ids, kind)
+    chosen = check_heads(model, heads)
+    chunks = prompt_chunks(*token_ids.shape)
+    mean_z = mean_activation(model, [token_ids[chunk] for chunk in chunks]) if kind == "mean" else None
+    bar = Progress(len(chunks) * len(chosen), "ablating heads", unit="head", show=progress)
+    parts = []
+    with bar:
+        for chunk in chunks:
+            clean = run_clean(model, token_ids[chunk])
+            if donor_ids is not None:
+                replacement: Replacement = run_clean(model, donor_ids[chunk]).z.__getitem__
+            else:
+                replacement = constant_replacement(model, kind, clean.resid_pre[0].shape[:2], mean_z)
+            parts.append(sweep(model, token_ids[chunk], clean, replacement, chosen, bar))
+    return _join(parts)
+
+
+def ablate_shard(
+    *,
+    model_manifest: Path,
+    tokens: Path,
+    activations: Path,
+    thresholds: Path,
+    mean_activations: Path | None,
+    out: Path,
+    prompts: tuple[int, int],
+    kind: str,
+    heads: Heads | None,
+    compute: dict[str, Any],
+    provenance: dict[str, Any],
+) -> None:
+    """Ablate heads on a shard of prompts whose clean run is cached, and write what `ablate_heads` gives.
+
+    Args:
+        model_manifest: Of the model snapshot.
+        tokens: Tokens file.
+        activations: The shard's activations file.
+        thresholds: Top tokens of each head; its repair by every component is summed over them.
+        mean_activations: Averages of z; wanted for kind "mean".
+        out: HDF5 file: the variables of `ablate_heads`, repair_by_head [head, by_layer, by_head] and repair_by_mlp
+            [head, by_layer], n_selected [head].
+        prompts: First prompt of the shard, and the one after its last.
+        kind: "resample", "mean" or "zero".
+        heads: The (layer, head) pairs; None means all.
+        compute: device, dtype, center_unembed.
+        provenance: From `selfrepair.jobs.job`.
+    """
+    model = load_model(model_manifest.parent, **compute)
+    chosen = check_heads(model, heads)
+    shard = read_shard(tokens, slice(*prompts))
+    selected = read_selected(thresholds, chosen, slice(*prompts))
+    mean_z = None
+    if mean_activations is not None:
+        mean_z = torch.from_numpy(read_mean_activations(mean_activations)).to(model.device)
+    ids = torch.from_numpy(shard.tokens).long()
+    chunks = prompt_chunks(*ids.shape)
+    parts = []
+    with (
+        open_activations(activations, model) as cached,
+        Progress(
+            len(chunks) * len(chosen), f"{kind} ablation of prompts {prompts[0]} to {prompts[1] - 1}", "head"
+        ) as bar,
+    ):
+        for chunk in chunks:
+            clean = cached.clean_run(chunk)
+            if kind == "resample":
+                replacement: Replacement = partial(cached.donor_z, donors=shard.donors[chunk])
+            else:
+                replacement = constant_replacement(model, kind, ids[chunk].shape, mean_z)
+            parts.append(sweep(model, ids[chunk], clean, replacement, chosen, bar, selected[:, chunk]))
+    dataset = _join(parts)
+    dataset["n_selected"] = ("head", selected.sum((1, 2)))
+    with write_hdf5(out, kind="ablations", provenance=provenance, attrs={"ablation": kind}) as file:
+        file.put_dataset(dataset, chunk={"head": 1, "prompt": 1})
+
+
+def check_heads(model: Model, heads: Heads | None) -> list[tuple[int, int]]:
+    """The heads to ablate, all of the model's for None.
+
+    Raises:
+        ValueError: A head that the model does not have, one named twice, or none.
+    """
+    if heads is None:
+        return [(layer, head) for layer in range(model.n_layers) for head in range(model.n_heads)]
+    chosen = [(int(layer), int(head)) for layer, head in heads]
+    if not chosen:
+        raise ValueError("heads is empty: name at least one (layer, head), or None for all")
+    for layer, head in chosen:
+        if not (0 <= layer < model.n_layers and 0 <= head < model.n_heads):
+            raise ValueError(
+                f"head (layer {layer}, head {head}) does not exist: {model.name} has layers 0 to {model.n_layers - 1} "
+                f"and heads 0 to {model.n_heads - 1}"
+            )
+    if len(set(chosen)) < len(chosen):
+        raise ValueError(f"a head is named twice in {chosen}: name each once")
+    return chosen
+
+
+def mean_activation(model: Model, chunks: Sequence[Tensor]) -> Float[Tensor, "layer head d_head"]:
+    """``z`` averaged over all prompts and positions of the given chunks of token ids [prompt, pos]."""
+    total = torch.zeros(model.n_layers, model.n_heads, model.d_head, dtype=torch.float64, device=model.device)
+    for chunk in chunks:
+        for layer, z in enumerate(run_clean(model, chunk).z):
+            total[layer] += z.sum((0, 1), dtype=torch.float64)
+    return (total / sum(chunk.numel() for chunk in chunks)).to(model.dtype)
+
+
+def constant_replacement(
+    model: Model, kind: str, shape: Sequence[int], mean_z: Float[Tensor, "layer head d_head"] | None
+) -> Replacement:
+    """What takes the place of z in "mean" and "zero" ablation: the same at every one of ``shape`` = [prompt, pos]."""
+    if kind == "mean" and mean_z is not None:
+        constant = mean_z
+    elif kind == "zero":
+        constant = model.value_constant
+    else:
+        raise ValueError(f"no constant takes the place of z in {kind!r} ablation without its mean")
+    return lambda layer: constant[layer].expand(*shape, -1, -1)
+
+
+def sweep(
+    model: Model,
+    tokens: Tensor,
+    clean: CleanRun,
+    replacement: Replacement,
+    heads: Heads,
+    progress: Progress,
+    selected: np.ndarray | None = None,
+) -> xr.Dataset:
+    """Ablate each head alone on some prompts whose clean run is known.
+
+    Args:
+        model: The model.
+        tokens: Token ids [prompt, pos].
+        clean: Their clean run.
+        replacement: Gives, for a layer, what takes the place of ``z`` [prompt, pos, head, d_head].
+        heads: The (layer, head) pairs.
+        progress: Told of every finished head.
+        selected: Boolean [head, prompt, pos-1]; adds each head's repair by every component, summed over these tokens.
+
+    Returns:
+        As `ablate_heads`; with ``selected`` also repair_by_head [head, by_layer, by_head] and repair_by_mlp [head, by_layer].
+
+    Raises:
+        ValueError: The identity of the three parts does not hold.
+    """
+    replay = SuffixReplay(model, tokens, clean)
+    index = {pair: row for row, pair in enumerate(heads)}
+    shape = (len(heads), tokens.shape[0], tokens.shape[1] - 1)
+    dtype = torch.zeros(0, dtype=model.dtype).numpy().dtype
+    values = {name: np.empty(shape, dtype) for name in (*HEAD_TOKEN, "ablated_scale")}
+    by_head = np.zeros((len(heads), model.n_layers, model.n_heads), dtype)
+    by_mlp = np.zeros((len(heads), model.n_layers), dtype)
+    for layer, of_layer in group_by_layer(heads).items():
+        rows = np.array([index[layer, head] for head in of_layer])
+        mask = None if selected is None else torch.from_numpy(selected[rows])
+        done = 0
+        for result in replay.ablate(layer, of_layer, replacement(layer), mask):
+            here = rows[done : done + result.logit_change.shape[0]]
+            done += len(here)
+            for name, value in values.items():
+                if name != "self_repair":
+                    value[here] = getattr(result, name).cpu().numpy()
+            by_head[here] = result.repair_by_head.cpu().numpy()
+            by_mlp[here] = result.repair_by_mlp.cpu().numpy()
+            progress.advance(len(here))
+    values["self_repair"] = values["logit_change"] - (values["ablated_direct_effect"] - values["direct_effect"])
+    check_identity(values, model.name)
+    dataset = _labelled(values, clean, heads)
+    if selected is not None:
+        dataset["repair_by_head"] = (("head", "by_layer", "by_head"), by_head)
+        dataset["repair_by_mlp"] = (("head", "by_layer"), by_mlp)
+    return dataset
+
+
+def check_identity(values: dict[str, np.ndarray], name: str) -> float:
+    """Check self_repair = from_heads + from_mlps + from_layernorm on every token.
+
+    Args:
+        values: Arrays of one shape, by quantity, in logits.
+        name: What the error calls the model.
+
+    Returns:
+        The largest difference, in logits.
+
+    Raises:
+        ValueError: A difference beyond float rounding, or values that are not finite.
+    """
+    off = np.abs(values["self_repair"] - sum(values[part] for part in PARTS))
+    # Rounding errors come from the logits and parts that cancel, so they are measured against the largest of those.
+    size = max(1.0, *(float(np.abs(values[part]).max()) for part in (*PARTS, "logit_change", "direct_effect")))
+    allowed = IDENTITY_TOLERANCE * np.finfo(values["self_repair"].dtype).eps * size
+    if not float(off.max()) <= allowed:
+        raise ValueError(
+            f"self_repair is not the sum of its parts for {name}: off by {off.max():.3g} logits where rounding explains "
+            f"{allowed:.1g}; the definitions do not cover this model, or its weights are not finite"
+        )
+    return float(off.max())
+
+
+def _join(parts: Sequence[xr.Dataset]) -> xr.Dataset:
+    """Datasets of successive prompts as one; sums over tokens are added up."""
+    sums = ["repair_by_head", "repair_by_mlp"]
+    joined = xr.concat(
+        [part.drop_vars(sums, errors="ignore") for part in parts],
+        dim="prompt",
+        data_vars="minimal",
+        coords="minimal",
+        compat="override",
+        join="override",
+    )
+    for name in sums:
+        if name in parts[0]:
+            joined[name] = sum(part[name] for part in parts)
+            joined[name].attrs = {
+                "units": "logits",
+                "description": "repair of the ablated head, summed over its top tokens",
+            }
+    return joined
+
+
+def _labelled(values: dict[str, np.ndarray], clean: CleanRun, heads: Heads) -> xr.Dataset:
+    variables: dict[str, tuple] = {name: (("head", "prompt", "pos"), value) for name, value in values.items()}
+    variables["clean_scale"] = (("prompt", "pos"), clean.scale.cpu().numpy())
+    dataset = xr.Dataset(
+        variables,
+        coords={
+            "layer": ("head", np.array([layer for layer, _ in heads])),
+            "head_index": ("head", np.array([head for _, head in heads])),
+        },
+    )
+    for name in variables:
+        quantity = QUANTITIES[name]
+        dataset[name].attrs = {"long_name": quantity.label, "units": quantity.unit, "description": quantity.description}
+    return dataset
+
+
+def _token_ids(model: Model, tokens: np.ndarray | Tensor, name: str) -> Tensor:
+    ids = torch.as_tensor(tokens)
+    if ids.ndim != 2 or ids.is_floating_point() or ids.dtype == torch.bool:
+        raise ValueError(f"{name} is {ids.dtype} of shape {tuple(ids.shape)}; wanted integers [prompt, pos]")
+    if ids.shape[0] < 1 or ids.shape[1] < 2:
+        raise ValueError(f"{name} has shape {tuple(ids.shape)}; wanted at least one prompt of at least two tokens")
+    if int(ids.min()) < 0 or int(ids.max()) >= model.vocab_size:
+        raise ValueError(
+            f"{name} holds ids from {int(ids.min())} to {int(ids.max())}; the vocabulary of {model.name} has 0 to "
+            f"{model.vocab_size - 1}: tokenize with the model's own tokenizer"
+        )
+    return ids.long()
+
+
+def _donor_ids(model: Model, donors: np.ndarray | Tensor | None, tokens: Tensor, kind: str) -> Tensor | None:
+    if kind not in ABLATION_KINDS:
+        raise ValueError(f"kind is {kind!r}; wanted one of {', '.join(ABLATION_KINDS)}")
+    if kind != "resample":
+        if donors is not None:
+            raise ValueError(f"donors are given, but {kind!r} ablation takes none: leave them out, or use 'resample'")
+        return None
+    if donors is None:
+        raise ValueError("kind 'resample' wants donors: the donor prompts' token ids, of the shape of tokens")
+    ids = _token_ids(model, donors, "donors")
+    if ids.shape != tokens.shape:
+        raise ValueError(
+            f"donors have shape {tuple(ids.shape)}, tokens {tuple(tokens.shape)}: wanted one donor a prompt"
+        )
+    return ids

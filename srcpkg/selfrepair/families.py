@@ -1,0 +1,94 @@
+"""Architectures: where each keeps the parts that the definitions name, and which ones the definitions do not cover."""
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Family:
+    """Where an architecture keeps its parts, as attribute paths.
+
+    Attributes:
+        layers: From the model to the list of decoder layers.
+        final_norm: From the model to the norm before the unembedding.
+        attention_norm: From a layer to the norm that feeds its attention.
+        attention: From a layer to its attention module.
+        attention_out: From a layer to the attention's output projection, whose input is every head's ``z``.
+        mlp: From a layer to the module whose output is what the MLP writes.
+        parallel: Attention and MLP read the same residual, unless the config's ``use_parallel_residual`` says otherwise.
+    """
+
+    layers: str
+    final_norm: str
+    attention_norm: str = "input_layernorm"
+    attention: str = "self_attn"
+    attention_out: str = "self_attn.o_proj"
+    mlp: str = "mlp"
+    parallel: bool = False
+
+
+_LLAMA = Family(layers="model.layers", final_norm="model.norm")
+FAMILIES = {
+    "gpt2": Family(
+        layers="transformer.h",
+        final_norm="transformer.ln_f",
+        attention_norm="ln_1",
+        attention="attn",
+        attention_out="attn.c_proj",
+    ),
+    "gpt_neox": Family(
+        layers="gpt_neox.layers",
+        final_norm="gpt_neox.final_layer_norm",
+        attention="attention",
+        attention_out="attention.dense",
+        parallel=True,
+    ),
+    "opt": Family(
+        layers="model.decoder.layers",
+        final_norm="model.decoder.final_layer_norm",
+        attention_norm="self_attn_layer_norm",
+        attention_out="self_attn.out_proj",
+        mlp="fc2",
+    ),
+    "phi": Family(
+        layers="model.layers",
+        final_norm="model.final_layernorm",
+        attention_out="self_attn.dense",
+        parallel=True,
+    ),
+    **dict.fromkeys(("gemma", "llama", "mistral", "olmo", "qwen2", "qwen3", "smollm3", "stablelm"), _LLAMA),
+}
+"""The architectures that tests hold to the definitions, by transformers' ``model_type``."""
+
+_POST_NORM = (
+    "it normalises a component's output before adding it to the residual stream, which makes a head's write non-linear"
+)
+REFUSED = {
+    **dict.fromkeys(("gemma2", "gemma3", "gemma3_text", "olmo2", "olmo3"), _POST_NORM),
+    "bloom": "its attention bias cannot be replayed for several heads in one batch",
+}
+"""Architectures known not to fit the definitions, with the reason."""
+
+
+def refuse_architecture(model_type: str, name: str) -> None:
+    """Refuse what the definitions do not cover.
+
+    Args:
+        model_type: transformers' name of the architecture.
+        name: What the error calls the model.
+
+    Raises:
+        ValueError: It is not one of `FAMILIES`, with the reason.
+    """
+    if model_type in FAMILIES:
+        return
+    reason = REFUSED.get(model_type, "no test holds it to the definitions yet")
+    raise ValueError(
+        f"{name} is a {model_type} model, which the definitions do not cover: {reason}. "
+        f"Covered: {', '.join(sorted(FAMILIES))}."
+    )
+
+
+def is_parallel(config: Any) -> bool:
+    """Whether attention and MLP of a layer read the same residual, by a transformers config."""
+    return bool(getattr(config, "use_parallel_residual", FAMILIES[config.model_type].parallel))

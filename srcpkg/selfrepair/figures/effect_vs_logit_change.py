@@ -1,0 +1,81 @@
+"""Figure: mean direct effect of each head against what ablating it does to the logit, one panel an ablation."""
+
+from typing import Any
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from selfrepair.figures import style
+from selfrepair.quantities import ABLATION_KINDS
+
+X, Y = "direct_effect", "logit_change"
+
+
+def draw(tables: dict[str, pd.DataFrame]) -> Figure:
+    """Draw direct effect against logit change, means over all tokens.
+
+    Args:
+        tables: Any of "heads_resample", "heads_mean", "heads_zero".
+
+    Returns:
+        The figure: one column wide for one panel, else two.
+
+    Raises:
+        ValueError: No table of an ablation, a column or a setting is missing, or the tables are of several runs.
+    """
+    kinds = [kind for kind in ABLATION_KINDS if f"heads_{kind}" in tables]
+    if not kinds:
+        wanted = ", ".join(f"heads_{kind}" for kind in ABLATION_KINDS)
+        raise ValueError(f"no table of an ablation (got {sorted(tables)}): give at least one of {wanted}")
+    columns = ["relative_depth", *style.with_interval(X, Y)]
+    heads = {kind: style.table(tables, f"heads_{kind}", columns, selection="all") for kind in kinds}
+    run = style.settings(tables, *(f"heads_{kind}" for kind in kinds), differing=["ablation"])
+    width = style.TWO_COLUMNS if len(kinds) > 1 else style.ONE_COLUMN
+    with style.context():
+        pooled = pd.concat(list(heads.values()))
+        limits = style.square_range(pooled[X], pooled[Y], coverage=0.995)
+        figure, axes = style.square_panels(width, limits, len(kinds))
+        counts = [_panel(ax, heads[kind]) for ax, kind in zip(axes, kinds, strict=True)]
+        axes[0].set_ylabel(style.axis_label(Y))
+        names = [f"{kind} ablation" for kind in kinds]
+        headings = style.square_headings(axes, names, counts, 0.72 * width / len(kinds))
+        below = style.footer(figure, width, run, "all", "bars", kinds=kinds)
+        style.lay_out_squares(figure, axes, below, headings, slots=len(kinds), right_mm=14)
+        _colour_bar(figure, axes[-1], width)
+    return figure
+
+
+def _panel(ax: Axes, heads: pd.DataFrame) -> list[str]:
+    """Draw one ablation's heads and return the counts of what lies outside."""
+    ax.set_xlabel(style.axis_label(X))
+    style.zero_line(ax)
+    style.minus_x_line(ax, heads[X], heads[Y])
+    bars: dict[str, Any] = {"color": style.FAINT, "alpha": 0.5, "linewidth": 0.4, "zorder": 1.5, "label": "_bars"}
+    ax.vlines(heads[X], heads[f"{Y}_low"], heads[f"{Y}_high"], **bars)
+    ax.hlines(heads[Y], heads[f"{X}_low"], heads[f"{X}_high"], **bars)
+    ax.scatter(
+        heads[X],
+        heads[Y],
+        c=heads["relative_depth"],
+        cmap=style.DEPTH_COLOURS,
+        vmin=0,
+        vmax=1,
+        s=9,
+        linewidth=0.25,
+        edgecolor=style.INK,
+        zorder=2,
+        label="_heads",
+    )
+    return style.mark_outside(ax, heads[X], heads[Y], style.INK)
+
+
+def _colour_bar(figure: Figure, ax: Axes, width_mm: float) -> None:
+    """The scale of relative depth, as high as the last panel and to its right."""
+    panel = ax.get_position()
+    place = figure.add_axes((panel.x1 + 2.2 / width_mm, panel.y0, 2 / width_mm, panel.height))
+    bar = figure.colorbar(ax.collections[-1], cax=place, ticks=[0, 0.5, 1])
+    if bar.solids is not None:
+        bar.solids.set_rasterized(True)
+    bar.set_label("relative depth of the head's layer")
+    bar.outline.set_linewidth(0.4)

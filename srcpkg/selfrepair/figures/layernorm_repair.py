@@ -1,0 +1,40 @@
+"""Figure: how much of a head's effect the final LayerNorm repair, in logits and as a fraction of direct effect."""
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from selfrepair.figures import style
+
+LOGITS, FRACTION = "self_repair_from_layernorm", "clipped_fraction_from_layernorm"
+PAPER_FRACTION = 0.3
+"""About what the final LayerNorm repairs of a head's direct effect, as Rushing & Nanda (2024) put it."""
+
+
+def draw(tables: dict[str, pd.DataFrame]) -> Figure:
+    """Draw the part of condensed self-repair that comes from the final LayerNorm, by layer of the ablated head.
+
+    Args:
+        tables: "heads" and "layers".
+
+    Returns:
+        The figure, two columns wide.
+
+    Raises:
+        ValueError: A table, a column or a setting is missing.
+    """
+    columns = ["relative_depth", "layer", *style.with_interval(LOGITS, FRACTION)]
+    heads = style.table(tables, "heads", [*columns, "head"], selection="top")
+    layers = style.table(tables, "layers", columns, selection="top")
+    run = style.settings(tables, "heads", "layers")
+    with style.context():
+        figure = style.new_figure(style.TWO_COLUMNS, 70)
+        left, right = figure.subplots(1, 2)
+        colour = style.LOOKS[LOGITS].colour
+        style.by_layer_panel(left, heads, layers, LOGITS, run, colour=colour)
+        # A clipped fraction lies between 0 and 1: the fixed range lets it be compared with other runs and parts.
+        style.by_layer_panel(right, heads, layers, FRACTION, run, colour=colour, limits=(-0.02, 1.02))
+        style.reference_line(right, PAPER_FRACTION, "Rushing &\nNanda 2024:\nabout 30%")
+        style.panel_letter(left, "a")
+        style.panel_letter(right, "b")
+        style.footer(figure, style.TWO_COLUMNS, run, "top", "dots and bands")
+    return figure

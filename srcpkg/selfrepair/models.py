@@ -1,0 +1,434 @@
+"""Language models as the measurement sees them: where their heads, MLPs and final norm are, and what they write.
+
+A head is a query head; it writes ``(z - c) @ W_O`` into the residual stream, where ``c`` is the value constant of its
+layer (docs/definitions.md). The tensors are the model's own: nothing is folded, copied or changed.
+"""
+
+import json
+import logging
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import reduce
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from selfrepair.families import FAMILIES, Family, is_parallel, refuse_architecture
+from selfrepair.snapshots.manifest import read_manifest
+
+logger = logging.getLogger(__name__)
+
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
+
+CHECK_LENGTH = 8
+CHECK_TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True)
+class Norm:
+    """A LayerNorm (``centred``) or RMSNorm as a formula: ``weight * (r - mean) / scale + bias``.
+
+    Attributes:
+        weight: [d_model], ones where the norm has none.
+        bias: [d_model], zeros where the norm has none.
+        eps: Added to the variance or mean square.
+        centred: Whether the mean over d_model is removed first.
+    """
+
+    weight: Float[Tensor, " d_model"]
+    bias: Float[Tensor, " d_model"]
+    eps: float
+    centred: bool
+
+    def scale(self, resid: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch"]:
+        """The norm's scale s of residuals [..., d_model]: what they are divided by, one number each."""
+        if self.centred:
+            return (resid.var(dim=-1, correction=0) + self.eps).sqrt()
+        return (resid.pow(2).mean(dim=-1) + self.eps).sqrt()
+
+
+@dataclass(frozen=True)
+class Call:
+    """The arguments a module's forward was called with, to call it again on another residual."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+    def replay(self, module: nn.Module, hidden: Tensor) -> Tensor:
+        """Call ``module`` with the recorded arguments and ``hidden`` [batch, pos, d_model] as its input."""
+        args, kwargs = ((hidden, *self.args[1:]), {}) if self.args else ((), {"hidden_states": hidden})
+        out = module(*args, **{**self.kwargs, **kwargs})
+        return out[0] if isinstance(out, tuple) else out
+
+
+@dataclass(eq=False)
+class Model:
+    """A causal language model with the parts that the definitions name.
+
+    Attributes:
+        hf: The transformers model, unchanged.
+        family: Its architecture's paths.
+        layers: Its decoder layers.
+        final_norm: The norm before the unembedding, as a formula.
+        W_O: Per layer [head, d_head, d_model], views of the model's own weights.
+        W_U: Unembedding [vocab, d_model], as the model keeps it.
+        value_constant: c, [layer, head, d_head]: the constant in every ``z`` that belongs to no head.
+        parallel: Attention and MLP of a layer read the same residual.
+        center_unembed: Logits are mean-centred over the vocabulary.
+        weights: What the weights are, for captions.
+    """
+
+    hf: PreTrainedModel
+    family: Family
+    layers: list[nn.Module]
+    final_norm: Norm
+    W_O: list[Float[Tensor, "head d_head d_model"]]
+    W_U: Float[Tensor, "vocab d_model"]
+    parallel: bool
+    center_unembed: bool
+    weights: str
+    value_constant: Float[Tensor, "layer head d_head"] = field(init=False)
+    _unembed_mean: Float[Tensor, " d_model"] = field(init=False)
+    _token_constant: Float[Tensor, " vocab"] = field(init=False)
+    _calls: dict[int, list[Call]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Derive what depends on the unembedding alone."""
+        self._unembed_mean = self.W_U.mean(dim=0) if self.center_unembed else torch.zeros_like(self.W_U[0])
+        constant = self.W_U @ self.final_norm.bias
+        bias = getattr(self.hf.get_output_embeddings(), "bias", None)
+        if bias is not None:
+            constant = constant + bias
+        self._token_constant = constant - constant.mean() if self.center_unembed else constant
+
+    @property
+    def n_layers(self) -> int:
+        """Number of decoder layers."""
+        return len(self.layers)
+
+    @property
+    def n_heads(self) -> int:
+        """Number of query heads a layer."""
+        return self.W_O[0].shape[0]
+
+    @property
+    def d_head(self) -> int:
+        """Width of a head's ``z``."""
+        return self.W_O[0].shape[1]
+
+    @property
+    def d_model(self) -> int:
+        """Width of the residual stream."""
+        return self.W_U.shape[1]
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of tokens the unembedding knows."""
+        return self.W_U.shape[0]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.W_U.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Floating-point type of the weights and of everything measured."""
+        return self.W_U.dtype
+
+    def attention(self, layer: int) -> nn.Module:
+        """The attention module of a layer."""
+        return _module(self.layers[layer], self.family.attention)
+
+    def attention_out(self, layer: int) -> nn.Module:
+        """The attention's output projection of a layer: its input is [batch, pos, head * d_head]."""
+        return _module(self.layers[layer], self.family.attention_out)
+
+    def mlp(self, layer: int) -> nn.Module:
+        """The module of a layer whose output [batch, pos, d_model] is what the MLP writes."""
+        return _module(self.layers[layer], self.family.mlp)
+
+    @property
+    def final_norm_module(self) -> nn.Module:
+        """The model's own final norm; its input is the final residual."""
+        return _module(self.hf, self.family.final_norm)
+
+    def direction(self, targets: Int[Tensor, "*batch"]) -> Float[Tensor, "*batch d_model"]:
+        """The correct-token directions d of token ids: ``r . d / s`` is the correct logit up to a constant.
+
+        Final-norm weight times the (centred) unembedding column; for LayerNorm also centred over d_model, which does
+        the norm's own centring once and for all (docs/definitions.md, One prediction).
+        """
+        d = self.final_norm.weight * (self.W_U[targets] - self._unembed_mean)
+        return d - d.mean(dim=-1, keepdim=True) if self.final_norm.centred else d
+
+    def token_constant(self, targets: Int[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
+        """const(t) in logits: what the final norm's bias and the unembedding's bias add to a token's logit."""
+        return self._token_constant[targets]
+
+    def layer_calls(self, length: int) -> list[Call]:
+        """The arguments of every layer for prompts of ``length`` tokens, recorded once from a batch of one.
+
+        They depend on positions alone (no padding), and their batch dimension of one broadcasts over any batch.
+        """
+        if length not in self._calls:
+            limit = getattr(self.hf.config, "max_position_embeddings", None)
+            if limit is not None and length > limit:
+                raise ValueError(
+                    f"prompts have {length} tokens, {self.name} takes at most {limit}: shorten the prompts"
+                )
+            tokens = torch.zeros(1, length, dtype=torch.long, device=self.device)
+            with recorded_calls(self.layers) as calls, torch.inference_mode():
+                self.hf.base_model(input_ids=tokens, use_cache=False)
+            self._calls[length] = calls
+        return self._calls[length]
+
+    @property
+    def name(self) -> str:
+        """What error messages call the model."""
+        return f"{type(self.hf).__name__} ({self.hf.config.model_type})"
+
+
+@contextmanager
+def hooked(handles: Callable[[], list[Any]]) -> Iterator[None]:
+    """Hold the hooks that ``handles`` registers for the length of the block, and remove them whatever happens."""
+    registered: list[Any] = []
+    try:
+        registered.extend(handles())
+        yield
+    finally:
+        for handle in registered:
+            handle.remove()
+
+
+@contextmanager
+def recorded_calls(modules: list[nn.Module]) -> Iterator[list[Call]]:
+    """Collect, for each module in order, the arguments of its first call within the block."""
+    calls: list[Call] = []
+
+    def record(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        calls.append(Call(args, dict(kwargs)))
+
+    with hooked(lambda: [m.register_forward_pre_hook(record, with_kwargs=True) for m in modules]):
+        yield calls
+
+
+def load_model(
+    source: str | Path | PreTrainedModel,
+    device: str = "cpu",
+    dtype: str = "float32",
+    center_unembed: bool = True,
+) -> Model:
+    """Load a model for measurement, or take one that is in memory.
+
+    Args:
+        source: A snapshot folder (config, safetensors, manifest), or a transformers causal language model. A model in
+            memory is used as it is and never changed.
+        device: Torch device, such as "cpu" or "cuda".
+        dtype: "float32" or "float64"; the type of weights and of every measured value.
+        center_unembed: Centre logits over the vocabulary, as the definitions do.
+
+    Returns:
+        The model with the parts that the definitions name, checked on a short prompt: writes add up to the final
+        residual, the logit formula gives the model's own logits.
+
+    Raises:
+        ValueError: The folder is not a snapshot, the model in memory has another dtype or device or is in training
+            mode, or the definitions do not cover its architecture.
+    """
+    if dtype not in DTYPES:
+        raise ValueError(
+            f"dtype is {dtype!r}; wanted one of {', '.join(DTYPES)}: self-repair is a small difference of logits"
+        )
+    weights = "in memory"
+    if isinstance(source, PreTrainedModel):
+        hf = source
+    elif isinstance(source, str | Path):
+        hf, weights = _read_snapshot(Path(source), device, DTYPES[dtype])
+    else:
+        raise ValueError(
+            f"source is a {type(source).__name__}; wanted a snapshot folder or a transformers PreTrainedModel"
+        )
+    _check_settings(hf, torch.device(device), DTYPES[dtype])
+    model = _find_parts(hf, center_unembed, weights)
+    with torch.inference_mode():
+        model.value_constant = _value_constant(model)
+        _check_definitions_hold(model)
+    return model
+
+
+def _read_snapshot(folder: Path, device: str, dtype: torch.dtype) -> tuple[PreTrainedModel, str]:
+    if not folder.is_dir():
+        raise ValueError(
+            f"model snapshot {folder} is not a folder: make it with `snakemake snapshot_model`, or name another"
+        )
+    manifest = read_manifest(folder / "manifest.json", kind="model")
+    refuse_architecture(json.loads((folder / "config.json").read_text())["model_type"], str(folder))
+    hf = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=dtype, attn_implementation="sdpa", local_files_only=True, use_safetensors=True
+    )
+    if dtype == torch.float64:
+        _norm_in_own_dtype(hf)
+    return hf.to(device).eval(), manifest["weights"]
+
+
+def _norm_in_own_dtype(hf: PreTrainedModel) -> None:
+    """Replace RMSNorms that compute in float32 whatever their input, so that a float64 run is one throughout."""
+    for name, module in list(hf.named_modules()):
+        if type(module).__name__.endswith("RMSNorm") and hasattr(module, "variance_epsilon"):
+            weight = cast(nn.Parameter, module.weight)
+            norm = nn.RMSNorm(weight.shape, eps=float(module.variance_epsilon), dtype=weight.dtype)
+            norm.weight = weight
+            parent, _, leaf = name.rpartition(".")
+            setattr(hf.get_submodule(parent), leaf, norm)
+
+
+def _check_settings(hf: PreTrainedModel, device: torch.device, dtype: torch.dtype) -> None:
+    weight = next(hf.parameters())
+    if hf.training:
+        raise ValueError("the model is in training mode, where dropout changes every run: call model.eval() first")
+    if weight.dtype != dtype:
+        raise ValueError(
+            f"the model in memory is {weight.dtype}, asked for {dtype}: convert it first (model.to({dtype})) or pass its dtype"
+        )
+    if weight.device.type != device.type:
+        raise ValueError(
+            f"the model in memory is on {weight.device}, asked for {device}: move it first, or pass its device"
+        )
+
+
+def _module(root: nn.Module, path: str) -> nn.Module:
+    return cast(nn.Module, reduce(getattr, path.split("."), root))
+
+
+def _find_parts(hf: PreTrainedModel, center_unembed: bool, weights: str) -> Model:
+    config = hf.config
+    refuse_architecture(config.model_type, type(hf).__name__)
+    family = FAMILIES[config.model_type]
+    unembed = hf.get_output_embeddings()
+    if unembed is None:
+        raise ValueError(f"{type(hf).__name__} has no unembedding: load it with AutoModelForCausalLM")
+    final_norm = _module(hf, family.final_norm)
+    if final_norm is None or unembed.weight.shape[1] != config.hidden_size:
+        raise ValueError(
+            f"{type(hf).__name__} has no final norm before its unembedding, or a projection between them: "
+            "the definitions do not cover it"
+        )
+    layers = list(cast(nn.ModuleList, _module(hf, family.layers)))
+    W_O = []
+    for layer in layers:
+        out = _module(layer, family.attention_out)
+        weight = cast(Tensor, out.weight) if isinstance(out, Conv1D) else cast(Tensor, out.weight).T
+        W_O.append(weight.detach().unflatten(0, (config.num_attention_heads, -1)))
+    return Model(
+        hf=hf,
+        family=family,
+        layers=layers,
+        final_norm=_as_formula(final_norm, config.hidden_size, unembed.weight),
+        W_O=W_O,
+        W_U=unembed.weight.detach(),
+        parallel=is_parallel(config),
+        center_unembed=center_unembed,
+        weights=weights,
+    )
+
+
+def _as_formula(norm: nn.Module, d_model: int, like: Tensor) -> Norm:
+    """Read a norm module as a formula; `_check_definitions_hold` finds out where this is wrong."""
+    weight = getattr(norm, "weight", None)
+    bias = getattr(norm, "bias", None)
+    zeros = torch.zeros(d_model, dtype=like.dtype, device=like.device)
+    # Gemma stores how far the weight is from one.
+    offset = 1.0 if type(norm).__name__.startswith("Gemma") else 0.0
+    eps = next((getattr(norm, name) for name in ("eps", "variance_epsilon") if hasattr(norm, name)), 1e-5)
+    return Norm(
+        weight=zeros + 1 if weight is None else weight.detach() + offset,
+        bias=zeros if bias is None else bias.detach(),
+        eps=float(eps),
+        centred="LayerNorm" in type(norm).__name__,
+    )
+
+
+def _value_constant(model: Model) -> Float[Tensor, "layer head d_head"]:
+    """C of every layer: ``z`` when the norm that feeds the attention gives its bias alone, at every position.
+
+    Running the attention itself reads the values out of any layout of fused query, key and value weights.
+    """
+    tokens = torch.zeros(1, CHECK_LENGTH, dtype=torch.long, device=model.device)
+    attentions = [model.attention(layer) for layer in range(model.n_layers)]
+    with recorded_calls(attentions) as calls:
+        model.hf.base_model(input_ids=tokens, use_cache=False)
+    captured: list[Tensor] = []
+
+    def capture(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+        captured.append(args[0])
+
+    outs = [model.attention_out(layer) for layer in range(model.n_layers)]
+    with hooked(lambda: [out.register_forward_pre_hook(capture) for out in outs]):
+        for layer, call in enumerate(calls):
+            bias = getattr(_module(model.layers[layer], model.family.attention_norm), "bias", None)
+            hidden = torch.zeros(1, CHECK_LENGTH, model.d_model, dtype=model.dtype, device=model.device)
+            call.replay(attentions[layer], hidden if bias is None else hidden + bias)
+    constant = torch.stack([z[0].unflatten(-1, (model.n_heads, model.d_head)) for z in captured])
+    _refuse_if_off(model, constant[:, 1:], constant[:, :1], "attention rows do not sum to one")
+    return constant[:, 0].clone()
+
+
+def _check_definitions_hold(model: Model) -> None:
+    """Hold the model to the definitions on a short prompt, so that nothing is measured that they do not cover."""
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(model.vocab_size, (1, CHECK_LENGTH), generator=generator).to(model.device)
+    seen: dict[str, list[Tensor]] = {"z": [], "attention": [], "mlp": [], "resid": []}
+
+    def keep_input(name: str) -> Callable[..., None]:
+        return lambda _, args: seen[name].append(args[0])
+
+    def keep_output(name: str) -> Callable[..., None]:
+        return lambda _, __, out: seen[name].append(out[0] if isinstance(out, tuple) else out)
+
+    def register() -> list[Any]:
+        handles = [
+            model.layers[0].register_forward_pre_hook(keep_input("resid")),
+            model.final_norm_module.register_forward_pre_hook(keep_input("resid")),
+        ]
+        for layer in range(model.n_layers):
+            handles += [
+                model.attention_out(layer).register_forward_pre_hook(keep_input("z")),
+                model.attention_out(layer).register_forward_hook(keep_output("attention")),
+                model.mlp(layer).register_forward_hook(keep_output("mlp")),
+            ]
+        return handles
+
+    with hooked(register):
+        logits = model.hf(input_ids=tokens, use_cache=False).logits
+    for layer in range(model.n_layers):
+        bias = getattr(model.attention_out(layer), "bias", None)
+        z = seen["z"][layer].unflatten(-1, (model.n_heads, model.d_head))
+        write = torch.einsum("bphd,hdm->bpm", z, model.W_O[layer])
+        write = write if bias is None else write + bias
+        _refuse_if_off(model, write, seen["attention"][layer], f"heads of layer {layer} do not add up to its attention")
+    final = seen["resid"][1]
+    writes = seen["resid"][0] + sum(seen["attention"]) + sum(seen["mlp"])
+    _refuse_if_off(model, writes, final, "components do not add up to the final residual")
+    resid = seen["resid"][0]
+    for layer, call in zip(model.layers, model.layer_calls(CHECK_LENGTH), strict=True):
+        resid = call.replay(layer, resid)
+    _refuse_if_off(model, resid, final, "its layers give another result when called again")
+    direct = (final * model.direction(tokens)).sum(-1) / model.final_norm.scale(final) + model.token_constant(tokens)
+    own = logits.gather(-1, tokens[..., None])[..., 0]
+    own = own - logits.mean(-1) if model.center_unembed else own
+    _refuse_if_off(model, direct, own, "its logits are not r . d / s + const (a norm, cap or factor in between)")
+
+
+def _refuse_if_off(model: Model, got: Tensor, wanted: Tensor, reason: str) -> None:
+    off = float((got - wanted).abs().max())
+    size = float(wanted.abs().max())
+    if not math.isfinite(off) or off > CHECK_TOLERANCE * max(size, 1.0):
+        raise ValueError(f"{model.name} does not fit the definitions: {reason} (off by {off:.2g} of {size:.2g})")

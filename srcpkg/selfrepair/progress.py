@@ -1,0 +1,80 @@
+"""Progress of long steps: a bar with rate and time left on a terminal, plain log lines elsewhere."""
+
+import logging
+import sys
+import time
+from types import TracebackType
+from typing import TextIO
+
+from tqdm import tqdm
+
+logger = logging.getLogger(__name__)
+
+SECONDS_BETWEEN_LINES = 30.0
+
+_terminal: TextIO | None = None
+
+
+def draw_bars_on(stream: TextIO | None) -> None:
+    """Draw bars on ``stream`` from now on; None means on stderr. For jobs whose stderr goes to a log."""
+    global _terminal
+    _terminal = stream
+
+
+class Progress:
+    """Counts finished units of a long step, as a context manager.
+
+    Args:
+        total: Number of units.
+        label: What is being done.
+        unit: What is counted.
+        show: Show anything at all.
+    """
+
+    def __init__(self, total: int, label: str, unit: str, show: bool = True) -> None:
+        self.total, self.label, self.unit, self.show = total, label, unit, show
+        self.done = 0
+        self._bar: tqdm | None = None
+
+    def __enter__(self) -> "Progress":
+        """Start counting."""
+        self._started = self._spoke = time.monotonic()
+        stream = _terminal or sys.stderr
+        if self.show and stream.isatty():
+            self._bar = tqdm(
+                total=self.total, desc=self.label, unit=self.unit, file=stream, dynamic_ncols=True, leave=False
+            )
+        return self
+
+    def advance(self, units: int = 1) -> None:
+        """Count ``units`` more as finished."""
+        self.done += units
+        if self._bar is not None:
+            self._bar.update(units)
+        if self.show and time.monotonic() - self._spoke >= SECONDS_BETWEEN_LINES:
+            self._say()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close the bar and say how long it took."""
+        if self._bar is not None:
+            self._bar.close()
+        if self.show and error is None:
+            self._say()
+
+    def _say(self) -> None:
+        now = self._spoke = time.monotonic()
+        seconds = max(now - self._started, 1e-9)
+        rate = self.done / seconds
+        left = (self.total - self.done) / rate if rate else float("inf")
+        logger.info(
+            "%s: %d of %d %ss, %.3g %ss/s, %.0f s left",
+            self.label,
+            self.done,
+            self.total,
+            self.unit,
+            rate,
+            self.unit,
+            left,
+        )

@@ -1,0 +1,85 @@
+"""The measured quantities: their names in code, files, columns and axes, with units.
+
+Definitions follow Rushing & Nanda, "Explorations of Self-Repair in Language Models" (ICML 2024), section 2; docs/definitions.md
+spells each of them out. Everything here is per (head, token), a token being one (prompt, position) pair that predicts
+the next one.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """A measured quantity.
+
+    Attributes:
+        name: Name in code, HDF5 variables and table columns.
+        label: Name on an axis, without the unit.
+        unit: Unit on an axis; empty for a pure number.
+        description: One line for file attributes and readers.
+    """
+
+    name: str
+    label: str
+    unit: str
+    description: str
+
+    @property
+    def axis(self) -> str:
+        """The axis label: name with its unit in brackets."""
+        return f"{self.label} ({self.unit})" if self.unit else self.label
+
+
+_ALL = (
+    Quantity("direct_effect", "direct effect", "logits", "o . d / s of the head in the clean run"),
+    Quantity("ablated_direct_effect", "ablated direct effect", "logits", "o' . d / s, with the clean scale s"),
+    Quantity("logit_change", "logit change", "logits", "correct logit, ablated run minus clean run"),
+    Quantity("self_repair", "self-repair", "logits", "logit_change - (ablated_direct_effect - direct_effect)"),
+    Quantity("self_repair_from_heads", "self-repair from heads", "logits", "change of all other heads' direct effects"),
+    Quantity("self_repair_from_mlps", "self-repair from MLPs", "logits", "change of all MLP layers' direct effects"),
+    Quantity("self_repair_from_layernorm", "self-repair from LayerNorm", "logits", "r' . d * (1/s' - 1/s)"),
+    Quantity(
+        "frozen_layernorm_logit_change",
+        "logit change, LayerNorm frozen",
+        "logits",
+        "logit_change - self_repair_from_layernorm",
+    ),
+    Quantity("clean_scale", "clean final scale", "", "scale s of the final norm in the clean run"),
+    Quantity("ablated_scale", "ablated final scale", "", "scale s' of the final norm in the ablated run"),
+    Quantity(
+        "clipped_fraction_from_heads", "heads' clipped fraction of direct effect", "", "mean clip(heads / DE, 0, 1)"
+    ),
+    Quantity("clipped_fraction_from_mlps", "MLPs' clipped fraction of direct effect", "", "mean clip(MLPs / DE, 0, 1)"),
+    Quantity(
+        "clipped_fraction_from_layernorm",
+        "LayerNorm's clipped fraction of direct effect",
+        "",
+        "mean clip(LayerNorm / DE, 0, 1)",
+    ),
+    Quantity(
+        "pooled_repair_fraction",
+        "pooled repair fraction",
+        "",
+        "sum of self_repair / sum of (direct_effect - ablated_direct_effect)",
+    ),
+)
+QUANTITIES = {quantity.name: quantity for quantity in _ALL}
+
+PARTS = ("self_repair_from_heads", "self_repair_from_mlps", "self_repair_from_layernorm")
+"""The three parts whose sum is self_repair, exactly."""
+
+HEAD_TOKEN = ("direct_effect", "ablated_direct_effect", "logit_change", "self_repair", *PARTS)
+"""What an ablation gives for each (head, prompt, pos), in logits."""
+
+ABLATION_KINDS = ("resample", "mean", "zero")
+"""How a head is ablated (definitions.md, Ablations)."""
+
+MEANS = (
+    *HEAD_TOKEN,
+    "frozen_layernorm_logit_change",
+    *(f"clipped_fraction_{part.removeprefix('self_repair_')}" for part in PARTS),
+)
+"""What tables hold as means over tokens, beside the ratio of sums pooled_repair_fraction."""
+
+SELECTIONS = ("top", "all")
+"""Which tokens a table's row is about: the head's top tokens (condensed), or every token (full)."""

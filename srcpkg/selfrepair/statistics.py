@@ -1,0 +1,92 @@
+"""Means over tokens with bootstrap intervals over prompts, because the tokens of a prompt are not independent."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import xarray as xr
+from jaxtyping import Bool, Float
+
+from selfrepair.quantities import HEAD_TOKEN, MEANS, PARTS
+
+
+@dataclass(frozen=True)
+class PromptSums:
+    """Sums over the selected tokens of each prompt: all that means and their bootstrap need.
+
+    Attributes:
+        totals: By quantity of `MEANS` [head, prompt].
+        counts: Number of selected tokens [head, prompt].
+    """
+
+    totals: dict[str, Float[np.ndarray, "head prompt"]]
+    counts: Float[np.ndarray, "head prompt"]
+
+    @classmethod
+    def of(cls, tokens: dict[str, np.ndarray], selected: Bool[np.ndarray, "head prompt predicted"]) -> "PromptSums":
+        """Sum per-token values [head, prompt, pos-1] over the selected tokens of each prompt."""
+        return cls(
+            totals={name: np.where(selected, tokens[name], 0).sum(-1, dtype=np.float64) for name in MEANS},
+            counts=selected.sum(-1).astype(np.float64),
+        )
+
+    @classmethod
+    def join(cls, parts: "list[PromptSums]") -> "PromptSums":
+        """Sums of successive prompts as one."""
+        return cls(
+            totals={name: np.concatenate([part.totals[name] for part in parts], axis=1) for name in MEANS},
+            counts=np.concatenate([part.counts for part in parts], axis=1),
+        )
+
+
+def token_values(ablations: xr.Dataset) -> dict[str, np.ndarray]:
+    """Per-token values of every quantity that is averaged, [head, prompt, pos-1].
+
+    The clipped fraction of a part X is ``clip(X / DE, 0, 1)`` of each token (definitions.md, Selecting and condensing); it
+    counts as 0 where both are exactly zero.
+    """
+    values = {name: ablations[name].values for name in HEAD_TOKEN}
+    values["frozen_layernorm_logit_change"] = values["logit_change"] - values["self_repair_from_layernorm"]
+    effect = values["direct_effect"]
+    for part in PARTS:
+        with np.errstate(divide="ignore", invalid="ignore"):
+            fraction = np.nan_to_num(values[part] / effect, nan=0.0)
+        values[f"clipped_fraction_{part.removeprefix('self_repair_')}"] = fraction.clip(0, 1)
+    return values
+
+
+def bootstrap_weights(n_prompts: int, n_bootstrap: int, seed: int) -> Float[np.ndarray, "resample prompt"]:
+    """How often each prompt is drawn in each resample of ``n_prompts`` prompts with replacement."""
+    draws = np.random.default_rng(seed).integers(n_prompts, size=(n_bootstrap, n_prompts))
+    weights = np.zeros((n_bootstrap, n_prompts))
+    np.add.at(weights, (np.arange(n_bootstrap)[:, None], draws), 1)
+    return weights
+
+
+def means(
+    sums: PromptSums, weights: Float[np.ndarray, "resample prompt"]
+) -> dict[str, Float[np.ndarray, "resample head"]]:
+    """Mean over tokens of every quantity and head, and the pooled repair fraction, with prompts counted ``weights`` times.
+
+    Args:
+        sums: Sums by head and prompt.
+        weights: [resample, prompt]; a row of ones gives the estimate itself.
+
+    Returns:
+        By quantity [resample, head]; NaN where no prompt with a selected token of the head was drawn.
+    """
+    with np.errstate(divide="ignore", invalid="ignore"):
+        counts = weights @ sums.counts.T
+        result = {name: weights @ total.T / counts for name, total in sums.totals.items()}
+        removed = result["direct_effect"] - result["ablated_direct_effect"]
+        result["pooled_repair_fraction"] = result["self_repair"] / removed
+    return result
+
+
+def interval(
+    resampled: Float[np.ndarray, "resample *rest"], confidence: float
+) -> tuple[Float[np.ndarray, "*rest"], Float[np.ndarray, "*rest"]]:
+    """Percentile bootstrap interval over the first axis; resamples that have no value are left out."""
+    tail = (1 - confidence) / 2
+    undefined = np.isnan(resampled).all(axis=0)
+    low, high = np.nanquantile(np.where(undefined, 0.0, resampled), [tail, 1 - tail], axis=0)
+    return np.where(undefined, np.nan, low), np.where(undefined, np.nan, high)

@@ -1,0 +1,223 @@
+"""Condensed tables: one row a head, a layer or a model, every mean with its interval; and the tokens of a few heads."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from selfrepair.families import is_parallel
+from selfrepair.quantities import MEANS, SELECTIONS
+from selfrepair.selection import read_selected
+from selfrepair.snapshots.manifest import read_manifest
+from selfrepair.statistics import PromptSums, bootstrap_weights, interval, means, token_values
+from selfrepair.storage import open_hdf5
+
+CONFIDENCE = 0.95
+
+TOKEN_COLUMNS = ("direct_effect", "logit_change", "self_repair")
+
+
+def condense_ablations(
+    *,
+    model_manifest: Path,
+    shards: Sequence[Path],
+    thresholds: Path,
+    tables: dict[str, Path],
+    labels: dict[str, Any],
+    first_position: int,
+    n_bootstrap: int,
+    bootstrap_seed: int,
+) -> None:
+    """Condense the ablations of one kind into tables (definitions.md, Selecting and condensing).
+
+    Args:
+        model_manifest: Of the model snapshot: names the weights, and its config the layers.
+        shards: Ablations files in the order of their prompts.
+        thresholds: Top tokens of each head.
+        tables: "heads", "layers" and "model": Parquet files to write; a CSV is written beside each.
+        labels: Settings that the tables carry in their attrs.
+        first_position: Positions before this one count nowhere.
+        n_bootstrap: Resamples of prompts.
+        bootstrap_seed: Of the resampling.
+    """
+    sums: dict[str, list[PromptSums]] = {selection: [] for selection in SELECTIONS}
+    heads: list[tuple[int, int]] = []
+    first = 0
+    for shard in shards:
+        with open_hdf5(shard, "ablations", remake="ablate_heads") as dataset:
+            heads = _heads(dataset)
+            n_prompts, n_pos = dataset.sizes["prompt"], dataset.sizes["pos"]
+            tokens = token_values(dataset)
+        counted = np.zeros((len(heads), n_prompts, n_pos), bool)
+        counted[..., first_position:] = True
+        sums["all"].append(PromptSums.of(tokens, counted))
+        sums["top"].append(PromptSums.of(tokens, read_selected(thresholds, heads, slice(first, first + n_prompts))))
+        first += n_prompts
+    config = _model_config(model_manifest)
+    attrs = {
+        **labels,
+        **config,
+        "n_prompts": first,
+        "prompt_length": n_pos + 1,
+        "n_tokens": first * (n_pos - first_position),
+        "first_position": first_position,
+        "n_bootstrap": n_bootstrap,
+        "bootstrap_seed": bootstrap_seed,
+        "confidence": CONFIDENCE,
+    }
+    weights = np.concatenate([np.ones((1, first)), bootstrap_weights(first, n_bootstrap, bootstrap_seed)])
+    layer = np.array([at for at, _ in heads])
+    rows: dict[str, list[pd.DataFrame]] = {name: [] for name in tables}
+    for selection in SELECTIONS:
+        joined = PromptSums.join(sums[selection])
+        by_head = means(joined, weights)
+        columns = {
+            "selection": selection,
+            "layer": layer,
+            "head": [at for _, at in heads],
+            "relative_depth": relative_depth(layer, config["n_layers"]),
+            "n_tokens": joined.counts.sum(1).astype(int),
+            "n_prompts": (joined.counts > 0).sum(1),
+        }
+        rows["heads"].append(pd.DataFrame({**columns, **_with_interval(by_head)}))
+        layers = np.unique(layer)
+        by_layer = {
+            name: np.stack([_mean_over_heads(values, layer == at) for at in layers], axis=1)
+            for name, values in by_head.items()
+        }
+        columns = {
+            "selection": selection,
+            "layer": layers,
+            "relative_depth": relative_depth(layers, config["n_layers"]),
+            "n_heads": [int((layer == at).sum()) for at in layers],
+        }
+        rows["layers"].append(pd.DataFrame({**columns, **_with_interval(by_layer)}))
+        by_model = {name: _mean_over_heads(values, layer >= 0)[:, None] for name, values in by_head.items()}
+        columns = {"selection": [selection], "n_heads": len(heads)}
+        rows["model"].append(pd.DataFrame({**columns, **_with_interval(by_model)}))
+    for name, parts in rows.items():
+        write_table(pd.concat(parts, ignore_index=True), tables[name], attrs)
+
+
+def relative_depth(layer: np.ndarray, n_layers: int) -> np.ndarray:
+    """0 for the first layer to 1 for the last; 0 in a model of one layer."""
+    return layer / max(n_layers - 1, 1)
+
+
+def tabulate_tokens(
+    *,
+    heads_table: Path,
+    shards: Sequence[Path],
+    thresholds: Path,
+    out: Path,
+    heads: Sequence[tuple[int, int]] | None,
+    n_heads: int,
+    first_position: int,
+) -> None:
+    """Write every token of a few heads, a row a (head, token).
+
+    Args:
+        heads_table: Table "heads" of the same ablations.
+        shards: Ablations files in the order of their prompts.
+        thresholds: Top tokens of each head.
+        out: Parquet file; a CSV is written beside it.
+        heads: The (layer, head) pairs; None takes those of largest condensed self-repair that have an MLP after them.
+        n_heads: How many None takes.
+        first_position: Positions before this one count nowhere.
+
+    Raises:
+        ValueError: A head that was not ablated.
+    """
+    table = pd.read_parquet(heads_table)
+    chosen = strongest_heads(table, n_heads) if heads is None else [(int(at), int(head)) for at, head in heads]
+    parts = []
+    first = 0
+    for shard in shards:
+        with open_hdf5(shard, "ablations", remake="ablate_heads") as dataset:
+            row_of = {pair: row for row, pair in enumerate(_heads(dataset))}
+            missing = [pair for pair in chosen if pair not in row_of]
+            if missing:
+                raise ValueError(f"heads {missing} were not ablated: name them under ablations.*.heads, or name others")
+            part = dataset.isel(head=[row_of[pair] for pair in chosen])
+            values = {name: part[name].values for name in TOKEN_COLUMNS}
+        shape = values["direct_effect"].shape
+        selected = read_selected(thresholds, chosen, slice(first, first + shape[1]))
+        rank, prompt, pos = np.indices(shape)
+        columns = {
+            "rank": rank + 1,
+            "layer": np.array([at for at, _ in chosen])[rank],
+            "head": np.array([head for _, head in chosen])[rank],
+            "prompt": prompt + first,
+            "pos": pos,
+            **values,
+            "selected": selected,
+        }
+        flat = pd.DataFrame({name: column[..., first_position:].reshape(-1) for name, column in columns.items()})
+        parts.append(flat)
+        first += shape[1]
+    tokens = pd.concat(parts, ignore_index=True).sort_values(["rank", "prompt", "pos"], ignore_index=True)
+    write_table(tokens, out, table.attrs)
+
+
+def strongest_heads(table: pd.DataFrame, count: int) -> list[tuple[int, int]]:
+    """The heads of largest condensed self-repair that have an MLP after them, largest first.
+
+    Args:
+        table: Table "heads".
+        count: How many, or as many as there are.
+    """
+    last = table.attrs["n_layers"] - 1
+    top = table[table["selection"] == "top"]
+    if table.attrs["parallel_attention_mlp"]:
+        # The last layer's MLP runs beside its heads, not after them.
+        top = top[top["layer"] < last] if (top["layer"] < last).any() else top
+    best = top.sort_values("self_repair", ascending=False, kind="stable").head(count)
+    return list(zip(best["layer"].astype(int), best["head"].astype(int), strict=True))
+
+
+def write_table(table: pd.DataFrame, path: Path, attrs: dict[str, Any]) -> None:
+    """Write a table as Parquet, its settings in attrs, and as CSV beside it; each appears whole or not at all."""
+    table.attrs = attrs
+    temporary = path.with_name(f".{path.name}.partial")
+    for target, write in ((path.with_suffix(".csv"), table.to_csv), (path, table.to_parquet)):
+        write(temporary, index=False)
+        temporary.replace(target)
+
+
+def _heads(dataset: Any) -> list[tuple[int, int]]:
+    return list(zip(dataset["layer"].values.tolist(), dataset["head_index"].values.tolist(), strict=True))
+
+
+def _model_config(manifest: Path) -> dict[str, Any]:
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(manifest.parent, local_files_only=True)
+    return {
+        "weights": read_manifest(manifest, kind="model")["weights"],
+        "n_layers": config.num_hidden_layers,
+        "n_heads": config.num_attention_heads,
+        "parallel_attention_mlp": is_parallel(config),
+    }
+
+
+def _mean_over_heads(values: np.ndarray, heads: np.ndarray) -> np.ndarray:
+    """Mean over some heads of [resample, head], leaving out those without a value; NaN where none has one."""
+    chosen = values[:, heads]
+    finite = np.isfinite(chosen)
+    count = finite.sum(axis=1)
+    return np.where(count > 0, np.where(finite, chosen, 0).sum(axis=1) / np.maximum(count, 1), np.nan)
+
+
+def _with_interval(values: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Columns of estimates (the first row) and their intervals (over the other rows)."""
+    columns: dict[str, np.ndarray] = {}
+    for name in _ordered(values):
+        low, high = interval(values[name][1:], CONFIDENCE)
+        columns |= {name: values[name][0], f"{name}_low": low, f"{name}_high": high}
+    return columns
+
+
+def _ordered(values: dict[str, np.ndarray]) -> Iterable[str]:
+    return (*MEANS, *(name for name in values if name not in MEANS))

