@@ -71,13 +71,13 @@ def run_clean(model: Model, tokens: Int[Tensor, "prompt pos"]) -> CleanRun:
     z: list[Tensor] = []
     mlp_out: list[Tensor] = []
 
-    def keep_resid(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+    def keep_resid(_: nn.Module, args: tuple[Any, ...]) -> None:
         resid_pre.append(args[0])
 
-    def keep_z(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+    def keep_z(_: nn.Module, args: tuple[Any, ...]) -> None:
         z.append(by_head(model, args[0]))
 
-    def keep_mlp(_: nn.Module, __: Any, out: Tensor | tuple[Tensor, ...]) -> None:
+    def keep_mlp(_: nn.Module, __: Any, out: Tensor | tuple[Any, ...]) -> None:
         mlp_out.append(out[0] if isinstance(out, tuple) else out)
 
     def register() -> list[Any]:

@@ -367,7 +367,7 @@ def _value_constant(model: Model) -> Float[Tensor, "layer head d_head"]:
         model.hf.base_model(input_ids=tokens, use_cache=False)
     captured: list[Tensor] = []
 
-    def capture(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+    def capture(_: nn.Module, args: tuple[Any, ...]) -> None:
         captured.append(args[0])
 
     outs = [model.attention_out(layer) for layer in range(model.n_layers)]

@@ -100,14 +100,14 @@ class SuffixReplay:
         def rows(flat: Tensor) -> Tensor:
             return flat.unflatten(0, (n_rows, self.n_prompts))
 
-        def overwrite_z(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        def overwrite_z(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
             z = rows(by_head(model, args[0])).clone()
             for row, head in enumerate(heads):
                 z[row, :, :, head] = replacement[:, :, head]
             return (z.flatten(-2).flatten(0, 1), *args[1:])
 
         def measure_heads(at: int) -> Callable[..., None]:
-            def hook(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+            def hook(_: nn.Module, args: tuple[Any, ...]) -> None:
                 z = rows(by_head(model, args[0])) - model.value_constant[at]
                 change = head_direct_effects(z, self.projected[at]) - clean.head_direct_effect[at]
                 from_heads.add_(change.sum(-1))
@@ -117,7 +117,7 @@ class SuffixReplay:
             return hook
 
         def measure_mlp(at: int) -> Callable[..., None]:
-            def hook(_: nn.Module, __: Any, out: Tensor | tuple[Tensor, ...]) -> None:
+            def hook(_: nn.Module, __: Any, out: Tensor | tuple[Any, ...]) -> None:
                 written = rows(out[0] if isinstance(out, tuple) else out)[..., :-1, :]
                 change = (written * self.scaled).sum(-1) - clean.mlp_direct_effect[at]
                 from_mlps.add_(change)

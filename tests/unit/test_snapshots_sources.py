@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import socket
 import subprocess
 import sys
 import zipfile
@@ -216,6 +217,16 @@ def test_what_pip_cannot_do_is_said_shortly(shelf: Path) -> None:
     assert len(str(caught.value).splitlines()) == 2
     with pytest.raises(RuntimeError, match=r"DO NOT MATCH THE HASHES.*Expected sha256 0000"):
         _take("package:small-data==1.0", "small_data/words.txt", wheel_sha256="0" * 64)
+
+
+def test_a_package_index_that_does_not_answer_is_said(shelf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PIP_NO_INDEX")
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("PIP_INDEX_URL", f"http://127.0.0.1:{unused.getsockname()[1]}/simple")
+    monkeypatch.setenv("PIP_RETRIES", "1")
+    with pytest.raises(RuntimeError, match="The package index did not answer"):
+        _take("package:small-data==2.0", "small_data/words.txt")
 
 
 def test_wrong_file_or_sha256_in_a_wheel(shelf: Path) -> None:

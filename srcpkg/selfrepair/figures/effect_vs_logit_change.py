@@ -41,7 +41,7 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
         names = [f"{kind} ablation" for kind in kinds]
         headings = style.square_headings(axes, names, counts, 0.72 * width / len(kinds))
         below = style.footer(figure, width, run, "all", "bars", kinds=kinds)
-        style.lay_out_squares(figure, axes, below, headings, slots=len(kinds), right_mm=14)
+        style.lay_out_squares(figure, axes, below, headings, slots=len(kinds), right_mm=14.0)
         _colour_bar(figure, axes[-1], width)
     return figure
 

@@ -27,7 +27,7 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
     layers = style.table(tables, "layers", columns, selection="top")
     run = style.settings(tables, "heads", "layers")
     with style.context():
-        figure = style.new_figure(style.TWO_COLUMNS, 70)
+        figure = style.new_figure(style.TWO_COLUMNS, 70.0)
         left, right = figure.subplots(1, 2)
         colour = style.LOOKS[LOGITS].colour
         style.by_layer_panel(left, heads, layers, LOGITS, run, colour=colour)

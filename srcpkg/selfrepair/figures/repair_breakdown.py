@@ -27,7 +27,7 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
     layers = layers.sort_values("relative_depth")
     run = style.settings(tables, "layers")
     with style.context():
-        figure = style.new_figure(style.TWO_COLUMNS, 78)
+        figure = style.new_figure(style.TWO_COLUMNS, 78.0)
         left, right = figure.subplots(1, 2, sharey=True)
         left.set_ylim(style.bulk_range(include=[0.0, layers[style.with_interval(*names)]]))
         _panel(left, layers, (*PARTS, "self_repair"), int(run["n_layers"]))

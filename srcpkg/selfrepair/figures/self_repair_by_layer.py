@@ -27,7 +27,7 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
     published = style.table(tables, "published", ["model", "layer", QUANTITY])
     run = style.settings(tables, "heads", "layers")
     with style.context():
-        figure = style.new_figure(style.ONE_COLUMN, 82)
+        figure = style.new_figure(style.ONE_COLUMN, 82.0)
         ax = figure.subplots()
         means = _layer_means(published)
         colour = style.LOOKS[QUANTITY].colour

@@ -257,7 +257,7 @@ def lay_out_squares(
     *,
     slots: int,
     right_mm: float,
-    top_mm: float = 0,
+    top_mm: float = 0.0,
 ) -> None:
     """Give the panels their places and the figure the height that they need.
 
@@ -351,7 +351,7 @@ def wrapped(items: Sequence[str], width_mm: float, size: float, separator: str) 
     font = FontProperties(family="DejaVu Sans")
 
     def too_wide(text: str) -> bool:
-        return TextPath((0, 0), text, size=size, prop=font).get_extents().width > width_mm * _POINTS_PER_MM
+        return bool(TextPath((0, 0), text, size=size, prop=font).get_extents().width > width_mm * _POINTS_PER_MM)
 
     lines: list[str] = []
     for item in items:

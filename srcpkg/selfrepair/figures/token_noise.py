@@ -29,13 +29,14 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
     with style.context():
         top = tokens[tokens["selected"].astype(bool)]
         # The top tokens are the tail of direct effect: the bulk of all tokens alone would leave them out.
-        ends = [style.square_range(rows[X], rows[Y], coverage=share) for rows, share in ((tokens, 0.995), (top, 0.98))]
+        clouds = [(tokens, 0.995), *([(top, 0.98)] if len(top) else [])]
+        ends = [style.square_range(rows[X], rows[Y], coverage=share) for rows, share in clouds]
         limits = min(low for low, _ in ends), max(high for _, high in ends)
         figure, axes = style.square_panels(style.TWO_COLUMNS, limits, len(heads))
         counts = [_panel(ax, rows) for ax, rows in zip(axes, heads, strict=True)]
         axes[0].set_ylabel(style.axis_label(Y))
         names = [f"L{rows['layer'].iloc[0]}H{rows['head'].iloc[0]}" for rows in heads]
-        headings = style.square_headings(axes, names, counts, 37)
+        headings = style.square_headings(axes, names, counts, 37.0)
         handles, labels = axes[0].get_legend_handles_labels()
         legend = figure.legend(handles, labels, loc="upper left", ncols=2, markerscale=2, handletextpad=0.1)
         for handle in legend.legend_handles:
@@ -44,7 +45,7 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
         below = style.footer(
             figure, style.TWO_COLUMNS, run, f"all tokens of {len(heads)} heads, the top {{top:g}}% marked"
         )
-        style.lay_out_squares(figure, axes, below, headings, slots=max(len(heads), 4), right_mm=3, top_mm=5)
+        style.lay_out_squares(figure, axes, below, headings, slots=max(len(heads), 4), right_mm=3.0, top_mm=5.0)
     return figure
 
 
@@ -56,7 +57,7 @@ def _panel(ax: Axes, tokens: pd.DataFrame) -> list[str]:
     raster = len(tokens) > style.RASTERISE_ABOVE
     common: dict[str, Any] = {"linewidth": 0, "rasterized": raster}
     rest = tokens[~top]
-    ax.scatter(rest[X], rest[Y], s=1.0, color="#9A9A9A", alpha=0.4, zorder=1.5, label="other tokens", **common)
+    ax.scatter(rest[X], rest[Y], s=1.0, color="#B0B0B0", alpha=0.4, zorder=1.5, label="other tokens", **common)
     chosen = tokens[top]
     colour = style.LOOKS[X].colour
     ax.scatter(

@@ -151,7 +151,8 @@ def _download(source: Source, folder: Path) -> None:
     from huggingface_hub import HfApi, snapshot_download
 
     with hub_errors(source, "model"):
-        names = HfApi().list_repo_files(source.name, revision=source.revision)
+        siblings = HfApi().model_info(source.name, revision=source.revision).siblings
+    names = [sibling.rfilename for sibling in siblings or ()]
     wanted = model_file_names(names)
     _require_model_files(names, wanted, str(source))
     with hub_errors(source, "model"), no_bars_in_logs():

