@@ -6,11 +6,6 @@ Steps: ablate_heads.
 """
 
 
-def mean_activations_if_needed(wildcards):
-    """The averages that mean ablation puts in a head's place; nothing for the other kinds."""
-    return MEAN_ACTIVATIONS.format(**wildcards) if wildcards.kind == "mean" else []
-
-
 rule ablate_heads:
     input:
         model=MODEL,
@@ -24,17 +19,19 @@ rule ablate_heads:
         f"{LOGS}/ablate_heads/{{kind}}/{{shard}}.log",
     benchmark:
         f"{BENCHMARKS}/ablate_heads/{{kind}}/{{shard}}.tsv"
+    # One thread a job: as many shards at a time as there are cores is faster than one shard on all of them.
+    conda:
+        "../environment.yml"
+    threads: 1
+    resources:
+        mem_mb=memory(3000),
+        runtime=24 * 60,
+        gpu=gpus(),
     params:
         prompts=prompts_of,
         heads=lambda wildcards: listed(config["ablations"][wildcards.kind]["heads"]),
         compute=config["compute"],
         code=code("ablate_heads"),
-    # One thread a job: as many shards at a time as there are cores is faster than one shard on all of them.
-    threads: 1
-    resources:
-        mem_mb=3000,
-        runtime=24 * 60,
-        gpu=gpus(),
     message:
         "Ablate heads of {wildcards.model} ({wildcards.kind}) on shard {wildcards.shard} of {wildcards.corpus}"
     script:

@@ -18,15 +18,17 @@ rule cache_activations:
         f"{LOGS}/cache_activations/{{shard}}.log",
     benchmark:
         f"{BENCHMARKS}/cache_activations/{{shard}}.tsv"
+    conda:
+        "../environment.yml"
+    threads: 1
+    resources:
+        mem_mb=memory(3000),
+        runtime=60,
+        gpu=gpus(),
     params:
         prompts=prompts_of,
         compute=config["compute"],
         code=code("cache_activations"),
-    threads: 1
-    resources:
-        mem_mb=3000,
-        runtime=60,
-        gpu=gpus(),
     message:
         "Cache the clean run of {wildcards.model} on shard {wildcards.shard} of {wildcards.corpus}"
     script:
@@ -40,13 +42,15 @@ rule select_top_tokens:
         thresholds=THRESHOLDS,
     log:
         f"{LOGS}/select_top_tokens.log",
+    conda:
+        "../environment.yml"
+    threads: 1
+    resources:
+        mem_mb=memory(3000),
+        runtime=30,
     params:
         selection={key: config["statistics"][key] for key in ("top_fraction", "first_position")},
         code=code("select_top_tokens"),
-    threads: 1
-    resources:
-        mem_mb=3000,
-        runtime=30,
     message:
         "Find the top tokens of every head of {wildcards.model} in {wildcards.corpus}"
     script:
@@ -60,12 +64,14 @@ rule average_activations:
         mean_activations=MEAN_ACTIVATIONS,
     log:
         f"{LOGS}/average_activations.log",
-    params:
-        code=code("average_activations"),
+    conda:
+        "../environment.yml"
     threads: 1
     resources:
-        mem_mb=3000,
+        mem_mb=memory(3000),
         runtime=30,
+    params:
+        code=code("average_activations"),
     message:
         "Average every head's activations of {wildcards.model} over {wildcards.corpus}"
     script:

@@ -47,6 +47,11 @@ def each_shard(path):
     return expand(path, shard=SHARDS, allow_missing=True)
 
 
+def table(name, kind=MAIN_KIND):
+    """Path of a table of one kind of ablation."""
+    return TABLE.format(table=name, kind=kind, model="{model}", corpus="{corpus}")
+
+
 def code(script, *modules):
     """Digest of what scripts/{script}.py runs (docs/staleness.md), and of modules that it picks by name."""
     return code_digest(Path(workflow.basedir) / "scripts" / f"{script}.py", *modules)
@@ -70,3 +75,36 @@ def listed(heads):
 def gpus():
     """GPUs that a job which runs the model asks for."""
     return 1 if config["compute"]["device"].startswith("cuda") else 0
+
+
+def memory(mb):
+    """Memory of a job in MB: twice as much when it is tried again."""
+    return lambda wildcards, attempt: mb * attempt
+
+
+def mean_activations_if_needed(wildcards):
+    """The averages that mean ablation puts in a head's place; nothing for the other kinds."""
+    return MEAN_ACTIVATIONS.format(**wildcards) if wildcards.kind == "mean" else []
+
+
+def figure_files(figure):
+    """A figure's files for every model and corpus of the run."""
+    return expand(FIGURE, figure=figure, model=config["run"]["models"], corpus=config["run"]["corpora"])
+
+
+def caption_settings(wildcards):
+    """What a caption says of how its figure was made."""
+    tokens, statistics = config["tokens"], config["statistics"]
+    predictions = tokens["prompt_length"] - 1 - statistics["first_position"]
+    return {
+        "model": wildcards.model,
+        "weights": config["models"][wildcards.model].get("weights", "as its source has them"),
+        "corpus": wildcards.corpus,
+        "ablation": MAIN_KIND,
+        "n_prompts": tokens["prompts"],
+        "prompt_length": tokens["prompt_length"],
+        "n_tokens": tokens["prompts"] * predictions,
+        "donors": tokens["donors"],
+        "confidence": 0.95,
+        **{key: statistics[key] for key in ("top_fraction", "first_position", "n_bootstrap")},
+    }

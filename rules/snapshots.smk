@@ -20,13 +20,15 @@ rule snapshot_model:
         manifest=MODEL,
     log:
         "logs/snapshots/models/{model}.log",
+    conda:
+        "../environment.yml"
+    threads: 1
+    resources:
+        mem_mb=memory(3000),
+        runtime=60,
     params:
         snapshot=settings_of("models", "model"),
         code=code("snapshot_model"),
-    threads: 1
-    resources:
-        mem_mb=3000,
-        runtime=60,
     message:
         "Take a snapshot of model {wildcards.model}"
     script:
@@ -40,13 +42,15 @@ rule snapshot_corpus:
         manifest=CORPUS,
     log:
         "logs/snapshots/corpora/{corpus}.log",
+    conda:
+        "../environment.yml"
+    threads: 1
+    resources:
+        mem_mb=memory(2000),
+        runtime=60,
     params:
         snapshot=settings_of("corpora", "corpus"),
         code=code("snapshot_corpus"),
-    threads: 1
-    resources:
-        mem_mb=2000,
-        runtime=60,
     message:
         "Take a snapshot of corpus {wildcards.corpus}"
     script:

@@ -12,20 +12,22 @@ rule condense_ablations:
         ablations=each_shard(ABLATIONS),
         thresholds=THRESHOLDS,
     output:
-        heads=expand(TABLE, table="heads", allow_missing=True),
-        layers=expand(TABLE, table="layers", allow_missing=True),
-        model_mean=expand(TABLE, table="model", allow_missing=True),
+        heads=table("heads", kind="{kind}"),
+        layers=table("layers", kind="{kind}"),
+        model_mean=table("model", kind="{kind}"),
     log:
         f"{LOGS}/condense_ablations/{{kind}}.log",
+    conda:
+        "../environment.yml"
+    threads: 1
+    resources:
+        mem_mb=memory(3000),
+        runtime=30,
     params:
         statistics={key: config["statistics"][key] for key in ("first_position", "n_bootstrap", "bootstrap_seed")},
         top_fraction=config["statistics"]["top_fraction"],
         donors=config["tokens"]["donors"],
         code=code("condense_ablations"),
-    threads: 1
-    resources:
-        mem_mb=3000,
-        runtime=30,
     message:
         "Condense {wildcards.kind} ablations of {wildcards.model} on {wildcards.corpus}"
     script:
@@ -34,21 +36,23 @@ rule condense_ablations:
 
 rule tabulate_tokens:
     input:
-        heads=expand(TABLE, table="heads", allow_missing=True),
+        heads=table("heads", kind="{kind}"),
         ablations=each_shard(ABLATIONS),
         thresholds=THRESHOLDS,
     output:
-        tokens=expand(TABLE, table="token_noise", allow_missing=True),
+        tokens=table("token_noise", kind="{kind}"),
     log:
         f"{LOGS}/tabulate_tokens/{{kind}}.log",
+    conda:
+        "../environment.yml"
+    threads: 1
+    resources:
+        mem_mb=memory(2000),
+        runtime=15,
     params:
         heads=config["figures"]["token_noise"]["heads"],
         first_position=config["statistics"]["first_position"],
         code=code("tabulate_tokens"),
-    threads: 1
-    resources:
-        mem_mb=2000,
-        runtime=15,
     message:
         "List every token of a few heads of {wildcards.model}"
     script:

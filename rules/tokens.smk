@@ -16,14 +16,16 @@ rule tokenize_corpus:
         f"{LOGS}/tokenize_corpus.log",
     benchmark:
         f"{BENCHMARKS}/tokenize_corpus.tsv"
+    conda:
+        "../environment.yml"
+    threads: 2
+    resources:
+        mem_mb=memory(2000),
+        runtime=30,
     params:
         # The number of prompts is left out: the file holds all, so that more prompts later keep the shards done before.
         tokens={key: config["tokens"][key] for key in ("prompt_length", "prompts_per_shard", "donors", "seed")},
         code=code("tokenize_corpus"),
-    threads: 2
-    resources:
-        mem_mb=2000,
-        runtime=30,
     message:
         "Cut {wildcards.corpus} into prompts for {wildcards.model}"
     script:
@@ -37,13 +39,15 @@ rule check_prompts:
         prompts=PROMPTS,
     log:
         f"{LOGS}/check_prompts.log",
+    conda:
+        "../environment.yml"
+    threads: 1
+    resources:
+        mem_mb=memory(1000),
+        runtime=5,
     params:
         prompts=config["tokens"]["prompts"],
         code=code("check_prompts"),
-    threads: 1
-    resources:
-        mem_mb=500,
-        runtime=5,
     message:
         "Check that {wildcards.corpus} holds {params.prompts} prompts"
     script:

@@ -47,8 +47,16 @@ _SIZES = {
 }
 CONFIGS = {
     "gpt2": GPT2Config(
-        n_layer=3, n_head=4, n_embd=32, vocab_size=VOCAB, n_positions=64, bos_token_id=1, eos_token_id=2,
-        attn_pdrop=0, embd_pdrop=0, resid_pdrop=0,
+        n_layer=3,
+        n_head=4,
+        n_embd=32,
+        vocab_size=VOCAB,
+        n_positions=64,
+        bos_token_id=1,
+        eos_token_id=2,
+        attn_pdrop=0,
+        embd_pdrop=0,
+        resid_pdrop=0,
     ),
     "gpt_neox": GPTNeoXConfig(**_SIZES, rotary_pct=0.25),
     "gpt_neox_sequential": GPTNeoXConfig(**_SIZES, rotary_pct=0.25, use_parallel_residual=False),
@@ -63,7 +71,9 @@ CONFIGS = {
     "stablelm_parallel": StableLmConfig(**_SIZES, num_key_value_heads=2, use_parallel_residual=True),
     "phi": PhiConfig(**_SIZES, partial_rotary_factor=0.5),
     "opt": OPTConfig(
-        **{key: value for key, value in _SIZES.items() if key != "intermediate_size"}, ffn_dim=48, word_embed_proj_dim=32
+        **{key: value for key, value in _SIZES.items() if key != "intermediate_size"},
+        ffn_dim=48,
+        word_embed_proj_dim=32,
     ),
 }
 """Every covered architecture, small, and both layouts of those that have two."""

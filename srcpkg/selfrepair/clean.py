@@ -66,7 +66,11 @@ def run_clean(model: Model, tokens: Int[Tensor, "prompt pos"]) -> CleanRun:
 
     Returns:
         Residuals, ``z``, final scale, correct logits and every component's direct effect (definitions.md, Effects).
+
+    Raises:
+        ValueError: The prompts have more tokens than the model has positions for.
     """
+    model.check_length(tokens.shape[1])
     resid_pre: list[Tensor] = []
     z: list[Tensor] = []
     mlp_out: list[Tensor] = []
@@ -78,7 +82,7 @@ def run_clean(model: Model, tokens: Int[Tensor, "prompt pos"]) -> CleanRun:
         z.append(by_head(model, args[0]))
 
     def keep_mlp(_: nn.Module, __: Any, out: Tensor | tuple[Any, ...]) -> None:
-        mlp_out.append(out[0] if isinstance(out, tuple) else out)
+        mlp_out.append(written(out, tokens.shape))
 
     def register() -> list[Any]:
         handles = [layer.register_forward_pre_hook(keep_resid) for layer in model.layers]
@@ -110,6 +114,12 @@ def prompt_chunks(n_prompts: int, length: int, batch_tokens: int = BATCH_TOKENS)
     """Runs of prompts that together hold at most ``batch_tokens`` tokens (one prompt at least)."""
     size = max(1, batch_tokens // length)
     return [slice(start, min(start + size, n_prompts)) for start in range(0, n_prompts, size)]
+
+
+def written(out: Tensor | tuple[Any, ...], shape: Sequence[int]) -> Tensor:
+    """A component's output as [*shape, d_model]; some models flatten prompts and positions before their MLP."""
+    write = out[0] if isinstance(out, tuple) else out
+    return write.reshape(*shape, write.shape[-1])
 
 
 def by_head(model: Model, flat: Tensor) -> Tensor:

@@ -23,7 +23,11 @@ def check_config(config: dict[str, Any], schema: Path) -> None:
         for error in validator.iter_errors(config)
     ]
     if not problems:
-        problems = [*_unknown_names(config), *_prompts(config["tokens"])]
+        problems = [
+            *_unknown_names(config),
+            *_prompts(config["tokens"]),
+            *_no_tokens(config["tokens"], config["statistics"]),
+        ]
     if problems:
         raise ValueError(
             "\n".join(["config is wrong:", *(f"  {problem}" for problem in problems), f"  (see {schema})"])
@@ -61,3 +65,19 @@ def _prompts(tokens: dict[str, Any]) -> list[str]:
     if tokens["donors"] >= size:
         problems.append(f"tokens.donors is {tokens['donors']}, but a shard of {size} prompts holds {size - 1} others")
     return problems
+
+
+def _no_tokens(tokens: dict[str, Any], statistics: dict[str, Any]) -> list[str]:
+    positions, first = tokens["prompt_length"] - 1, statistics["first_position"]
+    if first >= positions:
+        return [
+            f"statistics.first_position is {first}, but prompts of {tokens['prompt_length']} tokens have {positions} "
+            f"positions that predict: use at most {positions - 1}"
+        ]
+    n_tokens = tokens["prompts"] * (positions - first)
+    if int(statistics["top_fraction"] * n_tokens) < 1:
+        return [
+            f"statistics.top_fraction is {statistics['top_fraction']}, which takes none of {n_tokens} tokens: raise it to "
+            f"{1 / n_tokens:.2g} or more, or raise tokens.prompts"
+        ]
+    return []

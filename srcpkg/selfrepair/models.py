@@ -179,16 +179,17 @@ class Model:
         They depend on positions alone (no padding), and their batch dimension of one broadcasts over any batch.
         """
         if length not in self._calls:
-            limit = getattr(self.hf.config, "max_position_embeddings", None)
-            if limit is not None and length > limit:
-                raise ValueError(
-                    f"prompts have {length} tokens, {self.name} takes at most {limit}: shorten the prompts"
-                )
             tokens = torch.zeros(1, length, dtype=torch.long, device=self.device)
             with recorded_calls(self.layers) as calls, torch.inference_mode():
                 self.hf.base_model(input_ids=tokens, use_cache=False)
             self._calls[length] = calls
         return self._calls[length]
+
+    def check_length(self, length: int) -> None:
+        """Refuse prompts of more tokens than the model has positions for."""
+        limit = getattr(self.hf.config, "max_position_embeddings", None)
+        if limit is not None and length > limit:
+            raise ValueError(f"prompts have {length} tokens, {self.name} takes at most {limit}: shorten the prompts")
 
     @property
     def name(self) -> str:
@@ -276,7 +277,8 @@ def _read_snapshot(folder: Path, device: str, dtype: torch.dtype) -> tuple[PreTr
     )
     if dtype == torch.float64:
         _norm_in_own_dtype(hf)
-    return hf.to(device).eval(), manifest["weights"]
+    hf.eval().to(torch.device(device))
+    return hf, manifest["weights"]
 
 
 def _norm_in_own_dtype(hf: PreTrainedModel) -> None:
@@ -305,7 +307,7 @@ def _check_settings(hf: PreTrainedModel, device: torch.device, dtype: torch.dtyp
 
 
 def _module(root: nn.Module, path: str) -> nn.Module:
-    return cast(nn.Module, reduce(getattr, path.split("."), root))
+    return reduce(getattr, path.split("."), root)
 
 
 def _find_parts(hf: PreTrainedModel, center_unembed: bool, weights: str) -> Model:
@@ -415,11 +417,12 @@ def _check_definitions_hold(model: Model) -> None:
         write = write if bias is None else write + bias
         _refuse_if_off(model, write, seen["attention"][layer], f"heads of layer {layer} do not add up to its attention")
     final = seen["resid"][1]
-    writes = seen["resid"][0] + sum(seen["attention"]) + sum(seen["mlp"])
+    # reshape: some models flatten prompts and positions before their MLP.
+    writes = seen["resid"][0] + sum(write.reshape(final.shape) for write in (*seen["attention"], *seen["mlp"]))
     _refuse_if_off(model, writes, final, "components do not add up to the final residual")
     resid = seen["resid"][0]
-    for layer, call in zip(model.layers, model.layer_calls(CHECK_LENGTH), strict=True):
-        resid = call.replay(layer, resid)
+    for module, call in zip(model.layers, model.layer_calls(CHECK_LENGTH), strict=True):
+        resid = call.replay(module, resid)
     _refuse_if_off(model, resid, final, "its layers give another result when called again")
     direct = (final * model.direction(tokens)).sum(-1) / model.final_norm.scale(final) + model.token_constant(tokens)
     own = logits.gather(-1, tokens[..., None])[..., 0]

@@ -11,7 +11,7 @@ import platform
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 PACKAGE = "selfrepair"
 LIBRARIES = ("torch", "transformers", "h5py", "numpy", "snakemake")
@@ -62,7 +62,7 @@ def describe(*, code: str, config: dict[str, Any], inputs: list[Path]) -> dict[s
         JSON-like values, among them ``identity``: a digest of code, config and the inputs' identities, the same whenever the
         same thing was computed from the same things.
     """
-    upstream = {path.name: identity_of(path) for path in inputs}
+    upstream = {path.as_posix(): identity_of(path) for path in inputs}
     own = json.dumps({"code": code, "config": config, "upstream": upstream}, sort_keys=True)
     return {
         "identity": hashlib.sha256(own.encode()).hexdigest()[:16],
@@ -99,6 +99,8 @@ def _syntax(path: Path, mtime: int) -> str:
             node.body = [
                 item for item in node.body if not (isinstance(item, ast.Expr) and isinstance(item.value, ast.Constant))
             ]
+        elif _for_type_checkers(node):
+            node.body = []
     return ast.dump(tree)
 
 
@@ -108,7 +110,7 @@ def _imports(path: Path, mtime: int) -> frozenset[str]:
     waiting: list[ast.AST] = [_tree(path, mtime)]
     while waiting:
         node = waiting.pop()
-        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+        if _for_type_checkers(node):
             waiting.extend(node.orelse)
             continue
         if isinstance(node, ast.Import):
@@ -119,6 +121,10 @@ def _imports(path: Path, mtime: int) -> frozenset[str]:
             names |= {node.module or ""} | {f"{node.module}.{alias.name}" for alias in node.names}
         waiting.extend(ast.iter_child_nodes(node))
     return frozenset(name for name in names if name.split(".")[0] == PACKAGE)
+
+
+def _for_type_checkers(node: ast.AST) -> TypeGuard[ast.If]:
+    return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
 
 
 def _files_of(module: str, root: Path) -> list[Path]:

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from selfrepair.clean import BATCH_TOKENS, CleanRun, Directions, by_head, head_direct_effects, project
+from selfrepair.clean import BATCH_TOKENS, CleanRun, Directions, by_head, head_direct_effects, project, written
 from selfrepair.models import Model, hooked
 
 
@@ -118,8 +118,8 @@ class SuffixReplay:
 
         def measure_mlp(at: int) -> Callable[..., None]:
             def hook(_: nn.Module, __: Any, out: Tensor | tuple[Any, ...]) -> None:
-                written = rows(out[0] if isinstance(out, tuple) else out)[..., :-1, :]
-                change = (written * self.scaled).sum(-1) - clean.mlp_direct_effect[at]
+                write = written(out, (n_rows, self.n_prompts, self.length))[..., :-1, :]
+                change = (write * self.scaled).sum(-1) - clean.mlp_direct_effect[at]
                 from_mlps.add_(change)
                 if weight is not None:
                     repair_by_mlp[:, at] = (change * weight).sum((-1, -2))

@@ -122,9 +122,10 @@ def open_hdf5(path: Path, kind: str, *, remake: str) -> Iterator[xr.Dataset]:
     Raises:
         ValueError: The file is missing, damaged, or of another kind or schema version.
     """
-    advice = f"remake it with `snakemake --forcerun {remake}`"
+    # The file, not the rule: that would remake every shard.
+    advice = f"remake it ({remake}) with `snakemake --forcerun {path}`"
     try:
-        dataset = xr.open_dataset(path, engine="h5netcdf", decode_cf=False)
+        dataset = xr.open_dataset(path, engine="h5netcdf", decode_cf=False, phony_dims="sort")
     except FileNotFoundError as error:
         raise ValueError(f"{path} does not exist: {advice}") from error
     except OSError as error:

@@ -1,6 +1,6 @@
 """Condensed tables: one row a head, a layer or a model, every mean with its interval; and the tokens of a few heads."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -177,9 +177,9 @@ def strongest_heads(table: pd.DataFrame, count: int) -> list[tuple[int, int]]:
     return list(zip(best["layer"].astype(int), best["head"].astype(int), strict=True))
 
 
-def write_table(table: pd.DataFrame, path: Path, attrs: dict[str, Any]) -> None:
+def write_table(table: pd.DataFrame, path: Path, attrs: Mapping[Any, Any]) -> None:
     """Write a table as Parquet, its settings in attrs, and as CSV beside it; each appears whole or not at all."""
-    table.attrs = attrs
+    table.attrs = dict(attrs)
     temporary = path.with_name(f".{path.name}.partial")
     for target, write in ((path.with_suffix(".csv"), table.to_csv), (path, table.to_parquet)):
         write(temporary, index=False)

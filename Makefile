@@ -1,0 +1,59 @@
+# Commands of the project; README.md says what each gives.
+PYTHON ?= python3
+CORES ?= all
+BIN := .venv/bin
+ENV := PATH="$(CURDIR)/$(BIN):$$PATH"
+
+.PHONY: help setup reproduce report test check format lock
+
+help:
+	@echo "make reproduce   run the whole workflow on the default model and text, and write the report"
+	@echo "make test        run all tests"
+	@echo "make check       format, lint and types"
+	@echo "make setup       make .venv with pinned dependencies; the others do this themselves"
+
+setup: .venv/done
+
+.venv/done: requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else \
+	  f"Python {v[0]}.{v[1]} is too old: run make with PYTHON=python3.11 or newer")'
+	$(PYTHON) -m venv --clear .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@touch $@
+
+reproduce: setup
+	$(ENV) snakemake --cores $(CORES)
+	@$(MAKE) --no-print-directory report
+	@echo
+	@echo "Report:  $(CURDIR)/results/report.html"
+	@for folder in results/*/*/figures; do echo "Figures: $(CURDIR)/$$folder"; done
+
+# Only when a figure or a caption is newer than the report.
+report: setup
+	@if [ ! -e results/report.html ] || [ -n "$$(find results/*/*/figures report -type f -newer results/report.html)" ]; then \
+	  $(ENV) snakemake --quiet --report results/report.html; fi
+
+test: setup
+	$(ENV) python -m pytest
+
+check: setup
+	$(ENV) ruff format --check .
+	$(ENV) ruff check .
+	$(ENV) mypy
+	$(ENV) mypy --disable-error-code name-defined scripts  # Snakemake puts ``snakemake`` into scripts
+	$(ENV) snakefmt --check Snakefile rules
+	$(ENV) snakemake --lint
+
+format: setup
+	$(ENV) ruff format .
+	$(ENV) ruff check --fix .
+	$(ENV) snakefmt Snakefile rules
+
+# Pins anew what pyproject.toml asks for, in a clean environment; environment.yml must be brought up to date by hand.
+lock:
+	$(PYTHON) -m venv --clear .venv-lock
+	.venv-lock/bin/python -m pip install --quiet --upgrade pip
+	.venv-lock/bin/python -m pip install --quiet "torch==2.13.0" --group dev .
+	.venv-lock/bin/python -m pip freeze --exclude selfrepair | sed 's/+cpu$$//' > requirements.lock
+	rm -r .venv-lock

@@ -1,0 +1,151 @@
+"""What a rule's script runs in: everything it says goes to its log, and it gets the rule's threads."""
+
+import json
+import os
+import pty
+import subprocess
+import sys
+import termios
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.filterwarnings("error")
+
+# A job changes its whole process (streams, environment, logging), so that each test runs one in a process of its own.
+JOB = """
+import json, sys
+from pathlib import Path
+from types import SimpleNamespace
+from snakemake.iocontainers import Params
+from selfrepair.jobs import job
+
+params = Params(fromdict={"code": "c0de", "seed": 4})
+snakemake = SimpleNamespace(log=[sys.argv[1]], threads=1, params=params, input=sys.argv[2:])
+"""
+
+
+def run(tmp_path: Path, body: str, *inputs: Path, **environment: str) -> tuple[subprocess.CompletedProcess[str], str]:
+    """Run a script whose lines stand within `with job(...)`; what became of it, and its log."""
+    log = tmp_path / "logs" / "deep" / "rule.log"
+    lines = "".join(f"    {line}\n" for line in body.splitlines())
+    script = f"{JOB}\nwith job(snakemake) as provenance:\n{lines}\nprint('after the job')\n"
+    kept = {name: value for name, value in os.environ.items() if not name.endswith("_NUM_THREADS")}
+    kept.pop("HF_HUB_OFFLINE", None)
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", script, str(log), *map(str, inputs)],
+        capture_output=True,
+        text=True,
+        env={**kept, **environment},
+        check=False,
+    )
+    return done, log.read_text(encoding="utf-8")
+
+
+def test_output_of_python_c_and_children_goes_to_the_log(tmp_path: Path) -> None:
+    done, log = run(
+        tmp_path,
+        "import logging, os, subprocess\n"
+        "print('printed')\n"
+        "print('complained', file=sys.stderr)\n"
+        "os.write(1, b'written by C\\n')\n"
+        "os.write(2, b'an error of C\\n')\n"
+        "subprocess.run(['sh', '-c', 'echo a child; echo its error >&2'], check=True)\n"
+        "logging.getLogger('selfrepair.x').info('a log line')\n"
+        "logging.getLogger('selfrepair.x').debug('too much')",
+    )
+    assert done.returncode == 0
+    for words in ("printed", "complained", "written by C", "an error of C", "a child", "its error"):
+        assert words in log.splitlines()
+    assert "selfrepair.x: a log line" in log
+    assert "too much" not in log
+    # And back to the terminal afterwards.
+    assert (done.stdout, done.stderr) == ("after the job\n", "")
+
+
+def test_a_value_error_ends_the_log_in_words_for_the_user(tmp_path: Path) -> None:
+    done, log = run(tmp_path, "raise ValueError('got 1, wanted 2: change it')")
+    assert done.returncode == 1
+    assert (done.stdout, done.stderr) == ("", "")
+    assert log.startswith("Traceback (most recent call last):")
+    assert log.endswith("\nError: got 1, wanted 2: change it\n")
+
+
+def test_any_other_error_ends_the_log_with_its_kind(tmp_path: Path) -> None:
+    done, log = run(tmp_path, "{}['key']")
+    assert done.returncode == 1
+    assert log.startswith("Traceback (most recent call last):")
+    assert log.endswith("\nKeyError('key')\n")
+
+
+def test_an_import_error_is_in_the_log(tmp_path: Path) -> None:
+    done, log = run(tmp_path, "from selfrepair.no_such_module import work")
+    assert done.returncode == 1
+    assert "ModuleNotFoundError: No module named 'selfrepair.no_such_module'" in log
+    assert done.stderr == ""
+
+
+def test_what_provenance_needs_fails_into_the_log_too(tmp_path: Path) -> None:
+    done, log = run(tmp_path, "pass", tmp_path / "missing.json")
+    assert done.returncode == 1
+    assert "FileNotFoundError" in log
+    assert done.stderr == ""
+
+
+def test_a_job_interrupted_stops(tmp_path: Path) -> None:
+    done, log = run(tmp_path, "print('so far')\nraise KeyboardInterrupt")
+    assert done.returncode != 0
+    assert "so far" in log
+    assert "after the job" not in done.stdout
+
+
+def test_libraries_get_the_rules_threads(tmp_path: Path) -> None:
+    body = (
+        "import os, torch\n"
+        "names = ('OMP_NUM_THREADS', 'MKL_NUM_THREADS', 'OPENBLAS_NUM_THREADS', 'TOKENIZERS_PARALLELISM')\n"
+        "print(json.dumps([torch.get_num_threads(), *(os.environ[name] for name in names)]))"
+    )
+    done, log = run(tmp_path, body, OMP_NUM_THREADS="7")
+    assert done.returncode == 0, log
+    assert json.loads(log) == [1, "1", "1", "1", "false"]
+
+
+def test_a_job_is_offline(tmp_path: Path) -> None:
+    _, log = run(tmp_path, "from huggingface_hub import constants\nprint(constants.HF_HUB_OFFLINE)")
+    assert log == "True\n"
+
+
+def test_only_jobs_that_ask_for_it_are_online(tmp_path: Path) -> None:
+    repository = Path(__file__).parents[2]
+    online = {path.stem for path in (repository / "scripts").glob("*.py") if "offline=False" in path.read_text()}
+    assert online == {"snapshot_corpus", "snapshot_model"}
+
+
+def test_provenance_holds_code_config_and_inputs(tmp_path: Path) -> None:
+    (tmp_path / "in.txt").write_text("words")
+    _, log = run(tmp_path, "print(json.dumps(provenance))", tmp_path / "in.txt")
+    found = json.loads(log)
+    assert (found["code"], found["config"]) == ("c0de", {"seed": 4})
+    assert list(found["upstream"]) == [(tmp_path / "in.txt").as_posix()]
+
+
+def test_progress_is_drawn_on_the_terminal_not_in_the_log(tmp_path: Path) -> None:
+    """A pseudo-terminal stands for the user's; the log gets plain lines."""
+    log = tmp_path / "rule.log"
+    script = (
+        f"{JOB}\nwith job(snakemake):\n    from selfrepair.progress import Progress\n"
+        "    with Progress(2, 'ablating', 'head') as bar:\n        bar.advance(2)\n"
+    )
+    outer, inner = pty.openpty()
+    termios.tcsetwinsize(inner, (24, 80))
+    done = subprocess.run([sys.executable, "-c", script, str(log)], stdout=inner, stderr=inner, check=False)
+    # Read before the last writer closes, and fail rather than wait where nothing was written.
+    os.set_blocking(outer, False)
+    shown = os.read(outer, 100_000).decode()
+    os.close(inner)
+    os.close(outer)
+    assert done.returncode == 0
+    assert "ablating" in shown
+    assert "%" in shown
+    assert "ablating: 2 of 2 heads" in log.read_text()
+    assert "%|" not in log.read_text()

@@ -1,0 +1,158 @@
+"""A copy of the workflow beside a working folder of its own, and Snakemake run in it as a user runs it."""
+
+import copy
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+REPOSITORY = Path(__file__).parents[2]
+PARTS = ("Snakefile", "config", "profiles", "report", "resources", "rules", "scripts", "srcpkg")
+TIMEOUT = 900
+
+
+@dataclass(frozen=True)
+class Space:
+    """A folder with ``repo``, a copy of the workflow that a test may edit, and ``work``, where it runs.
+
+    The two lie beside each other, so that a copy of the whole keeps every relative path, and with it what Snakemake recorded.
+    """
+
+    root: Path
+
+    @classmethod
+    def new(cls, root: Path) -> "Space":
+        """The workflow as it is in the repository, and an empty working folder."""
+        space = cls(root)
+        space.work.mkdir(parents=True)
+        for part in PARTS:
+            source = REPOSITORY / part
+            if source.is_dir():
+                ignored = shutil.ignore_patterns("__pycache__", "*.egg-info")
+                shutil.copytree(source, space.repo / part, ignore=ignored)
+            else:
+                space.repo.mkdir(exist_ok=True)
+                shutil.copy2(source, space.repo / part)
+        return space
+
+    def copy(self, root: Path) -> "Space":
+        """The same with its results and with all times kept, so that nothing becomes stale by it."""
+        subprocess.run(["cp", "-a", str(self.root), str(root)], check=True)
+        return Space(root)
+
+    @property
+    def repo(self) -> Path:
+        return self.root / "repo"
+
+    @property
+    def work(self) -> Path:
+        return self.root / "work"
+
+    @property
+    def run(self) -> Path:
+        """Results of the tiny model on its text."""
+        return self.work / "results" / "tiny" / "words"
+
+    @property
+    def package(self) -> Path:
+        return self.repo / "srcpkg" / "selfrepair"
+
+    @property
+    def config(self) -> dict[str, Any]:
+        return yaml.safe_load((self.work / "config.yaml").read_text(encoding="utf-8"))
+
+    def write_config(self, config: dict[str, Any]) -> None:
+        (self.work / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+
+    def change(self, path: str, value: Any) -> None:
+        """Set one value of the overlay config, by dotted path."""
+        config = copy.deepcopy(self.config)
+        at = config
+        *outer, last = path.split(".")
+        for key in outer:
+            at = at.setdefault(key, {})
+        at[last] = value
+        self.write_config(config)
+
+    def command(self, *arguments: str, cores: int = 2) -> list[str]:
+        return [
+            *(sys.executable, "-m", "snakemake"),
+            *("--snakefile", str(self.repo / "Snakefile")),
+            *("--directory", str(self.work)),
+            *("--workflow-profile", str(self.repo / "profiles" / "default")),
+            *("--cores", str(cores)),
+            *("--configfile", str(self.work / "config.yaml")),
+            *("--nocolor", *arguments),
+        ]
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The copy's package goes before an installed one."""
+        return {**os.environ, "PYTHONPATH": str(self.repo / "srcpkg")}
+
+    def snakemake(self, *arguments: str, cores: int = 2) -> subprocess.CompletedProcess[str]:
+        """Run Snakemake, whatever becomes of it; ``stdout`` holds both streams as a terminal shows them."""
+        return subprocess.run(
+            self.command(*arguments, cores=cores),
+            cwd=self.work,
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=TIMEOUT,
+            check=False,
+        )
+
+    def make(self, *arguments: str, cores: int = 2) -> str:
+        """Run Snakemake, which must succeed; gives what it printed."""
+        done = self.snakemake(*arguments, cores=cores)
+        assert done.returncode == 0, done.stdout
+        return done.stdout
+
+    def jobs(self, *arguments: str) -> Counter[str]:
+        """Jobs that `snakemake -n` would run, by rule."""
+        printed = self.make("--dry-run", *arguments)
+        if "Nothing to be done" in printed:
+            return Counter()
+        table = printed.split("Job stats:\n", 1)[1].split("total", 1)[0]
+        found = Counter({name: int(count) for name, count in re.findall(r"^(\w+) +(\d+)$", table, re.MULTILINE)})
+        # A target of files alone runs nothing.
+        return Counter({name: count for name, count in found.items() if name not in self.targets})
+
+    @property
+    def targets(self) -> set[str]:
+        return {"all", *(path.stem for path in (self.package / "figures").glob("[!_]*.py"))} - {"style"}
+
+    def pending(self) -> set[str]:
+        """Files that the next run would make, relative to `run` where they lie in it."""
+        lines = self.make("--summary").splitlines()
+        start = next(number for number, line in enumerate(lines) if line.startswith("output_file\t"))
+        rows = [line.split("\t") for line in lines[start + 1 :] if "\t" in line]
+        prefix = f"{self.run.relative_to(self.work)}/"
+        return {row[0].removeprefix(prefix) for row in rows if row[-1] == "update pending"}
+
+    @contextmanager
+    def edited(self, path: Path, old: str, new: str) -> Iterator[None]:
+        """Replace text in a file of the copy while the block lasts; its time is put back, too."""
+        kept, times = path.read_text(encoding="utf-8"), path.stat()
+        assert old in kept, f"{path} does not hold {old!r}"
+        try:
+            path.write_text(kept.replace(old, new, 1), encoding="utf-8")
+            yield
+        finally:
+            path.write_text(kept, encoding="utf-8")
+            os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+
+def log_of(space: Space, name: str) -> str:
+    """A rule's log of the tiny run."""
+    return (space.work / "logs" / "tiny" / "words" / f"{name}.log").read_text(encoding="utf-8")
