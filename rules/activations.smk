@@ -10,8 +10,6 @@ rule cache_activations:
     input:
         model=MODEL,
         tokens=TOKENS,
-        # Ancient: a check for more prompts must not make finished shards stale.
-        checked=ancient(PROMPTS),
     output:
         activations=ACTIVATIONS,
     log:
@@ -38,6 +36,8 @@ rule cache_activations:
 rule select_top_tokens:
     input:
         activations=each_shard(ACTIVATIONS),
+        # Here and not before the clean runs: a check for more prompts must not make finished shards stale.
+        checked=PROMPTS,
     output:
         thresholds=THRESHOLDS,
     log:

@@ -39,6 +39,8 @@ rule check_prompts:
         prompts=PROMPTS,
     log:
         f"{LOGS}/check_prompts.log",
+    # Before any shard: what cannot be had is said at once.
+    priority: 100
     conda:
         "../environment.yml"
     threads: 1

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from transformers import (
+    AutoModelForCausalLM,
     GemmaConfig,
     GPT2Config,
     GPTNeoXConfig,
@@ -28,7 +29,6 @@ from transformers import (
     SmolLM3Config,
     StableLmConfig,
 )
-from transformers import AutoModelForCausalLM
 
 REPOSITORY = Path(__file__).parent.parent
 ORACLE = Path(__file__).parent / "data" / "oracle"
@@ -114,6 +114,7 @@ def donors(tokens: np.ndarray) -> np.ndarray:
 def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The real model of the default config: its snapshot, taken from the package once a test run."""
     import yaml
+
     from selfrepair.snapshots.models import snapshot_model
 
     config = yaml.safe_load((REPOSITORY / "config" / "config.yaml").read_text())

@@ -1,6 +1,6 @@
 """The measured quantities: their names in code, files, columns and axes, with units.
 
-Definitions follow Rushing & Nanda, "Explorations of Self-Repair in Language Models" (ICML 2024), section 2; docs/definitions.md
+Definitions follow Rushing & Nanda, "Explorations of Self-Repair in Language Models" (ICML 2024); docs/definitions.md
 spells each of them out. Everything here is per (head, token), a token being one (prompt, position) pair that predicts
 the next one.
 """

@@ -83,10 +83,8 @@ def condense_ablations(
         }
         rows["heads"].append(pd.DataFrame({**columns, **_with_interval(by_head)}))
         layers = np.unique(layer)
-        by_layer = {
-            name: np.stack([_mean_over_heads(values, layer == at) for at in layers], axis=1)
-            for name, values in by_head.items()
-        }
+        each_layer = [_over_heads(by_head, layer == at) for at in layers]
+        by_layer = {name: np.stack([of[name] for of in each_layer], axis=1) for name in by_head}
         columns = {
             "selection": selection,
             "layer": layers,
@@ -94,7 +92,7 @@ def condense_ablations(
             "n_heads": [int((layer == at).sum()) for at in layers],
         }
         rows["layers"].append(pd.DataFrame({**columns, **_with_interval(by_layer)}))
-        by_model = {name: _mean_over_heads(values, layer >= 0)[:, None] for name, values in by_head.items()}
+        by_model = {name: values[:, None] for name, values in _over_heads(by_head, layer >= 0).items()}
         columns = {"selection": [selection], "n_heads": len(heads)}
         rows["model"].append(pd.DataFrame({**columns, **_with_interval(by_model)}))
     for name, parts in rows.items():
@@ -200,6 +198,14 @@ def _model_config(manifest: Path) -> dict[str, Any]:
         "n_heads": config.num_attention_heads,
         "parallel_attention_mlp": is_parallel(config),
     }
+
+
+def _over_heads(by_head: dict[str, np.ndarray], heads: np.ndarray) -> dict[str, np.ndarray]:
+    """Every quantity over some heads: the mean, and for the pooled fraction the ratio of the heads' sums."""
+    result = {name: _mean_over_heads(by_head[name], heads) for name in MEANS}
+    with np.errstate(divide="ignore", invalid="ignore"):
+        removed = result["direct_effect"] - result["ablated_direct_effect"]
+        return {**result, "pooled_repair_fraction": result["self_repair"] / removed}
 
 
 def _mean_over_heads(values: np.ndarray, heads: np.ndarray) -> np.ndarray:

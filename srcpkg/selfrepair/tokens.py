@@ -155,13 +155,8 @@ def check_prompts(*, tokens: Path, out: Path, prompts: int) -> None:
     """
     with open_hdf5(tokens, "tokens", remake="tokenize_corpus") as dataset:
         held = dataset.sizes["prompt"]
-        shard = int(dataset.attrs["prompts_per_shard"])
-        length = dataset.sizes["pos"]
-    if prompts > held:
-        raise ValueError(
-            f"the config asks for {prompts} prompts of {length} tokens; the text holds {held} (whole shards of {shard}): "
-            f"set tokens.prompts to at most {held}, or add text"
-        )
+        if prompts > held:
+            raise ValueError(_too_many(prompts, dataset))
     out.write_text(json.dumps({"asked": prompts, "held": held}) + "\n", encoding="utf-8")
 
 
@@ -174,10 +169,23 @@ def read_shard(path: Path, prompts: slice) -> Prompts:
 
     Returns:
         Tokens [prompt, pos] and donors [prompt, donor], counted from the shard's first prompt.
+
+    Raises:
+        ValueError: The text holds fewer prompts, with how many it holds.
     """
     with open_hdf5(path, "tokens", remake="tokenize_corpus") as dataset:
+        if prompts.stop > dataset.sizes["prompt"]:
+            raise ValueError(_too_many(prompts.stop, dataset))
         part: xr.Dataset = dataset.isel(prompt=prompts).load()
     return Prompts(part["tokens"].values, part["donors"].values - prompts.start)
+
+
+def _too_many(asked: int, tokens: xr.Dataset) -> str:
+    held, length, shard = tokens.sizes["prompt"], tokens.sizes["pos"], tokens.attrs["prompts_per_shard"]
+    return (
+        f"the config asks for {asked} prompts of {length} tokens; the text holds {held} (whole shards of {shard}): "
+        f"set tokens.prompts to at most {held}, or add text"
+    )
 
 
 def _encode(tokenizer: Any, documents: list[str]) -> Iterable[list[int]]:

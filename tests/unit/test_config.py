@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import REPOSITORY
 from jsonschema import Draft202012Validator
 
 from selfrepair.config import check_config, shard_names, shard_prompts
+
+from conftest import REPOSITORY
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -69,8 +70,8 @@ def test_the_schema_is_closed_and_every_key_is_described() -> None:
     found = list(objects(schema))
     assert len(found) >= 10
     for path, part in found:
-        assert (
-            part.get("additionalProperties") is False or "additionalProperties" in part and "propertyNames" in part
+        assert part.get("additionalProperties") is False or (
+            "additionalProperties" in part and "propertyNames" in part
         ), path
         for name, inner in part.get("properties", {}).items():
             assert described(inner, schema), f"{path}/{name} has no description"

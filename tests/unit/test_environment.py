@@ -4,9 +4,10 @@ import tomllib
 from pathlib import Path
 
 import yaml
-from conftest import REPOSITORY
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+
+from conftest import REPOSITORY
 
 
 def pins(lines: list[str]) -> dict[str, str]:

@@ -4,13 +4,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import selfrepair
 import torch
 import xarray as xr
-from conftest import ORACLE
+from transformers import AutoModelForCausalLM
+
+import selfrepair
 from selfrepair.clean import run_clean
 from selfrepair.models import Model
-from transformers import AutoModelForCausalLM
+
+from conftest import ORACLE
 
 QUANTITIES = (
     "direct_effect",

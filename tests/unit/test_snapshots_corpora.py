@@ -68,30 +68,34 @@ def test_lee_news_is_a_document_a_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("markup", "prose"),
     [
-        ("== Heading ==\n* item one is long enough to be taken for a paragraph, was it not a list.\n", ""),
         (
-            'The [[river|Great River]] is {{convert|1234|km|mi}} long<ref name="a">See {{cite|x}}.</ref> and it flows '
-            "to the [[sea]] in the far [[:North]].",
-            "The Great River is 1,234 km long and it flows to the sea in the far North.",
-        ),
-        (
-            "'''Bern''' ({{IPA-de|bɛrn}}; {{lang-fr|Berne}}) is the ''de facto'' capital of Switzerland, on the Aare.",
-            "Bern (Berne) is the de facto capital of Switzerland, on the Aare.",
-        ),
-        (
-            "[[File:A.jpg|thumb|A [[cat]] in [http://x.org a box]]]"
-            "The cat (''Felis catus'') is a domestic species of small mammal.",
-            "The cat (Felis catus) is a domestic species of small mammal.",
-        ),
-        (
-            "{| class=x\n|-\n| A cell that is long enough to be taken for a paragraph of ordinary text.\n{|\n| b\n|}\n|}",
+            "== Heading ==\n* item one is long enough to be taken for a paragraph, was it not a list, as lists often are.\n",
             "",
         ),
-        ("The area of a circle of radius <math>r</math> is given by the well known formula <math>\\pi r^2</math>.", ""),
-        ("== References ==\n=== Books ===\nSomebody, A. (1999). A book with a title long enough for a paragraph.", ""),
-        ("This is identical to all the earlier reconstructions except for {{unknownword|x}}, which is preserved.", ""),
         (
-            "Less &lt; more&nbsp;&ndash; and AT&amp;amp;T is a company with a rather long and quite tedious history.",
+            'The [[river|Great River]] is {{convert|1234|km|mi}} long<ref name="a">See {{cite|x}}.</ref> and it flows '
+            "from the hills to the [[sea]] in the far north.",
+            "The Great River is 1234 km long and it flows from the hills to the sea in the far north.",
+        ),
+        (
+            "'''Bern''' ({{IPA-de|bɛrn}}; {{lang-fr|Berne}}) is the ''de facto'' capital of "
+            "Switzerland, on the steep banks of the river Aare.",
+            "Bern is the de facto capital of Switzerland, on the steep banks of the river Aare.",
+        ),
+        (
+            "{| class=x\n|-\n| Fresh asphalt\n| 0.04.\n|-\n| Conifer forest (summer)\n| 0.08, 0.09 to 0.15.\n|}",
+            "",
+        ),
+        (
+            "The area of a circle of radius <math>r</math> is given by the well known formula <math>\\pi r^2</math> for all r.",
+            "",
+        ),
+        (
+            "== References ==\n=== Books ===\nSomebody, A. (1999). A book with a title that is long enough for a paragraph.",
+            "",
+        ),
+        (
+            "Less &lt; more&nbsp;&ndash; and AT&amp;T is a company with a rather long and quite tedious history.",
             "Less < more – and AT&T is a company with a rather long and quite tedious history.",
         ),
     ],

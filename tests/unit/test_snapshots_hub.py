@@ -12,11 +12,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hub_server import REVISION, Hub, serve
-from tiny_model import save_tiny_model
 
 import selfrepair.snapshots.sources
 from selfrepair.snapshots.manifest import verify_manifest
+
+from hub_server import REVISION, Hub, serve
+from tiny_model import save_tiny_model
 
 PACKAGE_ROOT = Path(selfrepair.snapshots.sources.__file__).parents[2]
 

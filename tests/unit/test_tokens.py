@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 from datasets import Dataset
-from tiny_model import WORDS, save_tiny_model
 from transformer_lens.utilities.tokenize_utils import tokenize_and_concatenate
 from transformers import AutoTokenizer
 
@@ -15,6 +14,8 @@ from selfrepair.snapshots.corpora import snapshot_corpus
 from selfrepair.snapshots.models import snapshot_model
 from selfrepair.storage import open_hdf5
 from selfrepair.tokens import assign_donors, check_prompts, cut_prompts, read_shard, tokenize_corpus
+
+from tiny_model import WORDS, save_tiny_model
 
 pytestmark = pytest.mark.filterwarnings("error")
 

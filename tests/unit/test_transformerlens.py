@@ -6,13 +6,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-import selfrepair
 import torch
-from conftest import CONFIGS, VOCAB, random_model
-from selfrepair.quantities import ABLATION_KINDS
-from transformer_lens.model_bridge import TransformerBridge
 from tokenizers import Tokenizer, models
+from transformer_lens.model_bridge import TransformerBridge
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
+
+import selfrepair
+from selfrepair.quantities import ABLATION_KINDS
+
+from conftest import CONFIGS, VOCAB, random_model
 
 # TransformerLens picks an architecture's adapter by a name it knows; weights and sizes are those of the model given.
 NAMES = {"gpt2": "gpt2", "gpt_neox": "EleutherAI/pythia-14m", "llama": "HuggingFaceTB/SmolLM2-135M-Instruct"}

@@ -5,10 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny_model import WORDS, save_tiny_model
 from transformers import AutoTokenizer
 
 from workflow.running import Space
+
+from tiny_model import WORDS, save_tiny_model
 
 TINY = {
     "run": {"models": ["tiny"], "corpora": ["words"]},

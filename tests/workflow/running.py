@@ -16,8 +16,11 @@ from typing import Any
 import yaml
 
 REPOSITORY = Path(__file__).parents[2]
-PARTS = ("Snakefile", "config", "profiles", "report", "resources", "rules", "scripts", "srcpkg")
+PARTS = ("Snakefile", "environment.yml", "config", "profiles", "report", "resources", "rules", "scripts", "srcpkg")
 TIMEOUT = 900
+
+NOTHING = "Nothing to be done"
+PARAMS_CHANGED = "params have changed since last execution"
 
 
 @dataclass(frozen=True)
@@ -101,8 +104,11 @@ class Space:
 
     def snakemake(self, *arguments: str, cores: int = 2) -> subprocess.CompletedProcess[str]:
         """Run Snakemake, whatever becomes of it; ``stdout`` holds both streams as a terminal shows them."""
+        return self.execute(self.command(*arguments, cores=cores))
+
+    def execute(self, command: list[str]) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            self.command(*arguments, cores=cores),
+            command,
             cwd=self.work,
             env=self.environment,
             stdout=subprocess.PIPE,
@@ -119,26 +125,36 @@ class Space:
         return done.stdout
 
     def jobs(self, *arguments: str) -> Counter[str]:
-        """Jobs that `snakemake -n` would run, by rule."""
+        """Jobs that `snakemake -n` would run, by rule; targets that make nothing of their own left out."""
         printed = self.make("--dry-run", *arguments)
-        if "Nothing to be done" in printed:
+        if NOTHING in printed:
             return Counter()
-        table = printed.split("Job stats:\n", 1)[1].split("total", 1)[0]
-        found = Counter({name: int(count) for name, count in re.findall(r"^(\w+) +(\d+)$", table, re.MULTILINE)})
-        # A target of files alone runs nothing.
+        table = printed.split("Job stats:\n", 1)[1].split("\ntotal", 1)[0]
+        found = {name: int(count) for name, count in re.findall(r"^(\w+) +(\d+)$", table, re.MULTILINE)}
         return Counter({name: count for name, count in found.items() if name not in self.targets})
+
+    def reasons(self, *arguments: str) -> dict[str, set[str]]:
+        """Why `snakemake -n` would run what it would: rules by reason, in Snakemake's words."""
+        printed = self.make("--dry-run", *arguments)
+        if NOTHING in printed:
+            return {}
+        block = re.search(r"^Reasons:\n.*\n((?: {4}.+\n)+)", printed, re.MULTILINE)
+        assert block is not None, printed
+        pairs = re.findall(r"^ {4}(\S.*):\n {8}(.+)$", block[1], re.MULTILINE)
+        return {reason: set(rules.split(", ")) - self.targets for reason, rules in pairs}
+
+    def edited_rules(self) -> set[str]:
+        """Rules that are stale for their params, their code among them, and not only for what comes before them."""
+        return self.reasons().get(PARAMS_CHANGED, set())
 
     @property
     def targets(self) -> set[str]:
-        return {"all", *(path.stem for path in (self.package / "figures").glob("[!_]*.py"))} - {"style"}
+        """Rules that stand for files and make none."""
+        return {"all", *self.figures}
 
-    def pending(self) -> set[str]:
-        """Files that the next run would make, relative to `run` where they lie in it."""
-        lines = self.make("--summary").splitlines()
-        start = next(number for number, line in enumerate(lines) if line.startswith("output_file\t"))
-        rows = [line.split("\t") for line in lines[start + 1 :] if "\t" in line]
-        prefix = f"{self.run.relative_to(self.work)}/"
-        return {row[0].removeprefix(prefix) for row in rows if row[-1] == "update pending"}
+    @property
+    def figures(self) -> set[str]:
+        return {path.stem for path in (self.package / "figures").glob("*.py")} - {"__init__", "style"}
 
     @contextmanager
     def edited(self, path: Path, old: str, new: str) -> Iterator[None]:

@@ -77,5 +77,5 @@ def _colour_bar(figure: Figure, ax: Axes, width_mm: float) -> None:
     bar = figure.colorbar(ax.collections[-1], cax=place, ticks=[0, 0.5, 1])
     if bar.solids is not None:
         bar.solids.set_rasterized(True)
-    bar.set_label("relative depth of the head's layer")
+    bar.set_label("relative depth of the head's layer", labelpad=4)
     bar.outline.set_linewidth(0.4)

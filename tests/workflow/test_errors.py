@@ -1,0 +1,128 @@
+"""What a user sees when something is wrong: what was got, what is wanted, what to do, and where the log is."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from workflow.running import Space, log_of
+
+pytestmark = pytest.mark.filterwarnings("error")
+
+
+@pytest.fixture(scope="module")
+def space(finished: Space, tmp_path_factory: pytest.TempPathFactory) -> Space:
+    return finished.copy(tmp_path_factory.mktemp("errors") / "space")
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("tokens.promts", 8, "tokens: Additional properties are not allowed ('promts' was unexpected)"),
+        ("tokens.prompts", -8, "tokens.prompts: -8 is less than the minimum of 2"),
+        ("tokens.prompts", 9, "tokens.prompts is 9, no multiple of tokens.prompts_per_shard 4: use 8 or 12"),
+        ("run.models", ["small"], "run.models names 'small', which is not under models: smollm2-135m-instruct, tiny"),
+        ("models.tiny.source", "tiny", "models.tiny.source: 'tiny' does not match"),
+        ("statistics.first_position", 15, "have 15 positions that predict: use at most 14"),
+    ],
+)
+def test_a_wrong_config_is_refused_in_a_few_lines(space: Space, path: str, value: Any, message: str) -> None:
+    kept = space.config
+    try:
+        space.change(path, value)
+        done = space.snakemake("--dry-run")
+    finally:
+        space.write_config(kept)
+    assert done.returncode != 0
+    assert "config is wrong:\n" in done.stdout
+    assert message in done.stdout
+    assert "config.schema.yaml" in done.stdout
+    assert "Traceback" not in done.stdout
+    assert len(done.stdout.splitlines()) < 12, done.stdout
+
+
+@pytest.mark.parametrize(("section", "name", "rule"), [("models", "tiny", "model"), ("corpora", "words", "corpus")])
+def test_a_missing_path_is_named(space: Space, section: str, name: str, rule: str) -> None:
+    kept = space.config
+    try:
+        space.change(f"{section}.{name}.source", "path:no/such/place")
+        done = space.snakemake("--dry-run")
+    finally:
+        space.write_config(kept)
+    assert done.returncode != 0
+    assert f"Missing input files for rule snapshot_{rule}" in done.stdout
+    assert "no/such/place" in done.stdout
+    assert "Traceback" not in done.stdout
+
+
+def fails(space: Space, log: str, *arguments: str) -> str:
+    """What a failed run ends its log with; the log and its path are on the terminal."""
+    done = space.snakemake(*arguments)
+    assert done.returncode != 0
+    text = log_of(space, log)
+    assert f"logs/tiny/words/{log}.log" in done.stdout
+    last = text.strip().splitlines()[-1]
+    assert last in done.stdout
+    return last
+
+
+def test_more_prompts_than_the_text_holds(copied: Space) -> None:
+    copied.change("tokens.prompts", 400)
+    assert fails(copied, "check_prompts", "results/tiny/words/prompts.json") == (
+        "Error: the config asks for 400 prompts of 16 tokens; the text holds 16 (whole shards of 4): "
+        "set tokens.prompts to at most 16, or add text"
+    )
+
+
+def test_a_head_that_does_not_exist(copied: Space) -> None:
+    copied.change("ablations.resample.heads", [[0, 1], [9, 0]])
+    assert fails(copied, "ablate_heads/resample/00000", "results/tiny/words/ablations/resample/00000.h5") == (
+        "Error: head (layer 9, head 0) does not exist: LlamaForCausalLM (llama) has layers 0 to 1 and heads 0 to 3"
+    )
+
+
+def test_a_head_of_a_figure_that_was_not_ablated(copied: Space) -> None:
+    copied.change("figures.token_noise.heads", [[1, 7]])
+    assert fails(copied, "tabulate_tokens/resample", "token_noise") == (
+        "Error: heads [(1, 7)] were not ablated: name them under ablations.*.heads, or name others"
+    )
+
+
+def test_prompts_longer_than_the_model_takes(copied: Space) -> None:
+    copied.change("tokens.prompt_length", 40)
+    copied.change("tokens.prompts", 4)
+    last = fails(copied, "cache_activations/00000", "results/tiny/words/activations/00000.h5")
+    assert "prompts have 40 tokens" in last
+    assert "takes at most 32: shorten the prompts" in last
+
+
+def test_a_model_folder_without_weights(copied: Space) -> None:
+    (copied.work / "model" / "model.safetensors").unlink()
+    done = copied.snakemake("results/snapshots/models/tiny/manifest.json")
+    assert done.returncode != 0
+    assert "lacks model.safetensors" in done.stdout
+    assert "logs/snapshots/models/tiny.log" in done.stdout
+
+
+def test_an_import_error_is_in_the_rules_log(copied: Space) -> None:
+    path = copied.package / "selection.py"
+    path.write_text(f'raise ImportError("no such library")\n{path.read_text()}')
+    assert fails(copied, "select_top_tokens", "results/tiny/words/thresholds.h5") == "ImportError('no such library')"
+    log = log_of(copied, "select_top_tokens")
+    assert log.startswith("Traceback (most recent call last):")
+    assert "selection.py" in log
+
+
+def test_an_unknown_target_is_named(space: Space) -> None:
+    done = space.snakemake("--dry-run", "no_such_figure")
+    assert done.returncode != 0
+    assert "no_such_figure" in done.stdout
+    assert "Traceback" not in done.stdout
+
+
+def test_a_log_holds_the_last_run_alone(copied: Space, tmp_path: Path) -> None:
+    log = copied.work / "logs" / "tiny" / "words" / "select_top_tokens.log"
+    log.write_text("from an earlier run\n")
+    out = "results/tiny/words/thresholds.h5"
+    copied.make(out, "--forcerun", out)
+    assert log.read_text() == ""

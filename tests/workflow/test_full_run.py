@@ -1,0 +1,366 @@
+"""Results of full runs read as results: the identity, shapes, and every mean recomputed with plain NumPy from what it is of."""
+
+import itertools
+import json
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+import h5py
+import matplotlib.image
+import numpy as np
+import pandas as pd
+import pytest
+import xarray as xr
+import yaml
+
+import selfrepair
+from workflow.running import NOTHING, Space
+
+pytestmark = pytest.mark.filterwarnings("error")
+
+KINDS = ("resample", "mean", "zero")
+SHARDS = ("00000", "00001")
+FIGURES = (
+    *("self_repair_by_layer", "effect_vs_logit_change", "repair_breakdown", "token_noise"),
+    *("layernorm_repair", "mlp_repair"),
+)
+PARTS = ("self_repair_from_heads", "self_repair_from_mlps", "self_repair_from_layernorm")
+PER_TOKEN = ("direct_effect", "ablated_direct_effect", "logit_change", "self_repair", *PARTS)
+N_LAYERS, N_HEADS, N_PROMPTS, LENGTH, IN_SHARD = 2, 4, 8, 16, 4
+N_TOKENS = N_PROMPTS * (LENGTH - 1)
+N_TOP = 12
+
+
+def read(path: Path) -> dict[str, np.ndarray]:
+    """Every variable, by HDF5 alone."""
+    with h5py.File(path) as file:
+        return {name: variable[...] for name, variable in file.items()}
+
+
+def ablations(space: Space, kind: str) -> dict[str, np.ndarray]:
+    """Per-token values of all shards [head, prompt, pos]."""
+    shards = [read(space.run / "ablations" / kind / f"{shard}.h5") for shard in SHARDS]
+    return {name: np.concatenate([shard[name] for shard in shards], axis=1) for name in (*PER_TOKEN, "ablated_scale")}
+
+
+def direct_effects(space: Space) -> np.ndarray:
+    """Clean direct effects [layer * head, prompt * pos]."""
+    shards = [read(space.run / "activations" / f"{shard}.h5")["head_direct_effect"] for shard in SHARDS]
+    return np.concatenate(shards, axis=2).reshape(N_LAYERS * N_HEADS, N_TOKENS)
+
+
+def top_mask(space: Space) -> np.ndarray:
+    """The top tokens of every head [head, prompt, pos], by sorting all of them."""
+    effects = direct_effects(space)
+    mask = np.zeros_like(effects, dtype=bool)
+    for row, effect in enumerate(effects):
+        mask[row, sorted(range(N_TOKENS), key=lambda token: -effect[token])[:N_TOP]] = True
+    return mask.reshape(-1, N_PROMPTS, LENGTH - 1)
+
+
+def off_identity(values: dict[str, np.ndarray]) -> tuple[float, float]:
+    """How far self_repair is from the sum of its parts, and the largest value, which rounding is relative to."""
+    off = np.abs(values["self_repair"].astype(float) - sum(values[part].astype(float) for part in PARTS))
+    return float(off.max()), max(float(np.abs(values[name]).max()) for name in PER_TOKEN)
+
+
+def test_every_figure_is_there_and_shows_something(finished: Space) -> None:
+    assert set(FIGURES) == finished.figures
+    for name in FIGURES:
+        picture = matplotlib.image.imread(finished.run / "figures" / f"{name}.png")
+        assert min(picture.shape[:2]) >= 300, name
+        # Not white, nor black axes on white alone: enough of it is coloured.
+        colours = picture[..., :3]
+        assert (np.ptp(colours, axis=-1) > 0.1).mean() > 0.001, name
+        svg = ElementTree.parse(finished.run / "figures" / f"{name}.svg").getroot()
+        assert svg.tag == "{http://www.w3.org/2000/svg}svg"
+        assert sum(1 for _ in svg.iter("{http://www.w3.org/2000/svg}path")) > 10, name
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_self_repair_is_the_sum_of_its_parts_on_every_token(finished: Space, kind: str) -> None:
+    values = ablations(finished, kind)
+    off, size = off_identity(values)
+    assert off < 64 * np.finfo(np.float32).eps * size
+    # Against a test that zeros would pass.
+    for part in PARTS:
+        assert np.abs(values[part]).max() > 0.05, part
+    repair = values["logit_change"] - (values["ablated_direct_effect"] - values["direct_effect"])
+    np.testing.assert_allclose(values["self_repair"], repair, atol=1e-5)
+    # Heads of the last layer have no head after them.
+    assert not values["self_repair_from_heads"][-N_HEADS:].any()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_ablations_open_with_names_units_and_provenance(finished: Space, kind: str) -> None:
+    path = finished.run / "ablations" / kind / "00001.h5"
+    with xr.open_dataset(path) as dataset:
+        for name in (*PER_TOKEN, "ablated_scale"):
+            assert dict(dataset[name].sizes) == {"head": 8, "prompt": IN_SHARD, "pos": LENGTH - 1}
+            assert dataset[name].dtype == np.float32
+            assert dataset[name].attrs["long_name"]
+            assert dataset[name].attrs["units"] == ("" if name == "ablated_scale" else "logits")
+        assert dict(dataset["repair_by_head"].sizes) == {"head": 8, "by_layer": N_LAYERS, "by_head": N_HEADS}
+        assert dict(dataset["repair_by_mlp"].sizes) == {"head": 8, "by_layer": N_LAYERS}
+        pairs = list(zip(dataset["layer"].values.tolist(), dataset["head_index"].values.tolist(), strict=True))
+        assert pairs == list(itertools.product(range(N_LAYERS), range(N_HEADS)))
+        assert dataset.attrs["ablation"] == kind
+        provenance = json.loads(dataset.attrs["provenance"])
+    assert set(provenance) >= {"identity", "package_version", "code", "config", "upstream", "torch", "transformers"}
+    assert provenance["config"]["compute"] == {"device": "cpu", "dtype": "float32", "center_unembed": True}
+    assert provenance["config"]["prompts"] == [4, 8]
+    upstream = ["activations/00001.h5", "thresholds.h5", "tokens.h5"]
+    upstream += ["mean_activations.h5"] if kind == "mean" else []
+    for name in upstream:
+        with h5py.File(finished.run / name) as file:
+            identity = json.loads(file.attrs["provenance"])["identity"]
+        recorded = (finished.run / name).relative_to(finished.work).as_posix()
+        assert provenance["upstream"][recorded] == identity
+    assert "results/snapshots/models/tiny/manifest.json" in provenance["upstream"]
+
+
+def test_activations_open_with_names(finished: Space) -> None:
+    sizes = {"layer": N_LAYERS, "prompt": IN_SHARD, "pos": LENGTH, "head": N_HEADS, "d_head": 4, "d_model": 16}
+    with xr.open_dataset(finished.run / "activations" / "00000.h5") as dataset:
+        assert dict(dataset.sizes) == {**sizes, "predicting_pos": LENGTH - 1}
+        assert dataset["z"].dims == ("layer", "prompt", "pos", "head", "d_head")
+        assert dataset["resid_pre"].dims == ("layer", "prompt", "pos", "d_model")
+        assert dataset["head_direct_effect"].dims == ("layer", "head", "prompt", "predicting_pos")
+
+
+def test_donors_are_others_of_the_same_shard(finished: Space) -> None:
+    donors = read(finished.run / "tokens.h5")["donors"]
+    own = np.arange(len(donors))[:, None]
+    assert (donors != own).all()
+    assert (donors // IN_SHARD == own // IN_SHARD).all()
+
+
+def test_top_tokens_are_the_largest_of_all_shards(finished: Space) -> None:
+    thresholds = read(finished.run / "thresholds.h5")
+    assert thresholds["top_tokens"].shape == (N_LAYERS, N_HEADS, int(0.1 * N_TOKENS)) == (2, 4, N_TOP)
+    effects = direct_effects(finished)
+    mask = top_mask(finished).reshape(len(effects), -1)
+    for row, tokens in enumerate(thresholds["top_tokens"].reshape(len(effects), -1)):
+        assert set(tokens.tolist()) == set(np.flatnonzero(mask[row]).tolist())
+        assert thresholds["threshold"].ravel()[row] == effects[row][tokens].min()
+    # Both shards hold some, so that a selection by shard would show.
+    assert mask.reshape(len(effects), 2, -1).any(-1).all(0).all()
+
+
+def test_mean_activations_are_means_over_all_prompts_and_positions(finished: Space) -> None:
+    z = np.concatenate([read(finished.run / "activations" / f"{shard}.h5")["z"] for shard in SHARDS], axis=1)
+    found = read(finished.run / "mean_activations.h5")["mean_z"]
+    np.testing.assert_allclose(found, z.astype(float).mean((1, 2)), rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_library_gives_what_the_workflow_wrote(finished: Space, kind: str) -> None:
+    model = selfrepair.load_model(finished.work / "results" / "snapshots" / "models" / "tiny")
+    file = read(finished.run / "tokens.h5")
+    tokens, donors = file["tokens"][:N_PROMPTS], file["tokens"][file["donors"][:N_PROMPTS, 0]]
+    if kind == "mean":
+        # The mean is over the whole data set, so that all of it is given.
+        whole = selfrepair.ablate_heads(model, tokens, kind=kind)
+    else:
+        parts = [slice(0, IN_SHARD), slice(IN_SHARD, N_PROMPTS)]
+        given = [donors[part] if kind == "resample" else None for part in parts]
+        found = [
+            selfrepair.ablate_heads(model, tokens[part], donor, kind=kind)
+            for part, donor in zip(parts, given, strict=True)
+        ]
+        whole = xr.concat(found, "prompt", data_vars="minimal", coords="minimal", compat="override")
+    values = ablations(finished, kind)
+    for name in (*PER_TOKEN, "ablated_scale"):
+        np.testing.assert_allclose(whole[name].values, values[name], atol=2e-5, err_msg=name)
+        assert np.abs(values[name]).max() > 0.05
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_who_repairs_whom_adds_up_to_the_repair_of_the_top_tokens(finished: Space, kind: str) -> None:
+    selected = top_mask(finished)
+    values = ablations(finished, kind)
+    by = {
+        name: sum(read(finished.run / "ablations" / kind / f"{shard}.h5")[name] for shard in SHARDS)
+        for name in ("repair_by_head", "repair_by_mlp", "n_selected")
+    }
+    assert by["n_selected"].tolist() == [N_TOP] * 8
+    for part, total in (("heads", by["repair_by_head"].sum((1, 2))), ("mlps", by["repair_by_mlp"].sum(1))):
+        wanted = np.where(selected, values[f"self_repair_from_{part}"], 0).sum((1, 2))
+        np.testing.assert_allclose(total, wanted, atol=1e-4)
+
+
+def clip_fraction(part: np.ndarray, effect: np.ndarray) -> float:
+    return float(np.mean([min(max(p / e, 0.0), 1.0) for p, e in zip(part.tolist(), effect.tolist(), strict=True)]))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_heads_table_holds_means_over_tokens(finished: Space, kind: str) -> None:
+    table = pd.read_parquet(finished.run / "tables" / kind / "heads.parquet")
+    values = ablations(finished, kind)
+    masks = {"top": top_mask(finished), "all": np.ones((8, N_PROMPTS, LENGTH - 1), bool)}
+    assert len(table) == 2 * 8
+    for selection, mask in masks.items():
+        rows = table[table["selection"] == selection]
+        assert [*zip(rows["layer"], rows["head"], strict=True)] == [*itertools.product(range(N_LAYERS), range(N_HEADS))]
+        for row, (_, got) in enumerate(rows.iterrows()):
+            chosen = {name: value[row][mask[row]].astype(float) for name, value in values.items()}
+            wanted = {name: chosen[name].mean() for name in PER_TOKEN}
+            for part in PARTS:
+                name = f"clipped_fraction_{part.removeprefix('self_repair_')}"
+                wanted[name] = clip_fraction(chosen[part], chosen["direct_effect"])
+            frozen = chosen["logit_change"] - chosen["self_repair_from_layernorm"]
+            wanted["frozen_layernorm_logit_change"] = frozen.mean()
+            removed = chosen["direct_effect"].sum() - chosen["ablated_direct_effect"].sum()
+            wanted["pooled_repair_fraction"] = chosen["self_repair"].sum() / removed
+            for name, value in wanted.items():
+                assert got[name] == pytest.approx(value, rel=2e-5, abs=2e-6), (selection, row, name)
+            assert got["n_tokens"] == (N_TOP if selection == "top" else N_TOKENS)
+            assert got["n_prompts"] == mask[row].any(-1).sum()
+            assert got["relative_depth"] == got["layer"]
+    assert table.attrs["n_tokens"] == N_TOKENS
+    assert (table.attrs["model"], table.attrs["corpus"], table.attrs["ablation"]) == ("tiny", "words", kind)
+    pd.testing.assert_frame_equal(pd.read_csv(finished.run / "tables" / kind / "heads.csv"), table, check_dtype=False)
+
+
+def test_intervals_are_percentiles_over_resampled_prompts(finished: Space) -> None:
+    """One column of one head, resampled prompt by prompt with the seed of the config."""
+    table = pd.read_parquet(finished.run / "tables" / "resample" / "heads.parquet")
+    draws = np.random.default_rng(0).integers(N_PROMPTS, size=(50, N_PROMPTS))
+    values = ablations(finished, "resample")["self_repair"].astype(float)
+    row = 5
+    for selection, mask in (("all", np.ones_like(top_mask(finished))), ("top", top_mask(finished))):
+        resampled = []
+        for drawn in draws:
+            tokens = np.concatenate([values[row, prompt][mask[row, prompt]] for prompt in drawn])
+            if len(tokens):
+                resampled.append(tokens.mean())
+        got = table[table["selection"] == selection].iloc[row]
+        low, high = np.quantile(resampled, [0.025, 0.975])
+        assert got["self_repair_low"] == pytest.approx(low, rel=1e-5)
+        assert got["self_repair_high"] == pytest.approx(high, rel=1e-5)
+        assert low < got["self_repair"] < high
+
+
+@pytest.mark.parametrize(("kind", "name"), itertools.product(KINDS, ("heads", "layers", "model")))
+def test_intervals_are_in_order(finished: Space, kind: str, name: str) -> None:
+    table = pd.read_parquet(finished.run / "tables" / kind / f"{name}.parquet")
+    estimates = [column for column in table if f"{column}_low" in table]
+    assert set(PER_TOKEN) < set(estimates)
+    for column in estimates:
+        assert (table[f"{column}_low"] <= table[f"{column}_high"]).all(), column
+        assert np.isfinite(table[column]).all(), column
+    # A mean over all tokens lies amid its resamples.
+    whole = table[table["selection"] == "all"]
+    for column in PER_TOKEN:
+        assert (whole[f"{column}_low"] <= whole[column]).all(), column
+        assert (whole[column] <= whole[f"{column}_high"]).all(), column
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_layers_and_model_are_means_over_heads(finished: Space, kind: str) -> None:
+    folder = finished.run / "tables" / kind
+    heads, layers, model = (pd.read_parquet(folder / f"{name}.parquet") for name in ("heads", "layers", "model"))
+    estimates = [column for column in layers if f"{column}_low" in layers]
+    wanted = heads.groupby(["selection", "layer"])[estimates].mean()
+    got = layers.set_index(["selection", "layer"])[estimates]
+    pd.testing.assert_frame_equal(got.sort_index(), wanted.sort_index())
+    assert (layers["n_heads"] == N_HEADS).all()
+    wanted = heads.groupby("selection")[estimates].mean()
+    pd.testing.assert_frame_equal(model.set_index("selection")[estimates].sort_index(), wanted.sort_index())
+
+
+def test_tokens_of_the_strongest_heads(finished: Space) -> None:
+    tokens = pd.read_parquet(finished.run / "tables" / "resample" / "token_noise.parquet")
+    heads = pd.read_parquet(finished.run / "tables" / "resample" / "heads.parquet")
+    top = heads[heads["selection"] == "top"].nlargest(4, "self_repair")
+    strongest = [*zip(top["layer"], top["head"], strict=True)]
+    values, selected = ablations(finished, "resample"), top_mask(finished)
+    assert len(tokens) == 4 * N_TOKENS
+    for rank, (layer, head) in enumerate(strongest, start=1):
+        rows = tokens[tokens["rank"] == rank]
+        assert (rows["layer"] == layer).all()
+        assert (rows["head"] == head).all()
+        at = layer * N_HEADS + head
+        for name in ("direct_effect", "logit_change", "self_repair"):
+            np.testing.assert_array_equal(rows[name], values[name][at].ravel())
+        np.testing.assert_array_equal(rows["selected"], selected[at].ravel())
+        np.testing.assert_array_equal(rows["prompt"], np.repeat(np.arange(N_PROMPTS), LENGTH - 1))
+
+
+def test_zero_ablation_leaves_no_direct_effect(finished: Space) -> None:
+    """A Llama has no value bias, so a head of z = 0 writes nothing."""
+    assert not ablations(finished, "zero")["ablated_direct_effect"].any()
+    assert ablations(finished, "mean")["ablated_direct_effect"].any()
+
+
+def test_a_named_target_makes_only_what_it_needs(fresh: Space) -> None:
+    assert fresh.jobs("token_noise") == {
+        "snapshot_model": 1,
+        "snapshot_corpus": 1,
+        "tokenize_corpus": 1,
+        "check_prompts": 1,
+        "cache_activations": 2,
+        "select_top_tokens": 1,
+        "ablate_heads": 2,
+        "condense_ablations": 1,
+        "tabulate_tokens": 1,
+        "draw_token_noise": 1,
+    }
+
+
+def test_a_second_run_has_nothing_to_do(copied: Space) -> None:
+    before = {path: path.stat().st_mtime_ns for path in copied.run.rglob("*") if path.is_file()}
+    assert NOTHING in copied.make()
+    assert {path: path.stat().st_mtime_ns for path in copied.run.rglob("*") if path.is_file()} == before
+
+
+def test_the_profile_is_found_without_being_named(copied: Space) -> None:
+    """Else an edited comment of a script would run the sweep again."""
+    command = copied.command("--dry-run")
+    at = command.index("--workflow-profile")
+    assert NOTHING in copied.execute([*command[:at], *command[at + 2 :]]).stdout
+    path = copied.repo / "scripts" / "ablate_heads.py"
+    path.write_text(path.read_text() + "# A comment.\n")
+    done = copied.execute([*command[:at], *command[at + 2 :]])
+    assert "profiles/default" in done.stdout
+    assert NOTHING in done.stdout, done.stdout
+
+
+def test_the_report_is_one_file_with_every_figure_and_caption(copied: Space) -> None:
+    copied.make("--report", "report.html")
+    html = (copied.work / "report.html").read_text(encoding="utf-8")
+    for name in FIGURES:
+        assert name.replace("_", " ") in html
+    for words in (
+        "Does ablating a head cost as much as its direct effect?",
+        "Which components repair, and how much of what was removed?",
+        "How much does self-repair vary from token to token?",
+        "120 tokens (8 prompts",
+        "Self-repair of ablated attention heads",
+    ):
+        assert words in " ".join(html.replace("\\n", " ").split()), words
+
+
+def test_the_real_model_on_real_text(tmp_path: Path) -> None:
+    """SmolLM2 of the default config on four short prompts, all of its heads: some two minutes on two cores."""
+    space = Space.new(tmp_path / "space")
+    name = "smollm2-135m-instruct"
+    overlay = {
+        "run": {"models": [name], "corpora": ["lee"]},
+        "tokens": {"prompts": 4, "prompts_per_shard": 2, "prompt_length": 32},
+        "statistics": {"top_fraction": 0.1, "n_bootstrap": 50},
+    }
+    (space.work / "config.yaml").write_text(yaml.safe_dump(overlay))
+    space.make("self_repair_by_layer", "repair_breakdown", "layernorm_repair", "mlp_repair", "token_noise")
+    run = space.work / "results" / name / "lee"
+    for shard in SHARDS:
+        values = read(run / "ablations" / "resample" / f"{shard}.h5")
+        assert values["self_repair"].shape == (30 * 9, 2, 31)
+        off, size = off_identity(values)
+        assert off < 64 * np.finfo(np.float32).eps * size
+    heads = pd.read_parquet(run / "tables" / "resample" / "heads.parquet")
+    top = heads[heads["selection"] == "top"]
+    assert len(top) == 270
+    assert (top["n_tokens"] == int(0.1 * 4 * 31)).all()
+    assert (top["direct_effect"] > 0).all()
+    assert len(list((run / "figures").glob("*.png"))) == 5
