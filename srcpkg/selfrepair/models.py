@@ -230,8 +230,8 @@ def load_model(
     """Load a model for measurement, or take one that is in memory.
 
     Args:
-        source: A snapshot folder (config, safetensors, manifest), or a transformers causal language model. A model in
-            memory is used as it is and never changed.
+        source: A snapshot folder, another folder that save_pretrained wrote, or a transformers causal language model. A
+            model in memory is used as it is and never changed.
         device: Torch device, such as "cpu" or "cuda".
         dtype: "float32" or "float64"; the type of weights and of every measured value.
         center_unembed: Centre logits over the vocabulary, as the definitions do.
@@ -241,7 +241,7 @@ def load_model(
         residual, the logit formula gives the model's own logits.
 
     Raises:
-        ValueError: The folder is not a snapshot, the model in memory has another dtype or device or is in training
+        ValueError: The folder holds no model, the model in memory has another dtype or device or is in training
             mode, or the definitions do not cover its architecture.
     """
     if dtype not in DTYPES:
@@ -252,7 +252,7 @@ def load_model(
     if isinstance(source, PreTrainedModel):
         hf = source
     elif isinstance(source, str | Path):
-        hf, weights = _read_snapshot(Path(source), device, DTYPES[dtype])
+        hf, weights = _read_folder(Path(source), device, DTYPES[dtype])
     else:
         raise ValueError(
             f"source is a {type(source).__name__}; wanted a snapshot folder or a transformers PreTrainedModel"
@@ -265,20 +265,23 @@ def load_model(
     return model
 
 
-def _read_snapshot(folder: Path, device: str, dtype: torch.dtype) -> tuple[PreTrainedModel, str]:
-    if not folder.is_dir():
+def _read_folder(folder: Path, device: str, dtype: torch.dtype) -> tuple[PreTrainedModel, str]:
+    if not (folder / "config.json").is_file():
         raise ValueError(
-            f"model snapshot {folder} is not a folder: make it with `snakemake snapshot_model`, or name another"
+            f"{folder} holds no model (no config.json): name a snapshot, as results/snapshots/models/NAME that "
+            "`snakemake` makes, or a folder that transformers' save_pretrained wrote"
         )
-    manifest = read_manifest(folder / "manifest.json", kind="model")
-    refuse_architecture(json.loads((folder / "config.json").read_text())["model_type"], str(folder))
+    weights = "in a local folder"
+    if (folder / "manifest.json").exists():
+        weights = read_manifest(folder / "manifest.json", kind="model")["weights"]
+    refuse_architecture(json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"], str(folder))
     hf = AutoModelForCausalLM.from_pretrained(
         folder, dtype=dtype, attn_implementation="sdpa", local_files_only=True, use_safetensors=True
     )
     if dtype == torch.float64:
         _norm_in_own_dtype(hf)
     hf.eval().to(torch.device(device))
-    return hf, manifest["weights"]
+    return hf, weights
 
 
 def _norm_in_own_dtype(hf: PreTrainedModel) -> None:

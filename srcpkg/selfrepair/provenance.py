@@ -82,7 +82,8 @@ def identity_of(path: Path) -> str:
 
         with h5py.File(path) as file:
             return str(json.loads(file.attrs["provenance"])["identity"])
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()[:16]
 
 
 @cache

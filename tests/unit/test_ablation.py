@@ -1,5 +1,7 @@
 """The library interface: identities in every architecture, known answers, and errors."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -291,7 +293,7 @@ def test_settings_of_a_model_in_memory() -> None:
         selfrepair.load_model(hf, dtype="float16")
     with pytest.raises(ValueError, match=r"training mode.*model.eval\(\)"):
         selfrepair.load_model(random_model("llama").train(), dtype="float64")
-    with pytest.raises(ValueError, match="not a folder"):
+    with pytest.raises(ValueError, match=r"holds no model \(no config.json\)"):
         selfrepair.load_model("no/such/folder")
 
 
@@ -310,3 +312,12 @@ def test_configs_with_biases_are_really_random() -> None:
         vectors = [parameter for parameter in hf.parameters() if parameter.ndim == 1]
         assert vectors
         assert all(float(vector.std()) > 0.1 for vector in vectors)
+
+
+def test_folder_that_transformers_wrote(tmp_path: Path, tokens: np.ndarray) -> None:
+    hf = random_model("llama", torch.float32)
+    hf.save_pretrained(tmp_path)
+    from_folder = selfrepair.ablate_heads(selfrepair.load_model(tmp_path), tokens, kind="zero")
+    in_memory = selfrepair.ablate_heads(selfrepair.load_model(hf), tokens, kind="zero")
+    assert from_folder.identical(in_memory)
+    assert from_folder["self_repair"].dtype == np.float32
