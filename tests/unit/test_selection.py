@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from selfrepair.selection import read_selected, select_top_tokens
 from selfrepair.storage import write_hdf5
 
