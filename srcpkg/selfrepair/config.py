@@ -1,10 +1,14 @@
 """Checks of the workflow's config before anything runs, with errors that say what to do."""
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 from jsonschema import Draft202012Validator
+
+from selfrepair.snapshots.sources import parse_source
 
 
 def check_config(config: dict[str, Any], schema: Path) -> None:
@@ -32,6 +36,33 @@ def check_config(config: dict[str, Any], schema: Path) -> None:
         raise ValueError(
             "\n".join(["config is wrong:", *(f"  {problem}" for problem in problems), f"  (see {schema})"])
         )
+
+
+def check_sources(config: dict[str, Any], manifests: Mapping[str, str]) -> None:
+    """Check that what the run takes from a path is there, or has been taken already.
+
+    Without it a mistyped path would go unseen: a file that is there and cannot be made again serves Snakemake as it is, here
+    the snapshot of the former source.
+
+    Args:
+        config: The merged config, checked.
+        manifests: By section (models, corpora), the path of a snapshot's manifest with the name left open as ``{name}``.
+
+    Raises:
+        ValueError: One line for each source that is wrong.
+    """
+    problems = []
+    for section, manifest in manifests.items():
+        for name in config["run"][section]:
+            source = parse_source(config[section][name]["source"])
+            missing = source.scheme == "path" and not source.path.exists()
+            if missing and _source_of(Path(manifest.format(name=name))) != str(source):
+                problems.append(
+                    f"{section}.{name}.source is {source}, but {source.path.absolute()} does not exist: correct the path "
+                    "(relative to the working directory)"
+                )
+    if problems:
+        raise ValueError("\n".join(["config is wrong:", *(f"  {problem}" for problem in problems)]))
 
 
 def shard_names(tokens: dict[str, Any]) -> list[str]:
@@ -81,3 +112,10 @@ def _no_tokens(tokens: dict[str, Any], statistics: dict[str, Any]) -> list[str]:
             f"{1 / n_tokens:.2g} or more, or raise tokens.prompts"
         ]
     return []
+
+
+def _source_of(manifest: Path) -> str | None:
+    """What a snapshot was taken from; None where there is none."""
+    if not manifest.is_file():
+        return None
+    return json.loads(manifest.read_text(encoding="utf-8")).get("source")

@@ -9,7 +9,7 @@ import pytest
 import yaml
 from jsonschema import Draft202012Validator
 
-from selfrepair.config import check_config, shard_names, shard_prompts
+from selfrepair.config import check_config, check_sources, shard_names, shard_prompts
 
 from conftest import REPOSITORY
 
@@ -142,3 +142,25 @@ def test_shards_cover_every_prompt_once() -> None:
     assert shard_names(tokens) == ["00000", "00001", "00002"]
     ranges = [range(*shard_prompts(name, tokens)) for name in shard_names(tokens)]
     assert [prompt for one in ranges for prompt in one] == list(range(24))
+
+
+def test_a_path_must_be_there_until_its_snapshot_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = {
+        "run": {"models": ["mine"], "corpora": ["web"]},
+        "models": {"mine": {"source": "path:model"}, "unused": {"source": "path:elsewhere"}},
+        "corpora": {"web": {"source": "package:gensim==4.4.0"}},
+    }
+    manifests = {"models": "models/{name}.json", "corpora": "corpora/{name}.json"}
+    message = f"models.mine.source is path:model, but {tmp_path}/model does not exist: correct the path"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        check_sources(config, manifests)
+    (tmp_path / "model").mkdir()
+    check_sources(config, manifests)
+    (tmp_path / "model").rmdir()
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "mine.json").write_text('{"source": "path:model"}')
+    check_sources(config, manifests)
+    (tmp_path / "models" / "mine.json").write_text('{"source": "path:another"}')
+    with pytest.raises(ValueError, match=re.escape(message)):
+        check_sources(config, manifests)
