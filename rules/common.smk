@@ -5,13 +5,8 @@ from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 
-from selfrepair.config import check_config, shard_names, shard_prompts
+from selfrepair.config import check_config, check_sources, shard_names, shard_prompts
 from selfrepair.provenance import code_digest
-
-try:
-    check_config(config, Path(workflow.basedir) / "config" / "config.schema.yaml")
-except ValueError as error:
-    raise WorkflowError(str(error)) from None
 
 
 wildcard_constraints:
@@ -36,6 +31,12 @@ FIGURE = f"{RUN}/figures/{{figure}}.png"
 PUBLISHED = os.path.relpath(Path(workflow.basedir) / "resources" / "published" / "self_repair_by_head.csv")
 LOGS = "logs/{model}/{corpus}"
 BENCHMARKS = f"{RUN}/benchmarks"
+
+try:
+    check_config(config, Path(workflow.basedir) / "config" / "config.schema.yaml")
+    check_sources(config, {"models": MODEL.format(model="{name}"), "corpora": CORPUS.format(corpus="{name}")})
+except ValueError as error:
+    raise WorkflowError(str(error)) from None
 
 SHARDS = shard_names(config["tokens"])
 KINDS = list(config["ablations"])

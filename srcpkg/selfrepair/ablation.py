@@ -130,7 +130,9 @@ def ablate_shard(
             parts.append(sweep(model, ids[chunk], clean, replacement, chosen, bar, selected[:, chunk]))
     dataset = _join(parts)
     dataset["n_selected"] = ("head", selected.sum((1, 2)))
-    with write_hdf5(out, kind="ablations", provenance=provenance, attrs={"ablation": kind}) as file:
+    # "coordinates" tells xarray which variables label the heads.
+    attrs = {"ablation": kind, "coordinates": "layer head_index"}
+    with write_hdf5(out, kind="ablations", provenance=provenance, attrs=attrs) as file:
         file.put_dataset(dataset, chunk={"head": 1, "prompt": 1})
 
 

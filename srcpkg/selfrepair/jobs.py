@@ -25,7 +25,7 @@ def job(snakemake: Any, offline: bool = True) -> Iterator[dict[str, Any]]:
         Provenance of the job's results (`selfrepair.provenance.describe`).
 
     Raises:
-        SystemExit: The block failed; the log holds the traceback.
+        SystemExit: The block failed, and the log holds the traceback; or it was interrupted.
     """
     _limit_threads(snakemake.threads)
     os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
@@ -43,6 +43,10 @@ def job(snakemake: Any, offline: bool = True) -> Iterator[dict[str, Any]]:
             # A ValueError is addressed to the user: it stands last, where a log is read first.
             print(f"\nError: {error}" if isinstance(error, ValueError) else f"\n{error!r}", file=sys.stderr)  # noqa: T201
             raise SystemExit(1) from None
+        except KeyboardInterrupt:
+            # Ctrl-C reaches every process of the run; Snakemake says what was stopped.
+            print("\nInterrupted.", file=sys.stderr)  # noqa: T201
+            raise SystemExit(130) from None
 
 
 def _limit_threads(threads: int) -> None:

@@ -76,12 +76,21 @@ def describe(*, code: str, config: dict[str, Any], inputs: list[Path]) -> dict[s
 
 
 def identity_of(path: Path) -> str:
-    """The identity that a result file records of itself, or the SHA-256 of any other file."""
+    """The identity that a result file records of itself, or the SHA-256 of any other file.
+
+    Raises:
+        ValueError: A result file is missing or damaged, with the command that remakes it.
+    """
     if path.suffix == ".h5":
         import h5py
 
-        with h5py.File(path) as file:
-            return str(json.loads(file.attrs["provenance"])["identity"])
+        try:
+            with h5py.File(path) as file:
+                return str(json.loads(file.attrs["provenance"])["identity"])
+        except (OSError, KeyError) as error:
+            raise ValueError(
+                f"{path} is not a whole HDF5 file ({error}): remake it with `snakemake --forcerun {path}`"
+            ) from error
     with path.open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()[:16]
 

@@ -196,3 +196,14 @@ def test_the_identity_of_a_result_is_the_one_it_records(tmp_path: Path) -> None:
         pass
     assert identity_of(result) == provenance["identity"]
     assert {"package_version", "python", "torch", "transformers", "h5py", "numpy"} <= set(provenance)
+
+
+def test_a_damaged_result_is_named_with_the_command_that_remakes_it(tmp_path: Path) -> None:
+    result = tmp_path / "result.h5"
+    with write_hdf5(result, kind="tokens", provenance=describe(code="c0de", config={}, inputs=[])):
+        pass
+    with result.open("r+b") as handle:
+        handle.truncate(result.stat().st_size // 2)
+    with pytest.raises(ValueError, match=r"result\.h5 is not a whole HDF5 file") as caught:
+        identity_of(result)
+    assert f"`snakemake --forcerun {result}`" in str(caught.value)

@@ -1,6 +1,7 @@
 """A copy of the workflow beside a working folder of its own, and Snakemake run in it as a user runs it."""
 
 import copy
+import json
 import os
 import re
 import shutil
@@ -20,7 +21,13 @@ PARTS = ("Snakefile", "environment.yml", "config", "profiles", "report", "resour
 TIMEOUT = 900
 
 NOTHING = "Nothing to be done"
-PARAMS_CHANGED = "params have changed since last execution"
+DIGESTS = """
+import json, sys
+from pathlib import Path
+from selfrepair.provenance import code_digest
+rules = json.loads(sys.argv[1])
+print(json.dumps({rule: code_digest(Path(f"{script}.py"), *modules) for rule, (script, *modules) in rules.items()}))
+"""
 
 
 @dataclass(frozen=True)
@@ -133,19 +140,28 @@ class Space:
         found = {name: int(count) for name, count in re.findall(r"^(\w+) +(\d+)$", table, re.MULTILINE)}
         return Counter({name: count for name, count in found.items() if name not in self.targets})
 
-    def reasons(self, *arguments: str) -> dict[str, set[str]]:
-        """Why `snakemake -n` would run what it would: rules by reason, in Snakemake's words."""
-        printed = self.make("--dry-run", *arguments)
-        if NOTHING in printed:
-            return {}
-        block = re.search(r"^Reasons:\n.*\n((?: {4}.+\n)+)", printed, re.MULTILINE)
-        assert block is not None, printed
-        pairs = re.findall(r"^ {4}(\S.*):\n {8}(.+)$", block[1], re.MULTILINE)
-        return {reason: set(rules.split(", ")) - self.targets for reason, rules in pairs}
+    def digests(self) -> dict[str, str]:
+        """The code digest of every rule, by the copy's own package."""
+        scripts = sorted(path.stem for path in (self.repo / "scripts").glob("*.py"))
+        rules = {script: [script] for script in scripts if script != "draw_figure"}
+        rules |= {f"draw_{figure}": ["draw_figure", f"selfrepair.figures.{figure}"] for figure in self.figures}
+        done = subprocess.run(
+            [sys.executable, "-c", DIGESTS, json.dumps(rules)],
+            cwd=self.repo / "scripts",
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        return json.loads(done.stdout)
 
-    def edited_rules(self) -> set[str]:
-        """Rules that are stale for their params, their code among them, and not only for what comes before them."""
-        return self.reasons().get(PARAMS_CHANGED, set())
+    def recorded_params(self) -> dict[str, set[str]]:
+        """Params of every job that has run, by rule, as Snakemake recorded them."""
+        params: dict[str, set[str]] = {}
+        for path in (self.work / ".snakemake" / "metadata").iterdir():
+            record = json.loads(path.read_text(encoding="utf-8"))
+            params.setdefault(record["rule"], set()).update(record["params"])
+        return params
 
     @property
     def targets(self) -> set[str]:

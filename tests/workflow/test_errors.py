@@ -21,7 +21,7 @@ def space(finished: Space, tmp_path_factory: pytest.TempPathFactory) -> Space:
         ("tokens.promts", 8, "tokens: Additional properties are not allowed ('promts' was unexpected)"),
         ("tokens.prompts", -8, "tokens.prompts: -8 is less than the minimum of 2"),
         ("tokens.prompts", 9, "tokens.prompts is 9, no multiple of tokens.prompts_per_shard 4: use 8 or 12"),
-        ("run.models", ["small"], "run.models names 'small', which is not under models: smollm2-135m-instruct, tiny"),
+        ("run.models", ["small"], "run.models names 'small', which is not under models: tiny, smollm2-135m-instruct"),
         ("models.tiny.source", "tiny", "models.tiny.source: 'tiny' does not match"),
         ("statistics.first_position", 15, "have 15 positions that predict: use at most 14"),
     ],
@@ -41,18 +41,26 @@ def test_a_wrong_config_is_refused_in_a_few_lines(space: Space, path: str, value
     assert len(done.stdout.splitlines()) < 12, done.stdout
 
 
-@pytest.mark.parametrize(("section", "name", "rule"), [("models", "tiny", "model"), ("corpora", "words", "corpus")])
-def test_a_missing_path_is_named(space: Space, section: str, name: str, rule: str) -> None:
-    kept = space.config
-    try:
-        space.change(f"{section}.{name}.source", "path:no/such/place")
-        done = space.snakemake("--dry-run")
-    finally:
-        space.write_config(kept)
+@pytest.mark.parametrize(("section", "name"), [("models", "tiny"), ("corpora", "words")])
+@pytest.mark.parametrize("taken", [False, True], ids=["fresh", "another snapshot is there"])
+def test_a_missing_path_is_named(
+    copied: Space, fresh: Space, tmp_path: Path, section: str, name: str, taken: bool
+) -> None:
+    """Also where Snakemake would take the snapshot of the former source for the new one's."""
+    space = copied if taken else fresh.copy(tmp_path / "fresh")
+    space.change(f"{section}.{name}.source", "path:no/such/place")
+    done = space.snakemake("--dry-run")
     assert done.returncode != 0
-    assert f"Missing input files for rule snapshot_{rule}" in done.stdout
-    assert "no/such/place" in done.stdout
+    assert (
+        f"{section}.{name}.source is path:no/such/place, but {space.work}/no/such/place does not exist" in done.stdout
+    )
     assert "Traceback" not in done.stdout
+
+
+def test_a_source_that_has_gone_is_not_missed_once_its_snapshot_is_there(copied: Space) -> None:
+    (copied.work / "model").rename(copied.work / "moved")
+    (copied.work / "text").rename(copied.work / "moved_text")
+    assert copied.jobs() == {}
 
 
 def fails(space: Space, log: str, *arguments: str) -> str:

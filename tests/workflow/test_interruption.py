@@ -1,4 +1,4 @@
-"""A run that is killed, interrupted or finds a damaged file goes on from the shards it has, and gives what it would have given."""
+"""A run that is killed, interrupted or finds a damaged file goes on from its finished shards, to the same results."""
 
 import os
 import re
@@ -10,7 +10,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import h5py
-import numpy as np
 import pytest
 
 from workflow.running import TIMEOUT, Space, log_of
@@ -194,4 +193,3 @@ def test_a_damaged_input_of_the_sweep_stops_it(copied: Space) -> None:
     assert failed.returncode != 0
     assert "results/tiny/words/activations/00001.h5 is damaged" in log_of(copied, "ablate_heads/resample/00001")
     assert not (copied.work / out).exists()
-    assert np.isfinite(float(times.st_size))

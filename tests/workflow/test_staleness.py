@@ -67,6 +67,15 @@ USERS = {
     "tables.py": TABLES,
     "tokens.py": {"tokenize_corpus", "check_prompts"} | RUNS_THE_MODEL,
 }
+
+# Jobs of the tiny run: three kinds of ablation on two shards.
+DRAWN = dict.fromkeys(FIGURES, 1)
+CONDENSED = {"condense_ablations": 3, "tabulate_tokens": 1, **DRAWN}
+SELECTED = {"select_top_tokens": 1, "ablate_heads": 6, **CONDENSED}
+FROM_ACTIVATIONS = {"cache_activations": 2, "average_activations": 1, **SELECTED}
+FROM_TOKENS = {"tokenize_corpus": 1, "check_prompts": 1, **FROM_ACTIVATIONS}
+FROM_SNAPSHOTS = {"snapshot_model": 1, "snapshot_corpus": 1, **FROM_TOKENS}
+
 PACKAGE = REPOSITORY / "srcpkg" / "selfrepair"
 MODULES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
 
@@ -100,16 +109,58 @@ def test_every_module_is_listed() -> None:
     assert sorted(USERS) == MODULES
 
 
+@pytest.fixture(scope="module")
+def digests(space: Space) -> dict[str, str]:
+    return space.digests()
+
+
+def changed(space: Space, before: dict[str, str]) -> set[str]:
+    after = space.digests()
+    assert set(after) == set(before) == EVERY
+    return {rule for rule in after if after[rule] != before[rule]}
+
+
+def test_the_code_of_every_rule_is_a_param_of_it(space: Space, digests: dict[str, str]) -> None:
+    """What the digests below show holds for Snakemake."""
+    recorded = space.recorded_params()
+    assert set(recorded) == EVERY
+    for rule, digest in digests.items():
+        assert repr(digest) in recorded[rule], rule
+
+
 @pytest.mark.parametrize("module", MODULES)
-def test_an_edit_of_a_module_makes_stale_what_runs_it(space: Space, module: str) -> None:
+def test_an_edit_of_a_module_changes_the_code_of_what_runs_it(
+    space: Space, digests: dict[str, str], module: str
+) -> None:
     with appended(space, module, "\n_EDITED = True\n"):
-        assert space.edited_rules() == USERS[module]
+        assert changed(space, digests) == USERS[module]
+    assert changed(space, digests) == set()
 
 
 @pytest.mark.parametrize("script", sorted(path.stem for path in (REPOSITORY / "scripts").glob("*.py")))
-def test_an_edit_of_a_script_makes_its_rule_stale(space: Space, script: str) -> None:
+def test_an_edit_of_a_script_changes_the_code_of_its_rule(space: Space, digests: dict[str, str], script: str) -> None:
     with space.edited(space.repo / "scripts" / f"{script}.py", "from pathlib", "import math\nfrom pathlib"):
-        assert space.edited_rules() == (FIGURES if script == "draw_figure" else {script})
+        assert changed(space, digests) == (FIGURES if script == "draw_figure" else {script})
+
+
+@pytest.mark.parametrize(
+    ("module", "jobs"),
+    [
+        ("config.py", {}),
+        ("figures/token_noise.py", {"draw_token_noise": 1}),
+        ("figures/style.py", DRAWN),
+        ("statistics.py", CONDENSED),
+        ("averages.py", {"average_activations": 1, "ablate_heads": 6, **CONDENSED}),
+        ("replay.py", {"ablate_heads": 6, **CONDENSED}),
+        ("activations.py", FROM_ACTIVATIONS),
+        ("jobs.py", FROM_SNAPSHOTS),
+    ],
+)
+def test_snakemake_runs_what_an_edit_makes_stale_and_what_follows(
+    space: Space, module: str, jobs: dict[str, int]
+) -> None:
+    with appended(space, module, "\n_EDITED = True\n"):
+        assert space.jobs() == jobs
 
 
 def test_comments_docstrings_and_layout_make_nothing_stale(finished: Space, tmp_path) -> None:
@@ -128,47 +179,32 @@ def test_comments_docstrings_and_layout_make_nothing_stale(finished: Space, tmp_
     assert space.jobs() == {}
 
 
-def test_what_is_made_of_stale_results_is_made_again(space: Space) -> None:
-    with appended(space, "statistics.py", "\n_EDITED = True\n"):
-        assert space.jobs() == {"condense_ablations": 3, "tabulate_tokens": 1, **dict.fromkeys(FIGURES, 1)}
-    with appended(space, "averages.py", "\n_EDITED = True\n"):
-        kinds = {"average_activations": 1, "ablate_heads": 6, "condense_ablations": 3, "tabulate_tokens": 1}
-        assert space.jobs() == {**kinds, **dict.fromkeys(FIGURES, 1)}
-
-
 @pytest.mark.parametrize(
-    ("path", "value", "rules"),
+    ("path", "value", "jobs"),
     [
-        # Captions of figures say how many resamples, which fraction and how many prompts, so that they are redrawn.
-        ("statistics.n_bootstrap", 60, {"condense_ablations"} | FIGURES),
-        ("statistics.bootstrap_seed", 1, {"condense_ablations"}),
-        ("statistics.top_fraction", 0.2, {"select_top_tokens", "condense_ablations"} | FIGURES),
-        ("statistics.first_position", 1, {"select_top_tokens", *TABLES} | FIGURES),
-        ("figures.token_noise.heads", [[0, 1]], {"tabulate_tokens"}),
-        ("compute.dtype", "float64", RUNS_THE_MODEL),
-        ("compute.center_unembed", False, RUNS_THE_MODEL),
-        ("tokens.seed", 1, {"tokenize_corpus"}),
-        ("models.tiny.license", "MIT", {"snapshot_model"}),
-        ("corpora.words.documents", 4, {"snapshot_corpus"}),
-        ("ablations.zero.heads", [[0, 1], [1, 1]], {"ablate_heads"}),
+        ("statistics.n_bootstrap", 60, CONDENSED),
+        ("statistics.bootstrap_seed", 1, CONDENSED),
+        # Ablations too: who repairs whom is summed over top tokens.
+        ("statistics.top_fraction", 0.2, SELECTED),
+        ("statistics.first_position", 1, SELECTED),
+        ("figures.token_noise.heads", [[0, 1]], {"tabulate_tokens": 1, "draw_token_noise": 1}),
+        (
+            "ablations.zero.heads",
+            [[0, 1], [1, 1]],
+            {"ablate_heads": 2, "condense_ablations": 1, "draw_effect_vs_logit_change": 1},
+        ),
+        ("compute.dtype", "float64", FROM_ACTIVATIONS),
+        ("compute.center_unembed", False, FROM_ACTIVATIONS),
+        ("tokens.seed", 1, FROM_TOKENS),
+        ("models.tiny.weights", "random", {"snapshot_model": 1, **FROM_TOKENS}),
+        ("corpora.words.documents", 4, {"snapshot_corpus": 1, **FROM_TOKENS}),
     ],
 )
-def test_a_config_value_makes_stale_what_uses_it(space: Space, path: str, value: Any, rules: set[str]) -> None:
+def test_a_config_value_makes_stale_what_uses_it_and_what_follows(
+    space: Space, path: str, value: Any, jobs: dict[str, int]
+) -> None:
     with configured(space, path, value):
-        assert space.edited_rules() == rules
-
-
-def test_what_comes_before_an_edited_value_is_kept(space: Space) -> None:
-    drawn = dict.fromkeys(FIGURES, 1)
-    tables = {"condense_ablations": 3, "tabulate_tokens": 1, **drawn}
-    with configured(space, "statistics.n_bootstrap", 60):
-        assert space.jobs() == tables
-    with configured(space, "statistics.top_fraction", 0.2):
-        assert space.jobs() == {"select_top_tokens": 1, "ablate_heads": 6, **tables}
-    with configured(space, "figures.token_noise.heads", [[0, 1]]):
-        assert space.jobs() == {"tabulate_tokens": 1, "draw_token_noise": 1}
-    with configured(space, "ablations.zero.heads", [[0, 1], [1, 1]]):
-        assert space.jobs() == {"ablate_heads": 2, "condense_ablations": 1, "draw_effect_vs_logit_change": 1}
+        assert space.jobs() == jobs
 
 
 def test_values_of_models_and_texts_that_do_not_run_change_nothing(space: Space) -> None:
