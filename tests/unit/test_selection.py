@@ -33,7 +33,9 @@ def test_selected_tokens_are_the_exact_fraction_over_all_shards(
     shards: list[Path], effects: np.ndarray, tmp_path: Path, first_position: int
 ) -> None:
     out = tmp_path / "thresholds.h5"
-    select_top_tokens(shards=shards, out=out, top_fraction=0.2, first_position=first_position, provenance={"identity": "x"})
+    select_top_tokens(
+        shards=shards, out=out, top_fraction=0.2, first_position=first_position, provenance={"identity": "x"}
+    )
     heads = [(1, 2), (0, 0), (1, 0)]
     count = int(0.2 * 3 * PROMPTS * (POSITIONS - first_position))
     parts = [read_selected(out, heads, slice(first, first + PROMPTS)) for first in range(0, 3 * PROMPTS, PROMPTS)]
