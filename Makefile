@@ -4,12 +4,13 @@ CORES ?= all
 BIN := .venv/bin
 ENV := PATH="$(CURDIR)/$(BIN):$$PATH"
 
-.PHONY: help setup reproduce report test check format lock
+.PHONY: help setup reproduce report test check bench format lock
 
 help:
 	@echo "make reproduce   run the whole workflow on the default model and text, and write the report"
 	@echo "make test        run all tests"
 	@echo "make check       format, lint and types"
+	@echo "make bench       throughput of the ablation engine, beside a plain TransformerLens sweep"
 	@echo "make setup       make .venv with pinned dependencies; the others do this themselves"
 
 setup: .venv/done
@@ -49,6 +50,14 @@ format: setup
 	$(ENV) ruff format .
 	$(ENV) ruff check --fix .
 	$(ENV) snakefmt Snakefile rules
+
+# The default's model and prompts, made by the workflow if they are not there.
+BENCH_MODEL := results/snapshots/models/smollm2-135m-instruct
+BENCH_TOKENS := results/smollm2-135m-instruct/wikipedia/tokens.h5
+
+bench: setup
+	$(ENV) snakemake --quiet all --cores $(CORES) $(BENCH_TOKENS)
+	$(ENV) python benchmarks/ablation.py $(BENCH_MODEL) $(BENCH_TOKENS) results/benchmarks/ablation.json
 
 # Pins anew what pyproject.toml asks for, in a clean environment; environment.yml must be brought up to date by hand.
 lock:
