@@ -30,6 +30,7 @@ rule ablate_heads:
     params:
         prompts=prompts_of,
         heads=lambda wildcards: listed(config["ablations"][wildcards.kind]["heads"]),
+        which=lambda wildcards: COMPUTED[wildcards.kind],
         compute=config["compute"],
         code=code("ablate_heads"),
     message:

@@ -41,6 +41,8 @@ except ValueError as error:
 SHARDS = shard_names(config["tokens"])
 KINDS = list(config["ablations"])
 MAIN_KIND = "resample" if "resample" in KINDS else KINDS[0]
+# What each kind computes: all tokens, or the top tokens of each head alone.
+COMPUTED = {kind: config["ablations"][kind].get("tokens", "all") for kind in KINDS}
 
 
 def each_shard(path):

@@ -11,12 +11,7 @@ FIGURES = {
         "tables": {"heads": table("heads"), "layers": table("layers"), "published": PUBLISHED},
         "category": "Self-repair",
     },
-    "effect_vs_logit_change": {
-        "tables": {f"heads_{kind}": table("heads", kind) for kind in KINDS},
-        "category": "Self-repair",
-    },
     "repair_breakdown": {"tables": {"layers": table("layers")}, "category": "What repairs"},
-    "token_noise": {"tables": {"tokens": table("token_noise")}, "category": "Self-repair"},
     "layernorm_repair": {
         "tables": {"heads": table("heads"), "layers": table("layers")},
         "category": "What repairs",
@@ -26,6 +21,15 @@ FIGURES = {
         "category": "What repairs",
     },
 }
+
+# These show all tokens, so they need a kind that computes them.
+if "all" in COMPUTED.values():
+    FIGURES["effect_vs_logit_change"] = {
+        "tables": {f"heads_{kind}": table("heads", kind) for kind in KINDS if COMPUTED[kind] == "all"},
+        "category": "Self-repair",
+    }
+if COMPUTED[MAIN_KIND] == "all":
+    FIGURES["token_noise"] = {"tables": {"tokens": table("token_noise")}, "category": "Self-repair"}
 
 
 for _name, _figure in FIGURES.items():

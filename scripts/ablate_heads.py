@@ -19,6 +19,7 @@ if __name__ == "__main__":
             kind=snakemake.wildcards.kind,
             prompts=snakemake.params.prompts,
             heads=snakemake.params.heads,
+            which=snakemake.params.which,
             compute=snakemake.params.compute,
             provenance=provenance,
         )

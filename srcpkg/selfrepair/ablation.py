@@ -17,7 +17,7 @@ from selfrepair.clean import CleanRun, prompt_chunks, run_clean
 from selfrepair.models import Model, load_model
 from selfrepair.progress import Progress
 from selfrepair.quantities import ABLATION_KINDS, HEAD_TOKEN, PARTS, QUANTITIES
-from selfrepair.replay import SuffixReplay, group_by_layer
+from selfrepair.replay import Batch, SuffixReplay, group_by_layer
 from selfrepair.selection import read_selected
 from selfrepair.storage import write_hdf5
 from selfrepair.tokens import read_shard
@@ -86,6 +86,7 @@ def ablate_shard(
     prompts: tuple[int, int],
     kind: str,
     heads: Heads | None,
+    which: str,
     compute: dict[str, Any],
     provenance: dict[str, Any],
 ) -> None:
@@ -102,6 +103,7 @@ def ablate_shard(
         prompts: First prompt of the shard, and the one after its last.
         kind: "resample", "mean" or "zero".
         heads: The (layer, head) pairs; None means all.
+        which: "all" tokens, or only each head's "top" tokens; the others' values are NaN then.
         compute: device, dtype, center_unembed.
         provenance: From `selfrepair.jobs.job`.
     """
@@ -127,11 +129,11 @@ def ablate_shard(
                 replacement: Replacement = partial(cached.donor_z, donors=shard.donors[chunk])
             else:
                 replacement = constant_replacement(model, kind, ids[chunk].shape, mean_z)
-            parts.append(sweep(model, ids[chunk], clean, replacement, chosen, bar, selected[:, chunk]))
+            parts.append(sweep(model, ids[chunk], clean, replacement, chosen, bar, selected[:, chunk], which == "top"))
     dataset = _join(parts)
     dataset["n_selected"] = ("head", selected.sum((1, 2)))
     # "coordinates" tells xarray which variables label the heads.
-    attrs = {"ablation": kind, "coordinates": "layer head_index"}
+    attrs = {"ablation": kind, "tokens": which, "coordinates": "layer head_index"}
     with write_hdf5(out, kind="ablations", provenance=provenance, attrs=attrs) as file:
         file.put_dataset(dataset, chunk={"head": 1, "prompt": 1})
 
@@ -188,6 +190,7 @@ def sweep(
     heads: Heads,
     progress: Progress,
     selected: np.ndarray | None = None,
+    only_selected: bool = False,
 ) -> xr.Dataset:
     """Ablate each head alone on some prompts whose clean run is known.
 
@@ -199,6 +202,7 @@ def sweep(
         heads: The (layer, head) pairs.
         progress: Told of every finished head.
         selected: Boolean [head, prompt, pos-1]; adds each head's repair by every component, summed over these tokens.
+        only_selected: Compute nothing that these tokens do not need; values of other tokens are NaN.
 
     Returns:
         As `ablate_heads`; with ``selected`` also repair_by_head [head, by_layer, by_head] and repair_by_mlp [head, by_layer].
@@ -210,29 +214,46 @@ def sweep(
     index = {pair: row for row, pair in enumerate(heads)}
     shape = (len(heads), tokens.shape[0], tokens.shape[1] - 1)
     dtype = torch.zeros(0, dtype=model.dtype).numpy().dtype
-    values = {name: np.empty(shape, dtype) for name in (*HEAD_TOKEN, "ablated_scale")}
+    values = {name: np.full(shape, np.nan, dtype) for name in (*HEAD_TOKEN, "ablated_scale")}
     by_head = np.zeros((len(heads), model.n_layers, model.n_heads), dtype)
     by_mlp = np.zeros((len(heads), model.n_layers), dtype)
     for layer, of_layer in group_by_layer(heads).items():
         rows = np.array([index[layer, head] for head in of_layer])
-        mask = None if selected is None else torch.from_numpy(selected[rows])
-        done = 0
-        for result in replay.ablate(layer, of_layer, replacement(layer), mask):
-            here = rows[done : done + result.logit_change.shape[0]]
-            done += len(here)
-            for name, value in values.items():
-                if name != "self_repair":
-                    value[here] = getattr(result, name).cpu().numpy()
-            by_head[here] = result.repair_by_head.cpu().numpy()
-            by_mlp[here] = result.repair_by_mlp.cpu().numpy()
-            progress.advance(len(here))
-    values["self_repair"] = values["logit_change"] - (values["ablated_direct_effect"] - values["direct_effect"])
-    check_identity(values, model.name)
+        mask = torch.from_numpy(np.ones(shape, bool)[rows] if selected is None else selected[rows])
+        run = replay.ablate_selected if only_selected else replay.ablate
+        for batch, result in run(layer, of_layer, replacement(layer), mask):
+            here = rows[batch.rows]
+            found = {name: getattr(result, name).cpu().numpy() for name in values if name != "self_repair"}
+            found["self_repair"] = found["logit_change"] - (found["ablated_direct_effect"] - found["direct_effect"])
+            check_identity(found, model.name)
+            _place(values, found, here, batch, batch.of_selection(mask).numpy() if only_selected else None)
+            # Of pairs, the one row has several heads; of a row a head, the sum is over its prompts.
+            axis = 1 if batch.prompts is None else 0
+            np.add.at(by_head, here, result.repair_by_head.sum(axis).cpu().numpy())
+            np.add.at(by_mlp, here, result.repair_by_mlp.sum(axis).cpu().numpy())
+        progress.advance(len(of_layer))
     dataset = _labelled(values, clean, heads)
     if selected is not None:
         dataset["repair_by_head"] = (("head", "by_layer", "by_head"), by_head)
         dataset["repair_by_mlp"] = (("head", "by_layer"), by_mlp)
     return dataset
+
+
+def _place(
+    values: dict[str, np.ndarray],
+    found: dict[str, np.ndarray],
+    rows: np.ndarray,
+    batch: Batch,
+    wanted: np.ndarray | None,
+) -> None:
+    """Write a batch's results where they belong in arrays [head, prompt, pos-1]; of pairs, the wanted tokens alone."""
+    for name, value in values.items():
+        if batch.prompts is None:
+            value[rows] = found[name]
+        else:
+            assert wanted is not None
+            pair, pos = np.nonzero(wanted[0])
+            value[rows[pair], np.array(batch.prompts)[pair], pos] = found[name][0, pair, pos]
 
 
 def check_identity(values: dict[str, np.ndarray], name: str) -> float:

@@ -20,14 +20,14 @@ from selfrepair.models import Model, hooked
 
 @dataclass(frozen=True)
 class Ablated:
-    """What the ablation of some heads gives, in logits but for the scale.
+    """What a batch of ablations gives, in logits but for the scale; "head" and "prompt" are the batch's grid.
 
     Attributes:
         direct_effect, ablated_direct_effect, logit_change, self_repair_from_heads, self_repair_from_mlps,
             self_repair_from_layernorm: [head, prompt, pos-1] (docs/definitions.md, Effects).
         ablated_scale: Final norm's scale in the ablated run [head, prompt, pos-1].
-        repair_by_head: [head, layer, head], summed over the selected tokens of the ablated head; logits.
-        repair_by_mlp: [head, layer], likewise.
+        repair_by_head: [head, prompt, layer, head], summed over the selected tokens of the ablated head; logits.
+        repair_by_mlp: [head, prompt, layer], likewise.
     """
 
     direct_effect: Float[Tensor, "row prompt predicted"]
@@ -37,8 +37,55 @@ class Ablated:
     self_repair_from_mlps: Float[Tensor, "row prompt predicted"]
     self_repair_from_layernorm: Float[Tensor, "row prompt predicted"]
     ablated_scale: Float[Tensor, "row prompt predicted"]
-    repair_by_head: Float[Tensor, "row layer head"]
-    repair_by_mlp: Float[Tensor, "row layer"]
+    repair_by_head: Float[Tensor, "row prompt layer head"]
+    repair_by_mlp: Float[Tensor, "row prompt layer"]
+
+
+LENGTH_STEP = 8
+"""Prompts that are cut are cut to a multiple of this many tokens."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Ablated runs that go through the layers together, as a grid [row, prompt, pos].
+
+    Either a row a head, on all prompts; or one row of (head, prompt) pairs, each pair a "prompt", cut after some tokens.
+
+    Attributes:
+        rows: Of each run's head, its place in the list of heads asked for.
+        heads: The heads' indices within their layer.
+        prompts: The pairs' prompts; None for a row a head.
+        cut: Tokens left out at the end of each prompt.
+    """
+
+    rows: list[int]
+    heads: list[int]
+    prompts: list[int] | None = None
+    cut: int = 0
+
+    def shape(self, n_prompts: int) -> tuple[int, int]:
+        """Rows and prompts of the grid, for that many prompts in all."""
+        return (len(self.heads), n_prompts) if self.prompts is None else (1, len(self.heads))
+
+    def of_prompts(self, values: Tensor) -> Tensor:
+        """Per-prompt values [prompt, pos or pos-1, ...] as they meet the grid."""
+        return values if self.prompts is None else values[self.prompts, : values.shape[1] - self.cut][None]
+
+    def of_heads(self, values: Tensor) -> Tensor:
+        """Per-head values [prompt, pos or pos-1, head, ...] of the ablated heads [row, prompt, pos or pos-1, ...]."""
+        if self.prompts is None:
+            return values[:, :, self.heads].movedim(2, 0)
+        return values[self.prompts, :, self.heads][:, : values.shape[1] - self.cut][None]
+
+    def of_selection(self, selected: Tensor) -> Tensor:
+        """Selected tokens [head asked for, prompt, pos-1] on the grid [row, prompt, pos-1]."""
+        if self.prompts is None:
+            return selected[self.rows]
+        return selected[self.rows, self.prompts, : selected.shape[2] - self.cut][None]
+
+    def write(self, z: Tensor, W_O: Tensor) -> Tensor:
+        """What the heads write [row, prompt, pos, d_model] for ``z`` [row, prompt, pos, d_head]."""
+        return torch.einsum("rptd,rdm->rptm" if self.prompts is None else "rptd,pdm->rptm", z, W_O[self.heads])
 
 
 class SuffixReplay:
@@ -57,39 +104,79 @@ class SuffixReplay:
         self.model = model
         self.clean = clean
         self.n_prompts, self.length = tokens.shape
-        self.heads_per_batch = max(1, batch_tokens // tokens.numel())
+        self.batch_tokens = batch_tokens
         with torch.inference_mode():
             self.directions = Directions.of(model, tokens)
             self.scaled = self.directions.d / clean.scale[..., None]
             self.projected = [project(model, layer, self.scaled) for layer in range(model.n_layers)]
-        self.calls = model.layer_calls(self.length)
 
     def ablate(
         self,
         layer: int,
         heads: Sequence[int],
         replacement: Float[Tensor, "prompt pos head d_head"],
-        selected: Bool[Tensor, "row prompt predicted"] | None = None,
-    ) -> Iterator[Ablated]:
-        """Ablate each of ``heads`` of a layer alone, a batch of heads at a time.
+        selected: Bool[Tensor, "row prompt predicted"],
+    ) -> Iterator[tuple[Batch, Ablated]]:
+        """Ablate each of ``heads`` of a layer alone on every token, a batch of heads at a time.
 
         Args:
             layer: Their layer.
             heads: Head indices.
             replacement: What takes the place of the layer's ``z``; only the ablated head's slice is used.
-            selected: Which tokens count in ``repair_by_*`` of each head [len(heads), prompt, pos-1]; None counts none.
+            selected: Which tokens count in ``repair_by_*`` of each head [len(heads), prompt, pos-1].
 
         Yields:
-            The heads' results, in the order of ``heads``.
+            Which heads, as positions in ``heads``, and their results.
         """
+        at_once = max(1, self.batch_tokens // (self.n_prompts * self.length))
+        rows = (list(range(len(heads)))[first : first + at_once] for first in range(0, len(heads), at_once))
+        batches = (Batch(some, [heads[row] for row in some]) for some in rows)
+        yield from self._each(layer, batches, replacement, selected)
+
+    def ablate_selected(
+        self,
+        layer: int,
+        heads: Sequence[int],
+        replacement: Float[Tensor, "prompt pos head d_head"],
+        selected: Bool[Tensor, "row prompt predicted"],
+    ) -> Iterator[tuple[Batch, Ablated]]:
+        """Ablate each of ``heads`` alone where it has selected tokens, and no further than its last one in each prompt.
+
+        Later positions do not reach earlier ones, so what is computed is what `ablate` computes there.
+
+        Args:
+            layer: Their layer.
+            heads: Head indices.
+            replacement: As for `ablate`.
+            selected: The tokens wanted of each head [len(heads), prompt, pos-1].
+
+        Yields:
+            Which heads and prompts, and their results, of the positions up to the batch's last.
+        """
+        yield from self._each(layer, self._pairs(heads, selected), replacement, selected)
+
+    def _pairs(self, heads: Sequence[int], selected: Tensor) -> Iterator[Batch]:
+        """Batches of (head, prompt) pairs of similar length, longest first."""
+        last = torch.where(selected, torch.arange(1, self.length), 0).amax(-1)  # 0 where nothing is selected
+        row, prompt = torch.nonzero(last, as_tuple=True)
+        needed = (last[row, prompt] + 1).tolist()  # position k predicts token k + 1, which has to be there
+        order = sorted(range(len(needed)), key=needed.__getitem__, reverse=True)
+        while order:
+            # Few lengths, so that the layers' arguments are recorded for few.
+            length = min(self.length, -(-needed[order[0]] // LENGTH_STEP) * LENGTH_STEP)
+            at_once = max(1, self.batch_tokens // length)
+            batch, order = order[:at_once], order[at_once:]
+            rows = row[batch].tolist()
+            yield Batch(rows, [heads[at] for at in rows], prompt[batch].tolist(), cut=self.length - length)
+
+    def _each(
+        self, layer: int, batches: Iterable[Batch], replacement: Tensor, selected: Tensor
+    ) -> Iterator[tuple[Batch, Ablated]]:
         with torch.inference_mode():
             start = self._start(layer)
-        for first in range(0, len(heads), self.heads_per_batch):
-            batch = slice(first, first + self.heads_per_batch)
+        for batch in batches:
             with torch.inference_mode():
-                yield self._ablate_batch(
-                    start, heads[batch], replacement, None if selected is None else selected[batch]
-                )
+                yield batch, self._ablate_batch(start, batch, replacement, selected)
 
     def _start(self, layer: int) -> "_Start":
         """What the ablated runs of all heads of a layer share, which is all but the head's own write."""
@@ -101,24 +188,23 @@ class SuffixReplay:
         if layer + 1 < self.model.n_layers:
             after = self.clean.resid_pre[layer + 1]
         else:
-            after = self.calls[layer].replay(self.model.layers[layer], self.clean.resid_pre[layer])
+            call = self.model.layer_calls(self.length)[layer]
+            after = call.replay(self.model.layers[layer], self.clean.resid_pre[layer])
         return _Start(layer, z, resid=after, attention=None)
 
-    def _ablate_batch(
-        self, start: "_Start", heads: Sequence[int], replacement: Tensor, selected: Tensor | None
-    ) -> Ablated:
+    def _ablate_batch(self, start: "_Start", batch: Batch, replacement: Tensor, selected: Tensor) -> Ablated:
         model, clean, layer = self.model, self.clean, start.layer
-        at = torch.tensor(heads, device=model.device)
-        changes = _Changes(self, len(heads), selected)
-        final = self._run(start, at, replacement, changes)[..., :-1, :]
+        changes = _Changes(self, batch, selected)
+        final = self._run(start, batch, replacement, changes)[..., :-1, :]
+        scale = batch.of_prompts(clean.scale)
         ablated_scale = model.final_norm.scale(final)
-        frozen_logit = (final * self.scaled).sum(-1)  # r' . d / s
-        to_ablated = clean.scale / ablated_scale
-        z_ablated = replacement[:, :, at] - model.value_constant[layer][at]
+        frozen_logit = (final * batch.of_prompts(self.scaled)).sum(-1)  # r' . d / s
+        to_ablated = scale / ablated_scale
+        z_ablated = batch.of_heads(replacement - model.value_constant[layer])[..., :-1, :]
         return Ablated(
-            direct_effect=clean.head_direct_effect[layer][..., at].movedim(-1, 0),
-            ablated_direct_effect=head_direct_effects(z_ablated, self.projected[layer][:, :, at]).movedim(-1, 0),
-            logit_change=frozen_logit * to_ablated - (clean.correct_logit - self.directions.constant),
+            direct_effect=batch.of_heads(clean.head_direct_effect[layer]),
+            ablated_direct_effect=torch.linalg.vecdot(z_ablated, batch.of_heads(self.projected[layer])),
+            logit_change=frozen_logit * to_ablated - batch.of_prompts(clean.correct_logit - self.directions.constant),
             self_repair_from_heads=changes.from_heads,
             self_repair_from_mlps=changes.from_mlps,
             self_repair_from_layernorm=frozen_logit * (to_ablated - 1),
@@ -128,20 +214,22 @@ class SuffixReplay:
         )
 
     def _run(
-        self, start: "_Start", heads: Tensor, replacement: Tensor, changes: "_Changes"
+        self, start: "_Start", batch: Batch, replacement: Tensor, changes: "_Changes"
     ) -> Float[Tensor, "row prompt pos d_model"]:
         """The final residual with each head ablated; ``changes`` sees every component on the way."""
         model, layer = self.model, start.layer
-        z_change = (replacement - start.z)[:, :, heads].movedim(2, 0)
-        write = torch.einsum("rptd,rdm->rptm", z_change, model.W_O[layer][heads])
+        write = batch.write(batch.of_heads(replacement - start.z), model.W_O[layer])
+        clean_resid = batch.of_prompts(start.resid)
         if start.attention is None:
-            first, resid, attention = layer + 1, start.resid + write, None
+            first, resid, attention = layer + 1, clean_resid + write, None
         else:
-            first, resid, attention = layer, start.resid.expand_as(write), start.attention + write
+            first, resid = layer, clean_resid.expand_as(write)
+            attention = batch.of_prompts(start.attention) + write
         resid = resid.flatten(0, 1)
+        calls = model.layer_calls(self.length - batch.cut)
         with hooked(lambda: changes.hooks(layer)), _attention_gives(model.attention(layer), attention):
             for at in range(first, model.n_layers):
-                resid = self.calls[at].replay(model.layers[at], resid)
+                resid = calls[at].replay(model.layers[at], resid)
         return resid.unflatten(0, write.shape[:2])
 
 
@@ -165,17 +253,20 @@ class _Start:
 class _Changes:
     """Collects what the direct effects of later components change by, while the later layers run."""
 
-    def __init__(self, replay: SuffixReplay, n_rows: int, selected: Tensor | None) -> None:
+    def __init__(self, replay: SuffixReplay, batch: Batch, selected: Tensor) -> None:
         model = replay.model
-        self.replay = replay
-        self.shape = (n_rows, replay.n_prompts, replay.length)
-        self.weight = None if selected is None else selected.to(model.device, model.dtype)
+        self.replay, self.batch = replay, batch
+        self.scaled = batch.of_prompts(replay.scaled)
+        shape = batch.shape(replay.n_prompts)
+        length = replay.length - batch.cut
+        self.shape = (*shape, length)
+        self.weight = batch.of_selection(selected).to(model.device, model.dtype)
 
         def zeros(*shape: int) -> Tensor:
             return torch.zeros(shape, dtype=model.dtype, device=model.device)
 
-        self.from_heads, self.from_mlps = (zeros(n_rows, replay.n_prompts, replay.length - 1) for _ in range(2))
-        self.by_head, self.by_mlp = zeros(n_rows, model.n_layers, model.n_heads), zeros(n_rows, model.n_layers)
+        self.from_heads, self.from_mlps = (zeros(*shape, length - 1) for _ in range(2))
+        self.by_head, self.by_mlp = zeros(*shape, model.n_layers, model.n_heads), zeros(*shape, model.n_layers)
 
     def hooks(self, layer: int) -> list[Any]:
         """Watch every component that can change when a head of ``layer`` is ablated."""
@@ -188,19 +279,19 @@ class _Changes:
         ]
 
     def _see_heads(self, layer: int, _: nn.Module, args: tuple[Any, ...]) -> None:
-        model = self.replay.model
-        z = by_head(model, args[0]).unflatten(0, self.shape[:2]) - model.value_constant[layer]
-        change = head_direct_effects(z, self.replay.projected[layer]) - self.replay.clean.head_direct_effect[layer]
+        replay, view = self.replay, self.batch.of_prompts
+        z = by_head(replay.model, args[0]).unflatten(0, self.shape[:2]) - replay.model.value_constant[layer]
+        effects = head_direct_effects(z, view(replay.projected[layer]))
+        change = effects - view(replay.clean.head_direct_effect[layer])
         self.from_heads += change.sum(-1)
-        if self.weight is not None:
-            self.by_head[:, layer] = torch.einsum("rpth,rpt->rh", change, self.weight)
+        self.by_head[:, :, layer] = torch.einsum("rpth,rpt->rph", change, self.weight)
 
     def _see_mlp(self, layer: int, _: nn.Module, __: Any, out: Tensor | tuple[Any, ...]) -> None:
         write = written(out, self.shape)[..., :-1, :]
-        change = (write * self.replay.scaled).sum(-1) - self.replay.clean.mlp_direct_effect[layer]
+        clean = self.batch.of_prompts(self.replay.clean.mlp_direct_effect[layer])
+        change = (write * self.scaled).sum(-1) - clean
         self.from_mlps += change
-        if self.weight is not None:
-            self.by_mlp[:, layer] = (change * self.weight).sum((-1, -2))
+        self.by_mlp[:, :, layer] = (change * self.weight).sum(-1)
 
 
 @contextmanager

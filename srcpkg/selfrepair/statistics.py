@@ -42,7 +42,7 @@ def token_values(ablations: xr.Dataset) -> dict[str, np.ndarray]:
     """Per-token values of every quantity that is averaged, [head, prompt, pos-1].
 
     The clipped fraction of a part X is ``clip(X / DE, 0, 1)`` of each token (definitions.md, Selecting and condensing); it
-    counts as 0 where both are exactly zero.
+    counts as 0 where both are exactly zero. Tokens that were not computed are NaN; no selection may hold one.
     """
     values = {name: ablations[name].values for name in HEAD_TOKEN}
     values["frozen_layernorm_logit_change"] = values["logit_change"] - values["self_repair_from_layernorm"]

@@ -37,7 +37,8 @@ def condense_ablations(
         shards: Ablations files in the order of their prompts.
         thresholds: Top tokens of each head.
         tables: "heads", "layers" and "model": Parquet files to write; a CSV is written beside each.
-        labels: Settings that the tables carry in their attrs.
+        labels: Settings that the tables carry in their attrs. Rows of selection "all" are left out where the ablations hold top
+            tokens alone; column computed_tokens says which they hold.
         first_position: Positions before this one count nowhere.
         n_bootstrap: Resamples of prompts.
         bootstrap_seed: Of the resampling.
@@ -49,16 +50,19 @@ def condense_ablations(
         with open_hdf5(shard, "ablations", remake="ablate_heads") as dataset:
             heads = _heads(dataset)
             n_prompts, n_pos = dataset.sizes["prompt"], dataset.sizes["pos"]
+            computed = dataset.attrs["tokens"]
             tokens = token_values(dataset)
-        counted = np.zeros((len(heads), n_prompts, n_pos), bool)
-        counted[..., first_position:] = True
-        sums["all"].append(PromptSums.of(tokens, counted))
+        if computed == "all":
+            counted = np.zeros((len(heads), n_prompts, n_pos), bool)
+            counted[..., first_position:] = True
+            sums["all"].append(PromptSums.of(tokens, counted))
         sums["top"].append(PromptSums.of(tokens, read_selected(thresholds, heads, slice(first, first + n_prompts))))
         first += n_prompts
     config = _model_config(model_manifest)
     attrs = {
         **labels,
         **config,
+        "tokens": computed,
         "n_prompts": first,
         "prompt_length": n_pos + 1,
         "n_tokens": first * (n_pos - first_position),
@@ -71,10 +75,13 @@ def condense_ablations(
     layer = np.array([at for at, _ in heads])
     rows: dict[str, list[pd.DataFrame]] = {name: [] for name in tables}
     for selection in SELECTIONS:
+        if not sums[selection]:
+            continue
         joined = PromptSums.join(sums[selection])
         by_head = means(joined, weights)
         columns = {
             "selection": selection,
+            "computed_tokens": computed,
             "layer": layer,
             "head": [at for _, at in heads],
             "relative_depth": relative_depth(layer, config["n_layers"]),
@@ -87,13 +94,14 @@ def condense_ablations(
         by_layer = {name: np.stack([of[name] for of in each_layer], axis=1) for name in by_head}
         columns = {
             "selection": selection,
+            "computed_tokens": computed,
             "layer": layers,
             "relative_depth": relative_depth(layers, config["n_layers"]),
             "n_heads": [int((layer == at).sum()) for at in layers],
         }
         rows["layers"].append(pd.DataFrame({**columns, **_with_interval(by_layer)}))
         by_model = {name: values[:, None] for name, values in _over_heads(by_head, layer >= 0).items()}
-        columns = {"selection": [selection], "n_heads": len(heads)}
+        columns = {"selection": [selection], "computed_tokens": computed, "n_heads": len(heads)}
         rows["model"].append(pd.DataFrame({**columns, **_with_interval(by_model)}))
     for name, parts in rows.items():
         write_table(pd.concat(parts, ignore_index=True), tables[name], attrs)
@@ -126,9 +134,11 @@ def tabulate_tokens(
         first_position: Positions before this one count nowhere.
 
     Raises:
-        ValueError: A head that was not ablated.
+        ValueError: A head that was not ablated, or ablations that hold top tokens alone.
     """
     table = pd.read_parquet(heads_table)
+    if table.attrs["tokens"] != "all":
+        raise ValueError("these ablations hold top tokens alone: set ablations.*.tokens to all to list every token")
     chosen = strongest_heads(table, n_heads) if heads is None else [(int(at), int(head)) for at, head in heads]
     parts = []
     first = 0

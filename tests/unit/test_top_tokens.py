@@ -1,0 +1,37 @@
+"""Ablating only what the top tokens need gives what ablating everything gives there."""
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+
+import selfrepair
+from selfrepair.ablation import check_heads, sweep
+from selfrepair.clean import run_clean
+from selfrepair.progress import Progress
+from selfrepair.quantities import HEAD_TOKEN
+
+from conftest import VOCAB, random_model
+
+
+@pytest.mark.parametrize("name", ["gpt2", "gpt_neox", "llama", "mistral"])
+@pytest.mark.parametrize("share", [0.0, 0.02, 0.3])
+def test_selected_tokens_alone(name: str, share: float, rng: np.random.Generator) -> None:
+    model = selfrepair.load_model(random_model(name), dtype="float64")
+    tokens = torch.from_numpy(rng.integers(3, VOCAB, size=(5, 40)))
+    heads = check_heads(model, [(0, 1), (1, 0), (1, 3), (2, 2)])
+    selected = rng.random((len(heads), 5, 39)) < share
+    clean, donor = run_clean(model, tokens), run_clean(model, tokens.flip(0))
+
+    def run(only_selected: bool) -> xr.Dataset:
+        with Progress(len(heads), "", "head", show=False) as bar:
+            return sweep(model, tokens, clean, donor.z.__getitem__, heads, bar, selected, only_selected)
+
+    everything, alone = run(False), run(True)
+    for quantity in (*HEAD_TOKEN, "ablated_scale"):
+        wanted = np.where(selected, everything[quantity], np.nan)
+        # Tables of rotary angles are float32, and so differ a little between prompt lengths.
+        assert np.allclose(alone[quantity], wanted, atol=1e-6, equal_nan=True), quantity
+    for sums in ("repair_by_head", "repair_by_mlp"):
+        assert np.allclose(alone[sums], everything[sums], atol=1e-6)
+    assert bool(np.isnan(alone["logit_change"]).all()) == (not selected.any())
