@@ -47,6 +47,8 @@ USERS = {
     "figures/self_repair_by_layer.py": {"draw_self_repair_by_layer"},
     "figures/style.py": FIGURES,
     "figures/token_noise.py": {"draw_token_noise"},
+    # Counts operations for the benchmark and a test.
+    "flops.py": set(),
     "jobs.py": EVERY,
     "models.py": RUNS_THE_MODEL,
     "progress.py": EVERY,
