@@ -26,6 +26,7 @@ FIGURES = (
 )
 PARTS = ("self_repair_from_heads", "self_repair_from_mlps", "self_repair_from_layernorm")
 PER_TOKEN = ("direct_effect", "ablated_direct_effect", "logit_change", "self_repair", *PARTS)
+TABLES = ("heads", "layers", "model")
 N_LAYERS, N_HEADS, N_PROMPTS, LENGTH, IN_SHARD = 2, 4, 8, 16, 4
 N_TOKENS = N_PROMPTS * (LENGTH - 1)
 N_TOP = 12
@@ -221,6 +222,26 @@ def test_the_heads_table_holds_means_over_tokens(finished: Space, kind: str) -> 
     assert table.attrs["n_tokens"] == N_TOKENS
     assert (table.attrs["model"], table.attrs["corpus"], table.attrs["ablation"]) == ("tiny", "words", kind)
     pd.testing.assert_frame_equal(pd.read_csv(finished.run / "tables" / kind / "heads.csv"), table, check_dtype=False)
+
+
+def test_top_tokens_alone_give_the_same_condensed_tables(copied: Space) -> None:
+    everything = {name: pd.read_parquet(copied.run / "tables" / "resample" / f"{name}.parquet") for name in TABLES}
+    copied.change("ablations.resample.tokens", "top")
+    assert copied.jobs()["ablate_heads"] == len(SHARDS)
+    copied.make()
+    for name, before in everything.items():
+        after = pd.read_parquet(copied.run / "tables" / "resample" / f"{name}.parquet")
+        assert (before.attrs["tokens"], after.attrs["tokens"]) == ("all", "top")
+        assert set(before.pop("computed_tokens")) == {"all"}
+        assert set(after.pop("computed_tokens")) == {"top"}
+        top = before[before["selection"] == "top"]
+        pd.testing.assert_frame_equal(after, top, rtol=1e-4, atol=1e-5)
+    values = ablations(copied, "resample")
+    assert np.array_equal(~np.isnan(values["logit_change"]), top_mask(copied))
+    # What shows all tokens is not asked for any more, and refuses what it cannot show.
+    done = copied.snakemake("results/tiny/words/tables/resample/token_noise.parquet")
+    assert done.returncode != 0
+    assert "these ablations hold top tokens alone: set ablations.*.tokens to all" in done.stdout
 
 
 def test_intervals_are_percentiles_over_resampled_prompts(finished: Space) -> None:
