@@ -1,5 +1,6 @@
 """What every workflow script runs in: its log, its threads, its errors."""
 
+import io
 import logging
 import os
 import sys
@@ -66,6 +67,8 @@ def _redirected(log: Path) -> Iterator[Any]:
     with log.open("w", encoding="utf-8") as file, os.fdopen(os.dup(2), "w") as terminal:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(line_buffering=True)  # so that the log keeps the order of what was said
         try:
             yield terminal
         finally:
