@@ -24,10 +24,16 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import selfrepair
+from selfrepair.ablation import sweep
+from selfrepair.clean import run_clean
 from selfrepair.flops import head_flops, sweep_flops
 from selfrepair.models import Model
+from selfrepair.progress import Progress
+from selfrepair.selection import top_tokens
 
 MATMUL_SIZE = 2048
+TOP_FRACTION = 0.02
+LAYER_STEP = 7
 TOLERANCE = 1e-3
 """Logits that engine and TransformerLens may differ by, in float32."""
 
@@ -130,6 +136,29 @@ def check_equal(engine: xr.Dataset, reference: TransformerLensSweep, layer: int,
     return max(off.values())
 
 
+def top_tokens_ratio(model: Model, tokens: np.ndarray, donors: np.ndarray, repeats: int) -> tuple[float, float]:
+    """Time of ablating top tokens alone against ablating all tokens, and the largest difference of what both compute."""
+    heads = [(layer, head) for layer in range(1, model.n_layers, LAYER_STEP) for head in range(model.n_heads)]
+    ids = torch.from_numpy(tokens)
+    clean, donor = run_clean(model, ids), run_clean(model, torch.from_numpy(donors))
+    effects = np.stack([clean.head_direct_effect[layer, ..., head].numpy().ravel() for layer, head in heads])
+    selected = np.zeros(effects.shape, bool)
+    np.put_along_axis(selected, top_tokens(effects, int(TOP_FRACTION * effects.shape[1])), True, axis=1)
+    selected = selected.reshape(len(heads), len(tokens), -1)
+    times: dict[bool, list[float]] = {False: [], True: []}
+    results = {}
+    for _ in range(repeats):
+        for only_selected, seen in times.items():
+            start = time.perf_counter()
+            with Progress(len(heads), "", "head", show=False) as bar:
+                results[only_selected] = sweep(
+                    model, ids, clean, donor.z.__getitem__, heads, bar, selected, only_selected
+                )
+            seen.append(time.perf_counter() - start)
+    both = results[False]["self_repair"].values[selected] - results[True]["self_repair"].values[selected]
+    return statistics.median(times[True]) / statistics.median(times[False]), float(np.abs(both).max())
+
+
 def measure(folder: Path, tokens_file: Path, n_prompts: int, repeats: int) -> dict[str, Any]:
     """All figures of the benchmark."""
     model = selfrepair.load_model(folder)
@@ -148,6 +177,9 @@ def measure(folder: Path, tokens_file: Path, n_prompts: int, repeats: int) -> di
     whole_flops = sweep_flops(model, heads, len(tokens), length)
     engine_peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
+    # Then parts of it, their clean run known, beside the plain sweep.
+    ids = torch.from_numpy(tokens)
+    clean, donor = run_clean(model, ids), run_clean(model, torch.from_numpy(donors))
     reference = TransformerLensSweep(folder, model, tokens, donors)
     of_layer: dict[str, list[float]] = {name: [] for name in layers}
     plain: list[float] = []
@@ -156,13 +188,15 @@ def measure(folder: Path, tokens_file: Path, n_prompts: int, repeats: int) -> di
         for name, layer in layers.items():
             chosen = [(layer, head) for head in range(model.n_heads)]
             start = time.perf_counter()
-            result = selfrepair.ablate_heads(model, tokens, donors, heads=chosen)
+            with Progress(len(chosen), "", "head", show=False) as bar:
+                result = sweep(model, ids, clean, donor.z.__getitem__, chosen, bar)
             of_layer[name].append((time.perf_counter() - start) / len(chosen) * per_1024)
             head = repeat % model.n_heads
             plain.append(seconds(lambda layer=layer, head=head: reference.ablate(layer, head)) * per_1024)
             differences.append(check_equal(result, reference, layer, head))
         rates.append(matmul_rate())
     rate = statistics.median(rates)
+    ratio, top_difference = top_tokens_ratio(model, tokens, donors, repeats)
     per_head = whole / len(heads) * per_1024
     return {
         "seconds_per_head_per_1024_tokens": {
@@ -176,9 +210,11 @@ def measure(folder: Path, tokens_file: Path, n_prompts: int, repeats: int) -> di
             for name, layer in layers.items()
         },
         "speedup_over_transformerlens": statistics.median(plain) / per_head,
+        "top_tokens_time_ratio": ratio,
         "peak_memory_gib": engine_peak,
         "matmul_gflops": rate / 1e9,
         "largest_difference": max(differences),
+        "largest_difference_of_top_tokens": top_difference,
         "threads": torch.get_num_threads(),
         "prompts": len(tokens),
         "prompt_length": length,
