@@ -1,6 +1,7 @@
 """The sweep: every head ablated alone on a shard of prompts, and what compensates.
 
-Inputs: a model snapshot, tokens.h5, the shard's activations, thresholds.h5, and mean_activations.h5 for mean ablation.
+Inputs: a model snapshot, tokens.h5, the shard's activations, thresholds.h5, mean_activations.h5 for mean ablation, and
+chosen_heads.json for a kind that takes the chosen heads alone.
 Outputs: ablations/{kind}/{shard}.h5.
 Steps: ablate_heads.
 """
@@ -13,6 +14,7 @@ rule ablate_heads:
         activations=ACTIVATIONS,
         thresholds=THRESHOLDS,
         mean_activations=mean_activations_if_needed,
+        chosen=chosen_heads_if_needed,
     output:
         ablations=ABLATIONS,
     log:
@@ -29,7 +31,7 @@ rule ablate_heads:
         gpu=gpus(),
     params:
         prompts=prompts_of,
-        heads=lambda wildcards: listed(config["ablations"][wildcards.kind]["heads"]),
+        heads=lambda wildcards: listed(HEADS[wildcards.kind]),
         which=lambda wildcards: COMPUTED[wildcards.kind],
         compute=config["compute"],
         code=code("ablate_heads"),

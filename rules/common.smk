@@ -5,7 +5,7 @@ from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 
-from selfrepair.config import check_config, check_sources, shard_names, shard_prompts
+from selfrepair.config import check_config, check_sources, main_kind, shard_names, shard_prompts
 from selfrepair.provenance import code_digest
 
 
@@ -26,6 +26,7 @@ ACTIVATIONS = f"{RUN}/activations/{{shard}}.h5"
 THRESHOLDS = f"{RUN}/thresholds.h5"
 MEAN_ACTIVATIONS = f"{RUN}/mean_activations.h5"
 ABLATIONS = f"{RUN}/ablations/{{kind}}/{{shard}}.h5"
+CHOSEN_HEADS = f"{RUN}/chosen_heads.json"
 TABLE = f"{RUN}/tables/{{kind}}/{{table}}.parquet"
 FIGURE = f"{RUN}/figures/{{figure}}.png"
 PUBLISHED = os.path.relpath(Path(workflow.basedir) / "resources" / "published" / "self_repair_by_head.csv")
@@ -40,7 +41,8 @@ except ValueError as error:
 
 SHARDS = shard_names(config["tokens"])
 KINDS = list(config["ablations"])
-MAIN_KIND = "resample" if "resample" in KINDS else KINDS[0]
+MAIN_KIND = main_kind(config["ablations"])
+HEADS = {kind: config["ablations"][kind]["heads"] for kind in KINDS}
 # What each kind computes: all tokens, or the top tokens of each head alone.
 COMPUTED = {kind: config["ablations"][kind].get("tokens", "all") for kind in KINDS}
 
@@ -71,8 +73,8 @@ def settings_of(section, name):
 
 
 def listed(heads):
-    """Heads of the config, None meaning all."""
-    return None if heads == "all" else heads
+    """Heads of the config; None where no list is given."""
+    return None if isinstance(heads, str) else heads
 
 
 def gpus():
@@ -88,6 +90,11 @@ def memory(mb):
 def mean_activations_if_needed(wildcards):
     """The averages that mean ablation puts in a head's place; nothing for the other kinds."""
     return MEAN_ACTIVATIONS.format(**wildcards) if wildcards.kind == "mean" else []
+
+
+def chosen_heads_if_needed(wildcards):
+    """The chosen heads, for a kind of ablation that takes these alone."""
+    return CHOSEN_HEADS.format(**wildcards) if HEADS[wildcards.kind] == "chosen" else []
 
 
 def figure_files(figure):

@@ -23,9 +23,10 @@ FIGURES = {
 }
 
 # These show all tokens, so they need a kind that computes them.
-if "all" in COMPUTED.values():
+SWEEPS = [kind for kind in KINDS if COMPUTED[kind] == "all" and HEADS[kind] != "chosen"]
+if SWEEPS:
     FIGURES["effect_vs_logit_change"] = {
-        "tables": {f"heads_{kind}": table("heads", kind) for kind in KINDS if COMPUTED[kind] == "all"},
+        "tables": {f"heads_{kind}": table("heads", kind) for kind in SWEEPS},
         "category": "Self-repair",
     }
 if COMPUTED[MAIN_KIND] == "all":

@@ -1,8 +1,8 @@
 """Tables: means over tokens with intervals, and the tokens of a few heads.
 
 Inputs: ablations of one kind, thresholds.h5.
-Outputs: tables/{kind}/{heads,layers,model,token_noise}.parquet, and a CSV beside each.
-Steps: condense_ablations, tabulate_tokens.
+Outputs: tables/{kind}/{heads,layers,model,token_noise}.parquet, and a CSV beside each; chosen_heads.json.
+Steps: condense_ablations, choose_heads, tabulate_tokens.
 """
 
 
@@ -34,8 +34,31 @@ rule condense_ablations:
         "../scripts/condense_ablations.py"
 
 
+rule choose_heads:
+    input:
+        heads=table("heads"),
+    output:
+        chosen=CHOSEN_HEADS,
+    log:
+        f"{LOGS}/choose_heads.log",
+    conda:
+        "../environment.yml"
+    threads: 1
+    resources:
+        mem_mb=memory(1000),
+        runtime=5,
+    params:
+        heads=config["analyses"]["heads"],
+        code=code("choose_heads"),
+    message:
+        "Choose the heads of {wildcards.model} to look at one by one"
+    script:
+        "../scripts/choose_heads.py"
+
+
 rule tabulate_tokens:
     input:
+        chosen=CHOSEN_HEADS,
         heads=table("heads", kind="{kind}"),
         ablations=each_shard(ABLATIONS),
         thresholds=THRESHOLDS,
@@ -50,10 +73,9 @@ rule tabulate_tokens:
         mem_mb=memory(2000),
         runtime=15,
     params:
-        heads=config["figures"]["token_noise"]["heads"],
         first_position=config["statistics"]["first_position"],
         code=code("tabulate_tokens"),
     message:
-        "List every token of a few heads of {wildcards.model}"
+        "List every token of the chosen heads of {wildcards.model}"
     script:
         "../scripts/tabulate_tokens.py"

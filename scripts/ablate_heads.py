@@ -7,7 +7,9 @@ from selfrepair.jobs import job
 if __name__ == "__main__":
     with job(snakemake) as provenance:
         from selfrepair.ablation import ablate_shard
+        from selfrepair.chosen_heads import read_chosen_heads
 
+        chosen = snakemake.input.get("chosen")
         mean_activations = snakemake.input.get("mean_activations")
         ablate_shard(
             model_manifest=Path(snakemake.input.model),
@@ -18,7 +20,7 @@ if __name__ == "__main__":
             out=Path(snakemake.output.ablations),
             kind=snakemake.wildcards.kind,
             prompts=snakemake.params.prompts,
-            heads=snakemake.params.heads,
+            heads=read_chosen_heads(Path(chosen)) if chosen else snakemake.params.heads,
             which=snakemake.params.which,
             compute=snakemake.params.compute,
             provenance=provenance,

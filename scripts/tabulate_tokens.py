@@ -1,4 +1,4 @@
-"""List every token of a few heads."""
+"""List every token of the chosen heads."""
 
 from pathlib import Path
 
@@ -12,8 +12,7 @@ if __name__ == "__main__":
             heads_table=Path(snakemake.input.heads),
             shards=[Path(path) for path in snakemake.input.ablations],
             thresholds=Path(snakemake.input.thresholds),
+            chosen_heads=Path(snakemake.input.chosen),
             out=Path(snakemake.output.tokens),
-            heads=snakemake.params.heads,
-            n_heads=4,
             first_position=snakemake.params.first_position,
         )

@@ -29,6 +29,7 @@ def check_config(config: dict[str, Any], schema: Path) -> None:
     if not problems:
         problems = [
             *_unknown_names(config),
+            *_chosen(config["ablations"]),
             *_prompts(config["tokens"]),
             *_no_tokens(config["tokens"], config["statistics"]),
         ]
@@ -65,6 +66,11 @@ def check_sources(config: dict[str, Any], manifests: Mapping[str, str]) -> None:
         raise ValueError("\n".join(["config is wrong:", *(f"  {problem}" for problem in problems)]))
 
 
+def main_kind(ablations: Mapping[str, Any]) -> str:
+    """The kind of ablation that figures of one kind show: resample, or the first where it is not run."""
+    return "resample" if "resample" in ablations else next(iter(ablations))
+
+
 def shard_names(tokens: dict[str, Any]) -> list[str]:
     """Names of the shards that hold ``tokens.prompts`` prompts."""
     return [f"{shard:05d}" for shard in range(tokens["prompts"] // tokens["prompts_per_shard"])]
@@ -83,6 +89,13 @@ def _unknown_names(config: dict[str, Any]) -> list[str]:
         for name in config["run"][section]
         if name not in config[section]
     ]
+
+
+def _chosen(ablations: dict[str, Any]) -> list[str]:
+    main = main_kind(ablations)
+    if ablations[main]["heads"] != "chosen":
+        return []
+    return [f"ablations.{main}.heads is chosen, but heads are chosen by their {main} ablation: use all, or name heads"]
 
 
 def _prompts(tokens: dict[str, Any]) -> list[str]:

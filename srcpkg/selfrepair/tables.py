@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from selfrepair.chosen_heads import read_chosen_heads
 from selfrepair.families import is_parallel
 from selfrepair.quantities import MEANS, SELECTIONS
 from selfrepair.selection import read_selected
@@ -117,37 +118,32 @@ def tabulate_tokens(
     heads_table: Path,
     shards: Sequence[Path],
     thresholds: Path,
+    chosen_heads: Path,
     out: Path,
-    heads: Sequence[tuple[int, int]] | None,
-    n_heads: int,
     first_position: int,
 ) -> None:
-    """Write every token of a few heads, a row a (head, token).
+    """Write every token of the chosen heads, a row a (head, token).
 
     Args:
         heads_table: Table "heads" of the same ablations.
         shards: Ablations files in the order of their prompts.
         thresholds: Top tokens of each head.
+        chosen_heads: The heads (`selfrepair.chosen_heads`).
         out: Parquet file; a CSV is written beside it.
-        heads: The (layer, head) pairs; None takes those of largest condensed self-repair that have an MLP after them.
-        n_heads: How many None takes.
         first_position: Positions before this one count nowhere.
 
     Raises:
-        ValueError: A head that was not ablated, or ablations that hold top tokens alone.
+        ValueError: Ablations that hold top tokens alone.
     """
     table = pd.read_parquet(heads_table)
     if table.attrs["tokens"] != "all":
         raise ValueError("these ablations hold top tokens alone: set ablations.*.tokens to all to list every token")
-    chosen = strongest_heads(table, n_heads) if heads is None else [(int(at), int(head)) for at, head in heads]
+    chosen = read_chosen_heads(chosen_heads)
     parts = []
     first = 0
     for shard in shards:
         with open_hdf5(shard, "ablations", remake="ablate_heads") as dataset:
             row_of = {pair: row for row, pair in enumerate(_heads(dataset))}
-            missing = [pair for pair in chosen if pair not in row_of]
-            if missing:
-                raise ValueError(f"heads {missing} were not ablated: name them under ablations.*.heads, or name others")
             part = dataset.isel(head=[row_of[pair] for pair in chosen])
             values = {name: part[name].values for name in TOKEN_COLUMNS}
         shape = values["direct_effect"].shape
@@ -167,22 +163,6 @@ def tabulate_tokens(
         first += shape[1]
     tokens = pd.concat(parts, ignore_index=True).sort_values(["rank", "prompt", "pos"], ignore_index=True)
     write_table(tokens, out, table.attrs)
-
-
-def strongest_heads(table: pd.DataFrame, count: int) -> list[tuple[int, int]]:
-    """The heads of largest condensed self-repair that have an MLP after them, largest first.
-
-    Args:
-        table: Table "heads".
-        count: How many, or as many as there are.
-    """
-    last = table.attrs["n_layers"] - 1
-    top = table[table["selection"] == "top"]
-    if table.attrs["parallel_attention_mlp"]:
-        # The last layer's MLP runs beside its heads, not after them.
-        top = top[top["layer"] < last] if (top["layer"] < last).any() else top
-    best = top.sort_values("self_repair", ascending=False, kind="stable").head(count)
-    return list(zip(best["layer"].astype(int), best["head"].astype(int), strict=True))
 
 
 def write_table(table: pd.DataFrame, path: Path, attrs: Mapping[Any, Any]) -> None:

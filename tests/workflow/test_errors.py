@@ -90,8 +90,8 @@ def test_a_head_that_does_not_exist(copied: Space) -> None:
 
 
 def test_a_head_of_a_figure_that_was_not_ablated(copied: Space) -> None:
-    copied.change("figures.token_noise.heads", [[1, 7]])
-    assert fails(copied, "tabulate_tokens/resample", "token_noise") == (
+    copied.change("analyses.heads", [[1, 7]])
+    assert fails(copied, "choose_heads", "token_noise") == (
         "Error: heads [(1, 7)] were not ablated: name them under ablations.*.heads, or name others"
     )
 

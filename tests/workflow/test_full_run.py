@@ -327,6 +327,7 @@ def test_a_named_target_makes_only_what_it_needs(fresh: Space) -> None:
         "select_top_tokens": 1,
         "ablate_heads": 2,
         "condense_ablations": 1,
+        "choose_heads": 1,
         "tabulate_tokens": 1,
         "draw_token_noise": 1,
     }

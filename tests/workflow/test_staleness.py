@@ -26,7 +26,7 @@ READS_HDF5 = {
     *("tokenize_corpus", "check_prompts", "cache_activations", "select_top_tokens", "average_activations"),
     *("ablate_heads", *TABLES),
 }
-EVERY = SNAPSHOTS | READS_HDF5 | FIGURES
+EVERY = SNAPSHOTS | READS_HDF5 | {"choose_heads"} | FIGURES
 READS_SNAPSHOTS = {"tokenize_corpus", "check_prompts", *RUNS_THE_MODEL, *TABLES}
 
 # The rules that run each module, and are stale by an edit of it. What is made from their results follows by itself.
@@ -35,6 +35,7 @@ USERS = {
     "ablation.py": {"ablate_heads"},
     "activations.py": RUNS_THE_MODEL,
     "averages.py": {"average_activations", "ablate_heads"},
+    "chosen_heads.py": {"choose_heads", "ablate_heads", *TABLES},
     "clean.py": RUNS_THE_MODEL,
     # Used while the workflow is put together; what it gives reaches jobs as params.
     "config.py": set(),
@@ -72,7 +73,7 @@ USERS = {
 
 # Jobs of the tiny run: three kinds of ablation on two shards.
 DRAWN = dict.fromkeys(FIGURES, 1)
-CONDENSED = {"condense_ablations": 3, "tabulate_tokens": 1, **DRAWN}
+CONDENSED = {"condense_ablations": 3, "choose_heads": 1, "tabulate_tokens": 1, **DRAWN}
 SELECTED = {"select_top_tokens": 1, "ablate_heads": 6, **CONDENSED}
 FROM_ACTIVATIONS = {"cache_activations": 2, "average_activations": 1, **SELECTED}
 FROM_TOKENS = {"tokenize_corpus": 1, "check_prompts": 1, **FROM_ACTIVATIONS}
@@ -189,7 +190,7 @@ def test_comments_docstrings_and_layout_make_nothing_stale(finished: Space, tmp_
         # Ablations too: who repairs whom is summed over top tokens.
         ("statistics.top_fraction", 0.2, SELECTED),
         ("statistics.first_position", 1, SELECTED),
-        ("figures.token_noise.heads", [[0, 1]], {"tabulate_tokens": 1, "draw_token_noise": 1}),
+        ("analyses.heads", [[0, 1]], {"choose_heads": 1, "tabulate_tokens": 1, "draw_token_noise": 1}),
         (
             "ablations.zero.heads",
             [[0, 1], [1, 1]],

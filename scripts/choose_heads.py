@@ -1,0 +1,15 @@
+"""Choose the heads that analyses of single heads are about."""
+
+from pathlib import Path
+
+from selfrepair.jobs import job
+
+if __name__ == "__main__":
+    with job(snakemake):
+        from selfrepair.chosen_heads import choose_heads
+
+        choose_heads(
+            heads_table=Path(snakemake.input.heads),
+            out=Path(snakemake.output.chosen),
+            heads=snakemake.params.heads,
+        )
