@@ -24,6 +24,8 @@ from selfrepair.tokens import read_shard
 
 IDENTITY_TOLERANCE = 256
 """Rounding errors of the model's dtype, relative to the longest residual's logit, that the identity may be off by."""
+BFLOAT16_IDENTITY_TOLERANCE = 16
+"""The same where activations are bfloat16: what rounds is each attention's output, which is few numbers' sum."""
 
 Heads = Sequence[tuple[int, int]]
 Replacement = Callable[[int], Float[Tensor, "prompt pos head d_head"]]
@@ -225,7 +227,7 @@ def sweep(
             here = rows[batch.rows]
             found = {name: getattr(result, name).cpu().numpy() for name in values if name != "self_repair"}
             found["self_repair"] = found["logit_change"] - (found["ablated_direct_effect"] - found["direct_effect"])
-            check_identity(found, model.name)
+            check_identity(found, model)
             _place(values, found, here, batch, batch.of_selection(mask).numpy() if only_selected else None)
             # Of pairs, the one row has several heads; of a row a head, the sum is over its prompts.
             axis = 1 if batch.prompts is None else 0
@@ -256,12 +258,12 @@ def _place(
             value[rows[pair], np.array(batch.prompts)[pair], pos] = found[name][0, pair, pos]
 
 
-def check_identity(values: dict[str, np.ndarray], name: str) -> float:
+def check_identity(values: dict[str, np.ndarray], model: Model) -> float:
     """Check self_repair = from_heads + from_mlps + from_layernorm on every token.
 
     Args:
         values: Arrays of one shape, by quantity, in logits.
-        name: What the error calls the model.
+        model: The model, for its rounding and its name.
 
     Returns:
         The largest difference, in logits.
@@ -272,10 +274,13 @@ def check_identity(values: dict[str, np.ndarray], name: str) -> float:
     off = np.abs(values["self_repair"] - sum(values[part] for part in PARTS))
     # Rounding errors come from the logits and parts that cancel, so they are measured against the largest of those.
     size = max(1.0, *(float(np.abs(values[part]).max()) for part in (*PARTS, "logit_change", "direct_effect")))
-    allowed = IDENTITY_TOLERANCE * np.finfo(values["self_repair"].dtype).eps * size
+    rounding = IDENTITY_TOLERANCE * torch.finfo(model.dtype).eps
+    if model.bfloat16:
+        rounding = BFLOAT16_IDENTITY_TOLERANCE * torch.finfo(torch.bfloat16).eps
+    allowed = rounding * size
     if not float(off.max()) <= allowed:
         raise ValueError(
-            f"self_repair is not the sum of its parts for {name}: off by {off.max():.3g} logits where rounding explains "
+            f"self_repair is not the sum of its parts for {model.name}: off by {off.max():.3g} logits where rounding explains "
             f"{allowed:.1g}; the definitions do not cover this model, or its weights are not finite"
         )
     return float(off.max())

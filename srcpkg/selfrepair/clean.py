@@ -79,7 +79,7 @@ def run_clean(model: Model, tokens: Int[Tensor, "prompt pos"]) -> CleanRun:
         resid_pre.append(args[0])
 
     def keep_z(_: nn.Module, args: tuple[Any, ...]) -> None:
-        z.append(by_head(model, args[0]))
+        z.append(by_head(model, args[0]).to(model.dtype))
 
     def keep_mlp(_: nn.Module, __: Any, out: Tensor | tuple[Any, ...]) -> None:
         mlp_out.append(written(out, tokens.shape))
@@ -90,8 +90,9 @@ def run_clean(model: Model, tokens: Int[Tensor, "prompt pos"]) -> CleanRun:
         handles += [model.mlp(i).register_forward_hook(keep_mlp) for i in range(model.n_layers)]
         return [*handles, model.final_norm_module.register_forward_pre_hook(keep_resid)]
 
-    with hooked(register), torch.inference_mode():
-        model.hf.base_model(input_ids=tokens.to(model.device), use_cache=False)
+    with torch.inference_mode():
+        with hooked(register), model.running():
+            model.hf.base_model(input_ids=tokens.to(model.device), use_cache=False)
         final = resid_pre.pop()[:, :-1]
         directions = Directions.of(model, tokens)
         scale = model.final_norm.scale(final)

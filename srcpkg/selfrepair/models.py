@@ -8,7 +8,7 @@ import json
 import logging
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import reduce
 from pathlib import Path
@@ -25,7 +25,8 @@ from selfrepair.snapshots.manifest import read_manifest
 
 logger = logging.getLogger(__name__)
 
-DTYPES = {"float32": torch.float32, "float64": torch.float64}
+DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.float32}
+"""Type of weights, residuals and measured values by the name in the config; "bfloat16" is that of matrix products alone."""
 
 CHECK_LENGTH = 8
 CHECK_TOLERANCE = 1e-3
@@ -83,6 +84,7 @@ class Model:
         parallel: Attention and MLP of a layer read the same residual.
         center_unembed: Logits are mean-centred over the vocabulary.
         weights: What the weights are, for captions.
+        bfloat16: The model's own matrix products run in bfloat16.
     """
 
     hf: PreTrainedModel
@@ -94,6 +96,7 @@ class Model:
     parallel: bool
     center_unembed: bool
     weights: str
+    bfloat16: bool
     value_constant: Float[Tensor, "layer head d_head"] = field(init=False)
     _unembed_mean: Float[Tensor, " d_model"] = field(init=False)
     _token_constant: Float[Tensor, " vocab"] = field(init=False)
@@ -142,6 +145,14 @@ class Model:
     def dtype(self) -> torch.dtype:
         """Floating-point type of the weights and of everything measured."""
         return self.W_U.dtype
+
+    def running(self) -> AbstractContextManager[Any]:
+        """What the model's own modules run in: activations are bfloat16 where that is asked for, residuals never."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16)
+
+    def measuring(self) -> AbstractContextManager[Any]:
+        """What a hook computes in while the model runs: nothing that is measured is a matrix product in bfloat16."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=False)
 
     def attention(self, layer: int) -> nn.Module:
         """The attention module of a layer."""
@@ -233,7 +244,8 @@ def load_model(
         source: A snapshot folder, another folder that save_pretrained wrote, or a transformers causal language model. A
             model in memory is used as it is and never changed.
         device: Torch device, such as "cpu" or "cuda".
-        dtype: "float32" or "float64"; the type of weights and of every measured value.
+        dtype: "float32" or "float64"; the type of weights and of every measured value. "bfloat16" is float32 with the
+            model's own matrix products in bfloat16: faster on a GPU, and off by its rounding, some hundredths of a logit.
         center_unembed: Centre logits over the vocabulary, as the definitions do.
 
     Returns:
@@ -258,7 +270,7 @@ def load_model(
             f"source is a {type(source).__name__}; wanted a snapshot folder or a transformers PreTrainedModel"
         )
     _check_settings(hf, torch.device(device), DTYPES[dtype])
-    model = _find_parts(hf, center_unembed, weights)
+    model = _find_parts(hf, center_unembed, weights, bfloat16=dtype == "bfloat16")
     with torch.inference_mode():
         model.value_constant = _value_constant(model)
         _check_definitions_hold(model)
@@ -313,7 +325,7 @@ def _module(root: nn.Module, path: str) -> nn.Module:
     return reduce(getattr, path.split("."), root)
 
 
-def _find_parts(hf: PreTrainedModel, center_unembed: bool, weights: str) -> Model:
+def _find_parts(hf: PreTrainedModel, center_unembed: bool, weights: str, bfloat16: bool) -> Model:
     config = hf.config
     refuse_architecture(config.model_type, type(hf).__name__)
     family = FAMILIES[config.model_type]
@@ -342,6 +354,7 @@ def _find_parts(hf: PreTrainedModel, center_unembed: bool, weights: str) -> Mode
         parallel=is_parallel(config),
         center_unembed=center_unembed,
         weights=weights,
+        bfloat16=bfloat16,
     )
 
 

@@ -182,14 +182,16 @@ class SuffixReplay:
         """What the ablated runs of all heads of a layer share, which is all but the head's own write."""
         z = self.clean.z[layer]
         if not self.model.parallel:
-            attention = self.model.attention_out(layer)(z.flatten(-2))
+            with self.model.running():
+                attention = self.model.attention_out(layer)(z.flatten(-2)).to(self.model.dtype)
             return _Start(layer, z, resid=self.clean.resid_pre[layer], attention=attention)
         # Attention and MLP read the same residual, so that the layer's MLP repeats its clean output too.
         if layer + 1 < self.model.n_layers:
             after = self.clean.resid_pre[layer + 1]
         else:
             call = self.model.layer_calls(self.length)[layer]
-            after = call.replay(self.model.layers[layer], self.clean.resid_pre[layer])
+            with self.model.running():
+                after = call.replay(self.model.layers[layer], self.clean.resid_pre[layer])
         return _Start(layer, z, resid=after, attention=None)
 
     def _ablate_batch(self, start: "_Start", batch: Batch, replacement: Tensor, selected: Tensor) -> Ablated:
@@ -227,7 +229,8 @@ class SuffixReplay:
             attention = batch.of_prompts(start.attention) + write
         resid = resid.flatten(0, 1)
         calls = model.layer_calls(self.length - batch.cut)
-        with hooked(lambda: changes.hooks(layer)), _attention_gives(model.attention(layer), attention):
+        given = _attention_gives(model.attention(layer), attention)
+        with hooked(lambda: changes.hooks(layer)), given, model.running():
             for at in range(first, model.n_layers):
                 resid = calls[at].replay(model.layers[at], resid)
         return resid.unflatten(0, write.shape[:2])
@@ -280,11 +283,12 @@ class _Changes:
 
     def _see_heads(self, layer: int, _: nn.Module, args: tuple[Any, ...]) -> None:
         replay, view = self.replay, self.batch.of_prompts
-        z = by_head(replay.model, args[0]).unflatten(0, self.shape[:2]) - replay.model.value_constant[layer]
-        effects = head_direct_effects(z, view(replay.projected[layer]))
-        change = effects - view(replay.clean.head_direct_effect[layer])
-        self.from_heads += change.sum(-1)
-        self.by_head[:, :, layer] = torch.einsum("rpth,rpt->rph", change, self.weight)
+        with replay.model.measuring():
+            z = by_head(replay.model, args[0]).unflatten(0, self.shape[:2]) - replay.model.value_constant[layer]
+            effects = head_direct_effects(z, view(replay.projected[layer]))
+            change = effects - view(replay.clean.head_direct_effect[layer])
+            self.from_heads += change.sum(-1)
+            self.by_head[:, :, layer] = torch.einsum("rpth,rpt->rph", change, self.weight)
 
     def _see_mlp(self, layer: int, _: nn.Module, __: Any, out: Tensor | tuple[Any, ...]) -> None:
         write = written(out, self.shape)[..., :-1, :]

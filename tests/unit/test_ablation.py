@@ -113,6 +113,22 @@ def test_head_that_writes_nothing_changes_nothing(tokens: np.ndarray, donors: np
     assert float(np.abs(other["logit_change"]).max()) > 1e-3
 
 
+@pytest.mark.parametrize("name", ["gpt2", "llama", "gpt_neox"])
+def test_bfloat16_rounds_activations_and_nothing_that_is_measured(
+    name: str, tokens: np.ndarray, donors: np.ndarray
+) -> None:
+    hf = random_model(name, torch.float32)
+    exact = selfrepair.ablate_heads(selfrepair.load_model(hf), tokens, donors)
+    rounded = selfrepair.ablate_heads(selfrepair.load_model(hf, dtype="bfloat16"), tokens, donors)
+    for quantity in ("direct_effect", "ablated_direct_effect", "logit_change", *PARTS, "ablated_scale"):
+        assert rounded[quantity].dtype == np.float32
+        off = np.abs(rounded[quantity] - exact[quantity]).values
+        assert 0 < off.mean() < 0.01 * np.abs(exact[quantity].values).max(), quantity
+        # A value that was rounded itself would be one of few.
+        mantissas = np.frexp(rounded[quantity].values)[0] * 2**8
+        assert (mantissas[mantissas != 0] % 1 != 0).mean() > 0.9, quantity
+
+
 def without_mlps_and_later_attention(hf: PreTrainedModel) -> PreTrainedModel:
     """Leave the heads of layer 0 alone with the final norm: nothing else can respond to an ablation."""
     with torch.no_grad():
