@@ -142,7 +142,8 @@ class SuffixReplay:
     ) -> Iterator[tuple[Batch, Ablated]]:
         """Ablate each of ``heads`` alone where it has selected tokens, and no further than its last one in each prompt.
 
-        Later positions do not reach earlier ones, so what is computed is what `ablate` computes there.
+        Later positions do not reach earlier ones, and the last MLP mixes none, so what is computed at the selected tokens
+        is what `ablate` computes there; other tokens' values mean nothing.
 
         Args:
             layer: Their layer.
@@ -230,7 +231,9 @@ class SuffixReplay:
         resid = resid.flatten(0, 1)
         calls = model.layer_calls(self.length - batch.cut)
         given = _attention_gives(model.attention(layer), attention)
-        with hooked(lambda: changes.hooks(layer)), given, model.running():
+        needed = None if batch.prompts is None else changes.selected
+        last = _mlp_runs_on(model.mlp(model.n_layers - 1), needed)
+        with hooked(lambda: changes.hooks(layer)), given, last, model.running():
             for at in range(first, model.n_layers):
                 resid = calls[at].replay(model.layers[at], resid)
         return resid.unflatten(0, write.shape[:2])
@@ -263,7 +266,8 @@ class _Changes:
         shape = batch.shape(replay.n_prompts)
         length = replay.length - batch.cut
         self.shape = (*shape, length)
-        self.weight = batch.of_selection(selected).to(model.device, model.dtype)
+        self.selected = batch.of_selection(selected).to(model.device)
+        self.weight = self.selected.to(model.dtype)
 
         def zeros(*shape: int) -> Tensor:
             return torch.zeros(shape, dtype=model.dtype, device=model.device)
@@ -310,6 +314,30 @@ def _attention_gives(attention: nn.Module, out: Tensor | None) -> Iterator[None]
         yield
     finally:
         del attention.forward
+
+
+@contextmanager
+def _mlp_runs_on(mlp: nn.Module, needed: Bool[Tensor, "row prompt predicted"] | None) -> Iterator[None]:
+    """Let the last layer's MLP run on the positions that are needed alone, and give zeros elsewhere; None: on all.
+
+    Nothing after it mixes positions, so that no other is missed.
+    """
+    if needed is None:
+        yield
+        return
+    rows = torch.nonzero(nn.functional.pad(needed, (0, 1)).flatten()).squeeze(1)
+    forward = mlp.forward
+
+    def some(hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        found = forward(hidden.flatten(0, -2)[rows], *args, **kwargs)
+        out = found.new_zeros(hidden[..., 0].numel(), found.shape[-1])
+        return out.index_copy_(0, rows, found).unflatten(0, hidden.shape[:-1])
+
+    mlp.forward = some
+    try:
+        yield
+    finally:
+        del mlp.forward
 
 
 def group_by_layer(heads: Iterable[tuple[int, int]]) -> dict[int, list[int]]:

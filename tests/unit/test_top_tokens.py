@@ -14,7 +14,7 @@ from selfrepair.quantities import HEAD_TOKEN
 from conftest import VOCAB, random_model
 
 
-@pytest.mark.parametrize("name", ["gpt2", "gpt_neox", "llama", "mistral"])
+@pytest.mark.parametrize("name", ["gpt2", "gpt_neox", "llama", "mistral", "opt", "phi"])
 @pytest.mark.parametrize("share", [0.0, 0.02, 0.3])
 def test_selected_tokens_alone(name: str, share: float, rng: np.random.Generator) -> None:
     model = selfrepair.load_model(random_model(name), dtype="float64")
