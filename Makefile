@@ -4,13 +4,14 @@ CORES ?= all
 BIN := .venv/bin
 ENV := PATH="$(CURDIR)/$(BIN):$$PATH"
 
-.PHONY: help setup reproduce report test check bench format lock
+.PHONY: help setup reproduce report test check bench scaling format lock
 
 help:
 	@echo "make reproduce   run the whole workflow on the default model and text, and write the report"
 	@echo "make test        run all tests"
 	@echo "make check       format, lint and types"
 	@echo "make bench       throughput of the ablation engine, beside a plain TransformerLens sweep"
+	@echo "make scaling     how its cost grows with tokens, prompt length and heads; draws docs/scaling.png"
 	@echo "make setup       make .venv with pinned dependencies; the others do this themselves"
 
 setup: .venv/done
@@ -55,9 +56,15 @@ format: setup
 BENCH_MODEL := results/snapshots/models/smollm2-135m-instruct
 BENCH_TOKENS := results/smollm2-135m-instruct/wikipedia/tokens.h5
 
-bench: setup
-	$(ENV) snakemake --quiet all --cores $(CORES) $(BENCH_TOKENS)
+$(BENCH_TOKENS): setup
+	$(ENV) snakemake --quiet all --cores $(CORES) $@
+
+bench: $(BENCH_TOKENS)
 	$(ENV) python benchmarks/ablation.py $(BENCH_MODEL) $(BENCH_TOKENS) results/benchmarks/ablation.json
+
+scaling: $(BENCH_TOKENS)
+	$(ENV) python benchmarks/scaling.py $(BENCH_MODEL) $(BENCH_TOKENS) \
+	  --out results/benchmarks/scaling.json --figure docs/scaling.png
 
 # Pins anew what pyproject.toml asks for, in a clean environment; environment.yml must be brought up to date by hand.
 lock:

@@ -62,7 +62,7 @@ def ablate_heads(
     token_ids = _token_ids(model, tokens, "tokens")
     donor_ids = _donor_ids(model, donors, token_ids, kind)
     chosen = check_heads(model, heads)
-    chunks = prompt_chunks(*token_ids.shape)
+    chunks = prompt_chunks(model, *token_ids.shape)
     mean_z = mean_activation(model, [token_ids[chunk] for chunk in chunks]) if kind == "mean" else None
     bar = Progress(len(chunks) * len(chosen), "ablating heads", unit="head", show=progress)
     parts = []
@@ -117,7 +117,7 @@ def ablate_shard(
     if mean_activations is not None:
         mean_z = torch.from_numpy(read_mean_activations(mean_activations)).to(model.device)
     ids = torch.from_numpy(shard.tokens).long()
-    chunks = prompt_chunks(*ids.shape)
+    chunks = prompt_chunks(model, *ids.shape)
     parts = []
     with (
         open_activations(activations, model) as cached,

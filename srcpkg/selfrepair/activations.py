@@ -43,7 +43,7 @@ def cache_activations(
     shard = read_shard(tokens, slice(*prompts))
     ids = torch.from_numpy(shard.tokens).long()
     n_prompts, length = ids.shape
-    chunks = prompt_chunks(n_prompts, length)
+    chunks = prompt_chunks(model, n_prompts, length)
     with (
         write_hdf5(out, kind="activations", provenance=provenance) as file,
         Progress(len(chunks), "clean run", "batch") as bar,

@@ -13,10 +13,6 @@ from torch import Tensor, nn
 
 from selfrepair.models import Model, hooked
 
-BATCH_TOKENS = 1024
-"""Tokens that go through the layers at a time on a CPU: enough for full matmul speed, few enough for its caches."""
-
-
 @dataclass(frozen=True)
 class Directions:
     """What turns residuals of some prompts into logits.
@@ -111,9 +107,9 @@ def run_clean(model: Model, tokens: Int[Tensor, "prompt pos"]) -> CleanRun:
         )
 
 
-def prompt_chunks(n_prompts: int, length: int, batch_tokens: int = BATCH_TOKENS) -> list[slice]:
-    """Runs of prompts that together hold at most ``batch_tokens`` tokens (one prompt at least)."""
-    size = max(1, batch_tokens // length)
+def prompt_chunks(model: Model, n_prompts: int, length: int) -> list[slice]:
+    """Runs of prompts that together hold at most ``model.batch_tokens`` tokens (one prompt at least)."""
+    size = max(1, model.batch_tokens // length)
     return [slice(start, min(start + size, n_prompts)) for start in range(0, n_prompts, size)]
 
 

@@ -28,6 +28,11 @@ logger = logging.getLogger(__name__)
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.float32}
 """Type of weights, residuals and measured values by the name in the config; "bfloat16" is that of matrix products alone."""
 
+BATCH_TOKENS = 1024
+"""Tokens that go through the layers at a time on a CPU: enough for full matmul speed, few enough for its caches."""
+ACCELERATOR_BATCH_TOKENS = 16384
+"""The same elsewhere: enough to fill a card, and some GiB of activations for a model of 7 billion weights."""
+
 CHECK_LENGTH = 8
 CHECK_TOLERANCE = 1e-3
 
@@ -145,6 +150,11 @@ class Model:
     def dtype(self) -> torch.dtype:
         """Floating-point type of the weights and of everything measured."""
         return self.W_U.dtype
+
+    @property
+    def batch_tokens(self) -> int:
+        """Tokens that go through the layers at a time; the peak of memory beside the weights is proportional to it."""
+        return BATCH_TOKENS if self.device.type == "cpu" else ACCELERATOR_BATCH_TOKENS
 
     def running(self) -> AbstractContextManager[Any]:
         """What the model's own modules run in: activations are bfloat16 where that is asked for, residuals never."""
@@ -270,7 +280,7 @@ def load_model(
             f"source is a {type(source).__name__}; wanted a snapshot folder or a transformers PreTrainedModel"
         )
     _check_settings(hf, torch.device(device), DTYPES[dtype])
-    model = _find_parts(hf, center_unembed, weights, bfloat16=dtype == "bfloat16")
+    model = find_parts(hf, center_unembed, weights, bfloat16=dtype == "bfloat16")
     with torch.inference_mode():
         model.value_constant = _value_constant(model)
         _check_definitions_hold(model)
@@ -325,7 +335,14 @@ def _module(root: nn.Module, path: str) -> nn.Module:
     return reduce(getattr, path.split("."), root)
 
 
-def _find_parts(hf: PreTrainedModel, center_unembed: bool, weights: str, bfloat16: bool) -> Model:
+def find_parts(hf: PreTrainedModel, center_unembed: bool = True, weights: str = "", bfloat16: bool = False) -> Model:
+    """The parts of a model, as `load_model` gives them but unchecked and without value constants; no weight is read.
+
+    So a model on the meta device will do, to count its operations.
+
+    Raises:
+        ValueError: The definitions do not cover its architecture.
+    """
     config = hf.config
     refuse_architecture(config.model_type, type(hf).__name__)
     family = FAMILIES[config.model_type]

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from selfrepair.clean import BATCH_TOKENS, CleanRun, Directions, by_head, head_direct_effects, project, written
+from selfrepair.clean import CleanRun, Directions, by_head, head_direct_effects, project, written
 from selfrepair.models import Model, hooked
 
 
@@ -95,16 +95,12 @@ class SuffixReplay:
         model: The model.
         tokens: Token ids [prompt, pos] of the prompts.
         clean: Their clean run.
-        batch_tokens: Tokens that go through the layers at a time; the peak of memory is proportional to it.
     """
 
-    def __init__(
-        self, model: Model, tokens: Int[Tensor, "prompt pos"], clean: CleanRun, batch_tokens: int = BATCH_TOKENS
-    ) -> None:
+    def __init__(self, model: Model, tokens: Int[Tensor, "prompt pos"], clean: CleanRun) -> None:
         self.model = model
         self.clean = clean
         self.n_prompts, self.length = tokens.shape
-        self.batch_tokens = batch_tokens
         with torch.inference_mode():
             self.directions = Directions.of(model, tokens)
             self.scaled = self.directions.d / clean.scale[..., None]
@@ -128,7 +124,7 @@ class SuffixReplay:
         Yields:
             Which heads, as positions in ``heads``, and their results.
         """
-        at_once = max(1, self.batch_tokens // (self.n_prompts * self.length))
+        at_once = max(1, self.model.batch_tokens // (self.n_prompts * self.length))
         rows = (list(range(len(heads)))[first : first + at_once] for first in range(0, len(heads), at_once))
         batches = (Batch(some, [heads[row] for row in some]) for some in rows)
         yield from self._each(layer, batches, replacement, selected)
@@ -165,7 +161,7 @@ class SuffixReplay:
         while order:
             # Few lengths, so that the layers' arguments are recorded for few.
             length = min(self.length, -(-needed[order[0]] // LENGTH_STEP) * LENGTH_STEP)
-            at_once = max(1, self.batch_tokens // length)
+            at_once = max(1, self.model.batch_tokens // length)
             batch, order = order[:at_once], order[at_once:]
             rows = row[batch].tolist()
             yield Batch(rows, [heads[at] for at in rows], prompt[batch].tolist(), cut=self.length - length)
