@@ -34,6 +34,7 @@ USERS = {
     "__init__.py": EVERY,
     "ablation.py": {"ablate_heads"},
     "activations.py": RUNS_THE_MODEL,
+    "allocator.py": RUNS_THE_MODEL,
     "averages.py": {"average_activations", "ablate_heads"},
     "chosen_heads.py": {"choose_heads", "ablate_heads", *TABLES},
     "clean.py": RUNS_THE_MODEL,
