@@ -23,7 +23,7 @@ RATIO_EDGES = np.linspace(0.5, 1.5, 401)
 SAME_SCALE = 8
 """Rounding errors of the number type, relative, within which two scales are one: where nothing changed, as at a shared BOS."""
 
-FROZEN_TOLERANCE = 4096
+FROZEN_TOLERANCE = 256
 """Rounding errors of the number type, relative to the largest effect, that freezing may differ from the closed form by: logits
 over the whole vocabulary round more than one direct effect does."""
 
