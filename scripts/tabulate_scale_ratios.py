@@ -13,6 +13,6 @@ if __name__ == "__main__":
             shards=[Path(path) for path in snakemake.input.ablations],
             thresholds=Path(snakemake.input.thresholds),
             chosen_heads=Path(snakemake.input.chosen),
-            ratios=Path(snakemake.output.ratios),
+            summary=Path(snakemake.output.ratios),
             histogram=Path(snakemake.output.histogram),
         )

@@ -16,7 +16,7 @@ import xarray as xr
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from selfrepair.ablation import Replacement, check_heads, constant_replacement
+from selfrepair.ablation import Replacement, check_heads, constant_replacement, identity_tolerance
 from selfrepair.activations import open_activations
 from selfrepair.averages import read_mean_activations
 from selfrepair.clean import prompt_chunks
@@ -129,7 +129,8 @@ def freeze_layernorm(
         activations: The shard's activations file.
         thresholds: Top tokens of each head.
         mean_activations: Averages of z; wanted for kind "mean".
-        out: HDF5 file: frozen_layernorm_logit_change [head, prompt, pos], NaN at other tokens.
+        out: HDF5 file: frozen_layernorm_logit_change [head, prompt, pos], NaN at other tokens. Attribute rounding: what it may
+            differ from the closed form by, relative to the largest effect.
         prompts: First prompt of the shard, and the one after its last.
         kind: "resample", "mean" or "zero".
         heads: The (layer, head) pairs.
@@ -146,7 +147,7 @@ def freeze_layernorm(
         mean_z = torch.from_numpy(read_mean_activations(mean_activations)).to(model.device)
     ids = torch.from_numpy(shard.tokens).long()
     change = np.full(selected.shape, np.nan, torch.zeros(0, dtype=model.dtype).numpy().dtype)
-    chunks = prompt_chunks(*ids.shape)
+    chunks = prompt_chunks(model, *ids.shape)
     with (
         open_activations(activations, model) as cached,
         Progress(len(chunks) * len(chosen), f"{kind} ablation with the final scale frozen", "head") as bar,
@@ -171,6 +172,6 @@ def freeze_layernorm(
             "head_index": ("head", np.array([head for _, head in chosen])),
         },
     )
-    attrs = {"ablation": kind, "coordinates": "layer head_index"}
+    attrs = {"ablation": kind, "coordinates": "layer head_index", "rounding": identity_tolerance(model)}
     with write_hdf5(out, kind="frozen_layernorm", provenance=provenance, attrs=attrs) as file:
         file.put_dataset(dataset, chunk={"head": 1, "prompt": 1})

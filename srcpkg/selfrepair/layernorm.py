@@ -1,6 +1,6 @@
 """Tables of what the final norm's scale does: how it changes, what that repairs, and which readings of the repair there are."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,9 @@ from jaxtyping import Bool, Float
 from selfrepair.chosen_heads import read_chosen_heads
 from selfrepair.quantities import PARTS
 from selfrepair.selection import read_selected
-from selfrepair.statistics import PromptSums, bootstrap_weights, interval, token_values
+from selfrepair.statistics import PromptSums, estimate_weights, estimated, ratios, token_values
 from selfrepair.storage import open_hdf5
-from selfrepair.tables import CONFIDENCE, write_table
+from selfrepair.tables import write_table
 
 RATIO_EDGES = np.linspace(0.5, 1.5, 401)
 """Edges of the bins of clean / ablated scale; what lies outside is counted in two bins of its own."""
@@ -23,10 +23,7 @@ RATIO_EDGES = np.linspace(0.5, 1.5, 401)
 SAME_SCALE = 8
 """Rounding errors of the number type, relative, within which two scales are one: where nothing changed, as at a shared BOS."""
 
-FROZEN_TOLERANCE = 256
-"""Rounding errors of the number type, relative to the largest effect, that freezing may differ from the closed form by: logits
-over the whole vocabulary round more than one direct effect does."""
-
+PART, CLIPPED = "self_repair_from_layernorm", "clipped_fraction_from_layernorm"
 ALL_LAYERS, SECOND_TO_LAST = "all", "second-to-last"
 READINGS = ("clipped per token", "ratio per head, mean", "ratio per head, median", "pooled")
 """What "the share of direct effect that LayerNorm repairs" can mean (docs/definitions.md, Shares of the direct effect)."""
@@ -54,7 +51,7 @@ def tabulate_scale_ratios(
     shards: Sequence[Path],
     thresholds: Path,
     chosen_heads: Path,
-    ratios: Path,
+    summary: Path,
     histogram: Path,
 ) -> None:
     """Write how the final scale changes under one kind of ablation: clean / ablated, by head and pooled over all heads.
@@ -66,8 +63,8 @@ def tabulate_scale_ratios(
         shards: Ablations files in the order of their prompts.
         thresholds: Top tokens of each head.
         chosen_heads: The heads (`selfrepair.chosen_heads`).
-        ratios: Parquet file, a CSV beside it: share above 1 and mean ratio of each chosen head, and of all heads together where
-            all were ablated; a row a head and selection.
+        summary: Parquet file, a CSV beside it: share above 1 and mean ratio of each chosen head, and of all heads together
+            where all were ablated; a row a head and selection.
         histogram: Likewise, tokens by ratio: a row a head, selection and bin.
     """
     attrs = _attrs(heads_table)
@@ -104,9 +101,9 @@ def tabulate_scale_ratios(
                     **labels,
                     "n_tokens": count.sum(1).astype(int),
                     "n_prompts": (count > 0).sum(1),
-                    **_with_interval("share_above_1", above, count, weights),
+                    **estimated("share_above_1", ratios(above, count, weights), attrs["confidence"]),
                     "share_unchanged": same_count.sum(1) / count.sum(1),
-                    **_with_interval("mean_ratio", total, count, weights),
+                    **estimated("mean_ratio", ratios(total, count, weights), attrs["confidence"]),
                 }
             )
         )
@@ -122,7 +119,7 @@ def tabulate_scale_ratios(
                 }
             )
         )
-    write_table(pd.concat(summaries, ignore_index=True), ratios, attrs)
+    write_table(pd.concat(summaries, ignore_index=True), summary, attrs)
     write_table(pd.concat(histograms, ignore_index=True), histogram, attrs)
 
 
@@ -169,7 +166,7 @@ def tabulate_ablation_type(
         count, *totals = np.concatenate(found, axis=-1)
         columns = {}
         for name, total in zip(names, totals, strict=True):
-            columns |= _with_interval(name, total[None], count[None], weights)
+            columns |= estimated(name, ratios(total[None], count[None], weights), attrs["confidence"])
         counts = {"n_tokens": [int(count.sum())], "n_prompts": int((count > 0).sum())}
         rows.append(pd.DataFrame({"selection": [selection], **counts, **columns}))
     labels = {"ablation": attrs["ablation"], "layer": strongest[0], "head": strongest[1]}
@@ -202,25 +199,24 @@ def tabulate_layernorm_claim(
     layer = np.array([at for at, _ in heads])
     of_head = {name: weights @ total.T for name, total in joined.totals.items()}
     counts = weights @ joined.counts.T
-    rows = []
+    rows: list[tuple[Any, ...]] = []
     for layers, at, chosen in _layer_sets(layer, attrs["n_layers"]):
         found = shares_repaired(
-            of_head["self_repair_from_layernorm"][:, chosen],
+            of_head[PART][:, chosen],
             of_head["direct_effect"][:, chosen],
-            of_head["clipped_fraction_from_layernorm"][:, chosen],
+            of_head[CLIPPED][:, chosen],
             counts[:, chosen],
         )
         for reading, values in found.items():
-            low, high = interval(values[1:], CONFIDENCE)
-            n_tokens = int(joined.counts[chosen].sum())
-            ends = (float(values[0]), float(low), float(high))
-            rows.append((THIS_RUN, layers, at, reading, *ends, int(chosen.sum()), n_tokens))
-    for model, table in pd.read_csv(published).groupby("model", sort=False):
-        for layers, at, chosen in _layer_sets(table["layer"].to_numpy(), int(table["layer"].max()) + 1):
-            columns = ("self_repair_from_layernorm", "direct_effect", "clipped_fraction_from_layernorm")
-            found = shares_repaired(*(table[name].to_numpy(float)[chosen] for name in columns), np.ones(chosen.sum()))
+            share = map(float, estimated("fraction", values, attrs["confidence"]).values())
+            rows.append((THIS_RUN, layers, at, reading, *share, int(chosen.sum()), int(joined.counts[chosen].sum())))
+    for model, of_model in pd.read_csv(published).groupby("model", sort=False):
+        for layers, at, chosen in _layer_sets(of_model["layer"].to_numpy(), int(of_model["layer"].max()) + 1):
+            effect, clipped = (of_model[name].to_numpy()[chosen] for name in ("direct_effect", CLIPPED))
+            # Every head has as many top tokens, so that means are sums up to a factor.
+            found = shares_repaired(of_model[PART].to_numpy()[chosen], effect, clipped, np.ones(len(effect)))
             for reading, value in found.items():
-                rows.append((model, layers, at, reading, float(value), np.nan, np.nan, int(chosen.sum()), None))
+                rows.append((model, layers, at, reading, float(value), np.nan, np.nan, len(effect), None))
     columns = [
         "source",
         "layers",
@@ -295,8 +291,7 @@ def compare_frozen_layernorm(
             name: shard.dataset[name].values.astype(np.float64) for name in (*measured, *PARTS, "ablated_direct_effect")
         }
         with open_hdf5(path, "frozen_layernorm", remake="freeze_layernorm") as dataset:
-            really = dataset["frozen_layernorm_logit_change"].values
-        eps = np.finfo(really.dtype).eps
+            really, rounding = dataset["frozen_layernorm_logit_change"].values, float(dataset.attrs["rounding"])
         values["really_frozen_logit_change"] = really
         values["frozen_layernorm_logit_change"] = values["logit_change"] - values["self_repair_from_layernorm"]
         counted = shard.counted["top"]
@@ -313,7 +308,7 @@ def compare_frozen_layernorm(
         found = [np.where(counted, values[name], 0).sum(-1) for name in names]
         sums.append(np.stack([counted.sum(-1), *found]))
     largest = np.max(differences, axis=0)
-    allowed = FROZEN_TOLERANCE * eps * size
+    allowed = rounding * size
     if not largest.max() <= allowed:
         layer, head = chosen[int(largest.argmax())]
         raise ValueError(
@@ -329,7 +324,7 @@ def compare_frozen_layernorm(
     }
     weights = _weights(attrs)
     for name, total in zip(names, totals, strict=True):
-        columns |= _with_interval(name, total, count, weights)
+        columns |= estimated(name, ratios(total, count, weights), attrs["confidence"])
     columns |= {
         "largest_difference": largest,
         "allowed_difference": allowed,
@@ -338,7 +333,7 @@ def compare_frozen_layernorm(
     write_table(pd.DataFrame(columns), out, attrs)
 
 
-def _attrs(heads_table: Path) -> dict[str, Any]:
+def _attrs(heads_table: Path) -> dict[Any, Any]:
     return dict(pd.read_parquet(heads_table, columns=["layer"]).attrs)
 
 
@@ -384,24 +379,8 @@ def _read(
         first += n_prompts
 
 
-def _weights(attrs: dict[str, Any]) -> Float[np.ndarray, "resample prompt"]:
-    """Weights of the prompts: a row of ones for the estimate, then the bootstrap's resamples."""
-    n_prompts = attrs["n_prompts"]
-    drawn = bootstrap_weights(n_prompts, attrs["n_bootstrap"], attrs["bootstrap_seed"])
-    return np.concatenate([np.ones((1, n_prompts)), drawn])
-
-
-def _with_interval(
-    name: str,
-    totals: Float[np.ndarray, "row prompt"],
-    counts: Float[np.ndarray, "row prompt"],
-    weights: Float[np.ndarray, "resample prompt"],
-) -> dict[str, np.ndarray]:
-    """Columns of means over tokens, from their sums by prompt, with intervals over prompts."""
-    with np.errstate(divide="ignore", invalid="ignore"):
-        values = (weights @ totals.T) / (weights @ counts.T)
-    low, high = interval(values[1:], CONFIDENCE)
-    return {name: values[0], f"{name}_low": low, f"{name}_high": high}
+def _weights(attrs: Mapping[Any, Any]) -> Float[np.ndarray, "resample prompt"]:
+    return estimate_weights(attrs["n_prompts"], attrs["n_bootstrap"], attrs["bootstrap_seed"])
 
 
 def _group_columns(chosen: Sequence[tuple[int, int]], n_groups: int, selection: str) -> dict[str, Any]:

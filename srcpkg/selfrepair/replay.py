@@ -168,7 +168,7 @@ class SuffixReplay:
             selected: The tokens wanted of each head [len(heads), prompt, pos-1].
 
         Yields:
-            Which heads and prompts, and r' at the positions up to the batch's last.
+            Which heads and prompts, and r' at the positions up to the batch's last; at tokens not wanted it means nothing.
         """
         with torch.inference_mode():
             start = self._start(layer)

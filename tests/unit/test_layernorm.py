@@ -159,7 +159,7 @@ def test_the_tables_find_what_was_planted(run: Run, kind: str) -> None:
     tabulate_scale_ratios(
         **run.inputs(kind),
         chosen_heads=run.chosen,
-        ratios=run.folder / kind / "ratio.parquet",
+        summary=run.folder / kind / "ratio.parquet",
         histogram=run.folder / kind / "histogram.parquet",
     )
     ratio = run.table(kind, "ratio")
@@ -232,7 +232,7 @@ def test_frozen_runs_that_do_not_agree_are_an_error(run: Run, tmp_path: Path) ->
             row, prompt, pos = np.argwhere(np.isfinite(change))[0]
             change[row, prompt, pos] += 0.0625
         frozen.append(tmp_path / path.name)
-        attrs = {"coordinates": "layer head_index"}
+        attrs = {"coordinates": "layer head_index", "rounding": 1e-12}
         with write_hdf5(frozen[-1], kind="frozen_layernorm", provenance={}, attrs=attrs) as file:
             file.put_dataset(changed)
     inputs = {**run.inputs("zero"), "chosen_heads": run.chosen, "out": tmp_path / "out.parquet"}
@@ -246,7 +246,7 @@ def test_frozen_runs_that_do_not_agree_are_an_error(run: Run, tmp_path: Path) ->
 @pytest.mark.parametrize("kind", ABLATION_KINDS)
 def test_scale_ratios_are_shares_of_tokens(run: Run, kind: str, tmp_path: Path) -> None:
     ratios, histogram = tmp_path / "ratio.parquet", tmp_path / "histogram.parquet"
-    tabulate_scale_ratios(**run.inputs(kind), chosen_heads=run.chosen, ratios=ratios, histogram=histogram)
+    tabulate_scale_ratios(**run.inputs(kind), chosen_heads=run.chosen, summary=ratios, histogram=histogram)
     table, bins = pd.read_parquet(ratios), pd.read_parquet(histogram)
     clean, ablated = token_values(run, kind, "clean_scale", "ablated_scale")
     ratio = clean[None] / ablated
@@ -290,7 +290,7 @@ def test_heads_that_were_not_ablated_are_named(run: Run, tmp_path: Path) -> None
     chosen.write_text("[[0, 0], [1, 7]]")
     with pytest.raises(ValueError, match=r"lacks heads \[\(1, 7\)\]: name them under ablations"):
         tabulate_scale_ratios(
-            **run.inputs("zero"), chosen_heads=chosen, ratios=tmp_path / "a", histogram=tmp_path / "b"
+            **run.inputs("zero"), chosen_heads=chosen, summary=tmp_path / "a", histogram=tmp_path / "b"
         )
 
 
