@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from selfrepair.figures import style
 from selfrepair.figures.style import Look
-from selfrepair.wording import decimal, head_name, measured, percentage
+from selfrepair.wording import decimal, head_name, largest, measured, percentage
 
 FRACTION = "fraction"
 THIS_RUN = "this run"
@@ -81,7 +81,7 @@ def finding(tables: dict[str, pd.DataFrame]) -> list[str]:
             f"({names}): {published}."
         )
     left = frozen["layernorm_part_left"].max()
-    worst = frozen.loc[frozen["largest_difference"].idxmax()]
+    worst = largest(frozen, "largest_difference")
     heads = "; ".join(
         f"{head_name(row)} {measured(row, REALLY, 'logits')} frozen, {measured(row, FULL)} as it is"
         for _, row in frozen.iterrows()

@@ -39,7 +39,7 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
     limits = _limits(strongest.values())
     with style.context():
         figure = style.new_figure(style.TWO_COLUMNS, 108.0)
-        upper, lower = figure.subfigures(2, 1, height_ratios=(1, 1))
+        upper, lower = figure.subfigures(2, 1, squeeze=False).ravel()
         panels = upper.subplots(1, len(kinds), sharey=True, squeeze=False)[0]
         head = head_name(ratios[kinds[0]].iloc[0])
         for letter, ax, kind in zip("abc", panels, kinds, strict=False):
