@@ -90,10 +90,7 @@ def finding(tables: dict[str, pd.DataFrame]) -> list[str]:
             for _, row in means.iterrows()
         ]
         lines.append(f"{head_name(means.iloc[0])} under {kind} ablation: {'; '.join(parts)}.")
-    lines[-1] += (
-        " Rushing & Nanda 2024 compare the three for Pythia-160M L11H0 and use resampling, which keeps activations most like "
-        "those that the model meets."
-    )
+    lines[-1] += " Rushing & Nanda 2024 compare the three kinds for Pythia-160M L11H0, and resample everywhere else."
     return lines
 
 
