@@ -1,6 +1,8 @@
-"""Self-repair in language models: from model and text to every figure. One named target a figure; `all` is the default.
+"""Self-repair in language models: from model and text to every figure. One named target a figure; `findings` says in words
+what they show; `all` is the default.
 
-Stages, in order: rules/snapshots.smk, tokens.smk, activations.smk, ablations.smk, tables.smk, figures.smk.
+Stages, in order: rules/snapshots.smk, tokens.smk, activations.smk, ablations.smk, tables.smk, layernorm.smk,
+figures.smk.
 """
 
 from snakemake.utils import min_version
@@ -17,6 +19,7 @@ include: "rules/tokens.smk"
 include: "rules/activations.smk"
 include: "rules/ablations.smk"
 include: "rules/tables.smk"
+include: "rules/layernorm.smk"
 include: "rules/figures.smk"
 
 
@@ -26,7 +29,13 @@ report: "report/workflow.rst"
 rule all:
     default_target: True
     input:
-        [figure_files(figure) for figure in FIGURES],
+        of_each_run(FIGURE, figure=FIGURES),
+        of_each_run(FINDINGS),
+
+
+rule findings:
+    input:
+        of_each_run(FINDINGS),
 
 
 for _figure in FIGURES:
@@ -35,4 +44,4 @@ for _figure in FIGURES:
         name:
             _figure
         input:
-            figure_files(_figure),
+            of_each_run(FIGURE, figure=_figure),
