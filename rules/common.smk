@@ -26,6 +26,8 @@ ACTIVATIONS = f"{RUN}/activations/{{shard}}.h5"
 THRESHOLDS = f"{RUN}/thresholds.h5"
 MEAN_ACTIVATIONS = f"{RUN}/mean_activations.h5"
 ABLATIONS = f"{RUN}/ablations/{{kind}}/{{shard}}.h5"
+OTHER_DONOR = f"{RUN}/other_donor/{{shard}}.h5"
+DONOR_NOISE = f"{RUN}/donor_noise/{{shard}}.h5"
 CHOSEN_HEADS = f"{RUN}/chosen_heads.json"
 TABLE = f"{RUN}/tables/{{kind}}/{{table}}.parquet"
 FIGURE = f"{RUN}/figures/{{figure}}.png"
@@ -40,6 +42,9 @@ try:
 except ValueError as error:
     raise WorkflowError(str(error)) from None
 
+# Prompts of a shard that can be donors of one of its prompts.
+OTHERS = config["tokens"]["prompts_per_shard"] - 1
+NOISE_DONORS = min(config["analyses"]["noise_donors"], OTHERS)
 SHARDS = shard_names(config["tokens"])
 KINDS = list(config["ablations"])
 MAIN_KIND = main_kind(config["ablations"])

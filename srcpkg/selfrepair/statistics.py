@@ -109,6 +109,13 @@ def ratios(
     return np.where(np.isfinite(ratio), ratio, np.nan)
 
 
+def mean_over_heads(values: Float[np.ndarray, "resample head"]) -> Float[np.ndarray, " resample"]:
+    """Mean over heads, leaving out those without a value; NaN where none has one."""
+    finite = np.isfinite(values)
+    count = finite.sum(axis=1)
+    return np.where(count > 0, np.where(finite, values, 0).sum(axis=1) / np.maximum(count, 1), np.nan)
+
+
 def estimated(name: str, values: Float[np.ndarray, "resample *rest"], confidence: float) -> dict[str, Any]:
     """Columns of a quantity: its estimate (the first resample, of all prompts once) and its interval over the others."""
     low, high = interval(values[1:], confidence)
