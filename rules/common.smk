@@ -74,8 +74,10 @@ def prompts_of(wildcards):
 
 
 def settings_of(section, name):
-    """A model's or corpus's own settings, by the job's wildcard."""
-    return lambda wildcards: config[section][wildcards[name]]
+    """What a model or corpus is, by the job's wildcard; not what it is compared with."""
+    return lambda wildcards: {
+        key: value for key, value in config[section][wildcards[name]].items() if key != "published"
+    }
 
 
 def listed(heads):

@@ -115,3 +115,28 @@ rule tabulate_donor_noise:
         "Compare donors with tokens for the chosen heads of {wildcards.model}"
     script:
         "../scripts/tabulate_donor_noise.py"
+
+
+rule compare_published:
+    input:
+        heads=table("heads"),
+        published=PUBLISHED,
+    output:
+        pairs=table("published_pairs"),
+        agreement=table("published_agreement"),
+        distributions=table("published_distributions"),
+    log:
+        f"{LOGS}/compare_published.log",
+    conda:
+        "../environment.yml"
+    threads: 1
+    resources:
+        mem_mb=memory(1000),
+        runtime=15,
+    params:
+        published=lambda wildcards: config["models"][wildcards.model].get("published"),
+        code=code("compare_published"),
+    message:
+        "Set {wildcards.model} beside the published values"
+    script:
+        "../scripts/compare_published.py"

@@ -12,16 +12,23 @@ from workflow.running import REPOSITORY, Space
 pytestmark = pytest.mark.filterwarnings("error")
 
 FIGURES = {
+    "draw_donor_noise",
     "draw_effect_vs_logit_change",
     "draw_layernorm_repair",
     "draw_mlp_repair",
+    "draw_published_comparison",
     "draw_repair_breakdown",
+    "draw_selection_control",
     "draw_self_repair_by_layer",
     "draw_token_noise",
 }
 SNAPSHOTS = {"snapshot_model", "snapshot_corpus"}
-TABLES = {"condense_ablations", "tabulate_tokens"}
-RUNS_THE_MODEL = {"cache_activations", "ablate_heads"}
+DONORS = {"project_other_donor", "ablate_with_donors"}
+CONTROLS = {"tabulate_selection_control", "tabulate_donor_noise"}
+CONDENSES = {"condense_ablations", "tabulate_tokens"}
+TABLES = CONDENSES | CONTROLS | {"compare_published"}
+ABLATES = {"ablate_heads", *DONORS}
+RUNS_THE_MODEL = {"cache_activations", *ABLATES}
 READS_HDF5 = {
     *("tokenize_corpus", "check_prompts", "cache_activations", "select_top_tokens", "average_activations"),
     *("ablate_heads", *TABLES),
