@@ -92,7 +92,7 @@ def project_other_donor(
             description="o' . d / s of each head with the donor after the run's own",
         )
         for layer in range(model.n_layers):
-            for chunk in prompt_chunks(n_prompts, length):
+            for chunk in prompt_chunks(model, n_prompts, length):
                 z = cached.donor_z(layer, other[chunk])
                 found = ablated_direct_effect(model, ids[chunk], cached.clean_run(chunk), layer, z)
                 effects[layer, :, chunk] = found.movedim(-1, 0).cpu().numpy()
@@ -133,7 +133,7 @@ def ablate_with_donors(
     ids = torch.from_numpy(read_shard(tokens, slice(*prompts)).tokens).long()
     selected = read_selected(thresholds, chosen, slice(*prompts))
     rows = assign_donors(len(ids), len(ids), donors)
-    chunks = prompt_chunks(*ids.shape)
+    chunks = prompt_chunks(model, *ids.shape)
     with (
         open_activations(activations, model) as cached,
         Progress(

@@ -122,7 +122,7 @@ def finding(tables: dict[str, pd.DataFrame]) -> list[str]:
         f"{percentage(other, 'pooled_repair_fraction')} where another donor chooses: from the share by direct effect "
         f"they differ by {measured(same, 'pooled_repair_fraction_minus_top')} and "
         f"{measured(other, 'pooled_repair_fraction_minus_top')}. What the first has more than the second is "
-        "regression to the mean.",
+        "what choosing and measuring with the same donor adds (regression to the mean).",
         "Self-repair per removed effect, the slope over the chosen tokens: "
         + ", ".join(
             f"{measured(rows[choice], 'repair_slope')} chosen by {name}" for choice, (name, _) in CHOICES.items()
