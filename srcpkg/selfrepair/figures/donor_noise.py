@@ -58,7 +58,7 @@ def _panel(ax: Axes, tokens: pd.DataFrame) -> list[str]:
     style.zero_line(ax)
     raster = len(tokens) > style.RASTERISE_ABOVE
     look = style.LOOKS[Y]
-    ax.scatter(x, y, s=3.0, color="#8A8A8A", linewidth=0, alpha=0.7, zorder=2, label="one donor", rasterized=raster)
+    ax.scatter(x, y, s=3.0, color=style.SINGLE, linewidth=0, alpha=0.6, zorder=2, label="one donor", rasterized=raster)
     order = np.argsort(x, kind="stable")
     ax.plot(x[order], mean[order], color=look.colour, linewidth=1.2, zorder=3, label="mean over donors")
     ax.set_xlim(0, x.max() + 1)
