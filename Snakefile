@@ -1,7 +1,8 @@
 """Self-repair in language models: from model and text to every figure. One named target a figure; `findings` says in words
 what they show; `all` is the default.
 
-Stages, in order: rules/snapshots.smk, tokens.smk, activations.smk, ablations.smk, tables.smk, controls.smk, figures.smk.
+Stages, in order: rules/snapshots.smk, tokens.smk, activations.smk, ablations.smk, tables.smk, layernorm.smk,
+controls.smk, figures.smk.
 """
 
 from snakemake.utils import min_version
@@ -18,6 +19,7 @@ include: "rules/tokens.smk"
 include: "rules/activations.smk"
 include: "rules/ablations.smk"
 include: "rules/tables.smk"
+include: "rules/layernorm.smk"
 include: "rules/controls.smk"
 include: "rules/figures.smk"
 

@@ -25,7 +25,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import selfrepair
 from selfrepair.ablation import sweep
-from selfrepair.clean import run_clean
+from selfrepair.clean import prompt_chunks, run_clean
 from selfrepair.flops import head_flops, sweep_flops
 from selfrepair.models import Model
 from selfrepair.progress import Progress
@@ -33,7 +33,8 @@ from selfrepair.selection import top_tokens
 
 MATMUL_SIZE = 2048
 TOP_FRACTION = 0.02
-LAYER_STEP = 7
+DEFAULT_PROMPTS = 32
+"""Prompts of the default run, over which top tokens are chosen."""
 TOLERANCE = 1e-3
 """Logits that engine and TransformerLens may differ by, in float32."""
 
@@ -136,34 +137,62 @@ def check_equal(engine: xr.Dataset, reference: TransformerLensSweep, layer: int,
     return max(off.values())
 
 
-def top_tokens_ratio(model: Model, tokens: np.ndarray, donors: np.ndarray, repeats: int) -> tuple[float, float]:
-    """Time of ablating top tokens alone against ablating all tokens, and the largest difference of what both compute."""
-    heads = [(layer, head) for layer in range(1, model.n_layers, LAYER_STEP) for head in range(model.n_heads)]
+def default_top_tokens(model: Model, tokens: np.ndarray, n_prompts: int) -> np.ndarray:
+    """Which tokens of the first ``n_prompts`` are top tokens of each head over all of ``tokens`` [head, prompt, pos-1]."""
+    chunks = prompt_chunks(model, *tokens.shape)
+    effects = [run_clean(model, torch.from_numpy(tokens[chunk])).head_direct_effect for chunk in chunks]
+    by_head = torch.cat(effects, dim=1).movedim(-1, 1).flatten(0, 1).numpy()
+    flat = by_head.reshape(len(by_head), -1)
+    selected = np.zeros(flat.shape, bool)
+    np.put_along_axis(selected, top_tokens(flat, int(TOP_FRACTION * flat.shape[1])), True, axis=1)
+    return selected.reshape(by_head.shape)[:, :n_prompts]
+
+
+def top_tokens_ratio(model: Model, tokens: np.ndarray, donors: np.ndarray, selected: np.ndarray) -> tuple[float, float]:
+    """Time of a whole sweep of top tokens alone against one of all tokens, and the largest difference of what both give.
+
+    The two take turns layer by layer, so that a slow minute of the machine meets both.
+    """
     ids = torch.from_numpy(tokens)
     clean, donor = run_clean(model, ids), run_clean(model, torch.from_numpy(donors))
-    effects = np.stack([clean.head_direct_effect[layer, ..., head].numpy().ravel() for layer, head in heads])
-    selected = np.zeros(effects.shape, bool)
-    np.put_along_axis(selected, top_tokens(effects, int(TOP_FRACTION * effects.shape[1])), True, axis=1)
-    selected = selected.reshape(len(heads), len(tokens), -1)
-    times: dict[bool, list[float]] = {False: [], True: []}
-    results = {}
-    for _ in range(repeats):
-        for only_selected, seen in times.items():
+    times = {False: 0.0, True: 0.0}
+    off = 0.0
+    for layer in range(model.n_layers):
+        heads = [(layer, head) for head in range(model.n_heads)]
+        chosen = selected[layer * model.n_heads : (layer + 1) * model.n_heads]
+        results = {}
+        for only_selected in times:
             start = time.perf_counter()
             with Progress(len(heads), "", "head", show=False) as bar:
                 results[only_selected] = sweep(
-                    model, ids, clean, donor.z.__getitem__, heads, bar, selected, only_selected
-                )
-            seen.append(time.perf_counter() - start)
-    both = results[False]["self_repair"].values[selected] - results[True]["self_repair"].values[selected]
-    return statistics.median(times[True]) / statistics.median(times[False]), float(np.abs(both).max())
+                    model, ids, clean, donor.z.__getitem__, heads, bar, chosen, only_selected
+                )["self_repair"].values[chosen]
+            times[only_selected] += time.perf_counter() - start
+        off = max(off, float(np.abs(results[False] - results[True]).max(initial=0)))
+    return times[True] / times[False], off
+
+
+def share_by_operator(work: Callable[[], Any]) -> dict[str, float]:
+    """Share of the time of each operator of torch that takes a hundredth of it or more, largest first, and of the rest.
+
+    Time outside of any operator (Python, hooks) is not seen by the profiler and left out.
+    """
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+        work()
+    times = {row.key.removeprefix("aten::"): row.self_cpu_time_total for row in profiler.key_averages()}
+    total = sum(times.values())
+    large = {
+        name: value / total for name, value in sorted(times.items(), key=lambda item: -item[1]) if value > 0.01 * total
+    }
+    return {**large, "rest": 1 - sum(large.values())}
 
 
 def measure(folder: Path, tokens_file: Path, n_prompts: int, repeats: int) -> dict[str, Any]:
     """All figures of the benchmark."""
     model = selfrepair.load_model(folder)
     with xr.open_dataset(tokens_file, engine="h5netcdf") as file:
-        tokens = file["tokens"].values[:n_prompts].astype(np.int64)
+        default = file["tokens"].values[:DEFAULT_PROMPTS].astype(np.int64)
+    tokens = default[:n_prompts]
     donors = np.roll(tokens, 1, axis=0)
     length = tokens.shape[1]
     per_1024 = 1024 / tokens.size
@@ -196,7 +225,10 @@ def measure(folder: Path, tokens_file: Path, n_prompts: int, repeats: int) -> di
             differences.append(check_equal(result, reference, layer, head))
         rates.append(matmul_rate())
     rate = statistics.median(rates)
-    ratio, top_difference = top_tokens_ratio(model, tokens, donors, repeats)
+    middle = [(layers["middle"], head) for head in range(model.n_heads)]
+    with Progress(len(middle), "", "head", show=False) as bar:
+        operators = share_by_operator(lambda: sweep(model, ids, clean, donor.z.__getitem__, middle, bar))
+    ratio, top_difference = top_tokens_ratio(model, tokens, donors, default_top_tokens(model, default, n_prompts))
     per_head = whole / len(heads) * per_1024
     return {
         "seconds_per_head_per_1024_tokens": {
@@ -209,6 +241,7 @@ def measure(folder: Path, tokens_file: Path, n_prompts: int, repeats: int) -> di
             name: head_flops(model, layer, length) * len(tokens) * per_1024 / statistics.median(of_layer[name]) / rate
             for name, layer in layers.items()
         },
+        "share_by_operator": operators,
         "speedup_over_transformerlens": statistics.median(plain) / per_head,
         "top_tokens_time_ratio": ratio,
         "peak_memory_gib": engine_peak,

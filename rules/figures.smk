@@ -39,6 +39,30 @@ if SWEEPS:
 if COMPUTED[MAIN_KIND] == "all":
     FIGURES["token_noise"] = {"tables": {"tokens": table("token_noise")}, "category": "Self-repair"}
 
+# The chosen heads were ablated by the main kind, and by the kinds that say so.
+OF_CHOSEN = [kind for kind in KINDS if kind == MAIN_KIND or HEADS[kind] in ("all", "chosen")]
+FIGURES |= {
+    "layernorm_scale_ratio": {
+        "tables": {
+            f"{name}_{kind}": table(f"layernorm_scale_{name}", kind)
+            for kind in OF_CHOSEN
+            for name in ("ratio", "histogram")
+        },
+        "category": "LayerNorm",
+    },
+    "ablation_types": {
+        "tables": {
+            **{f"tokens_{kind}": table("ablation_type_tokens", kind) for kind in OF_CHOSEN},
+            **{f"means_{kind}": table("ablation_type", kind) for kind in OF_CHOSEN},
+        },
+        "category": "LayerNorm",
+    },
+    "layernorm_claim": {
+        "tables": {"claim": table("layernorm_claim"), "frozen": table("frozen_layernorm")},
+        "category": "LayerNorm",
+    },
+}
+
 # These compare donors, so each shard needs donors beside the run's own.
 if MAIN_KIND == "resample" and COMPUTED[MAIN_KIND] == "all" and OTHERS > config["tokens"]["donors"]:
     FIGURES["selection_control"] = {

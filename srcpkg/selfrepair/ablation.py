@@ -274,16 +274,20 @@ def check_identity(values: dict[str, np.ndarray], model: Model) -> float:
     off = np.abs(values["self_repair"] - sum(values[part] for part in PARTS))
     # Rounding errors come from the logits and parts that cancel, so they are measured against the largest of those.
     size = max(1.0, *(float(np.abs(values[part]).max()) for part in (*PARTS, "logit_change", "direct_effect")))
-    rounding = IDENTITY_TOLERANCE * torch.finfo(model.dtype).eps
-    if model.bfloat16:
-        rounding = BFLOAT16_IDENTITY_TOLERANCE * torch.finfo(torch.bfloat16).eps
-    allowed = rounding * size
+    allowed = identity_tolerance(model) * size
     if not float(off.max()) <= allowed:
         raise ValueError(
             f"self_repair is not the sum of its parts for {model.name}: off by {off.max():.3g} logits where rounding explains "
             f"{allowed:.1g}; the definitions do not cover this model, or its weights are not finite"
         )
     return float(off.max())
+
+
+def identity_tolerance(model: Model) -> float:
+    """What two ways to one number may differ by, relative to the largest effect: rounding of what the model computes in."""
+    if model.bfloat16:
+        return BFLOAT16_IDENTITY_TOLERANCE * torch.finfo(torch.bfloat16).eps
+    return IDENTITY_TOLERANCE * torch.finfo(model.dtype).eps
 
 
 def _join(parts: Sequence[xr.Dataset]) -> xr.Dataset:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from selfrepair.allocator import keep_freed_memory
 from selfrepair.families import FAMILIES, Family, is_parallel, refuse_architecture
 from selfrepair.snapshots.manifest import read_manifest
 
@@ -280,6 +281,8 @@ def load_model(
             f"source is a {type(source).__name__}; wanted a snapshot folder or a transformers PreTrainedModel"
         )
     _check_settings(hf, torch.device(device), DTYPES[dtype])
+    if device == "cpu":
+        keep_freed_memory()
     model = find_parts(hf, center_unembed, weights, bfloat16=dtype == "bfloat16")
     with torch.inference_mode():
         model.value_constant = _value_constant(model)

@@ -152,6 +152,30 @@ class SuffixReplay:
         """
         yield from self._each(layer, self._pairs(heads, selected), replacement, selected)
 
+    def ablated_residuals(
+        self,
+        layer: int,
+        heads: Sequence[int],
+        replacement: Float[Tensor, "prompt pos head d_head"],
+        selected: Bool[Tensor, "row prompt predicted"],
+    ) -> Iterator[tuple[Batch, Float[Tensor, "row prompt predicted d_model"]]]:
+        """The final residual r' of the ablated runs of `ablate_selected`, for a look at what comes after it.
+
+        Args:
+            layer: Their layer.
+            heads: Head indices.
+            replacement: As for `ablate`.
+            selected: The tokens wanted of each head [len(heads), prompt, pos-1].
+
+        Yields:
+            Which heads and prompts, and r' at the positions up to the batch's last; at tokens not wanted it means nothing.
+        """
+        with torch.inference_mode():
+            start = self._start(layer)
+        for batch in self._pairs(heads, selected):
+            with torch.inference_mode():
+                yield batch, self._run(start, batch, replacement, _Changes(self, batch, selected))[..., :-1, :]
+
     def _pairs(self, heads: Sequence[int], selected: Tensor) -> Iterator[Batch]:
         """Batches of (head, prompt) pairs of similar length, longest first."""
         last = torch.where(selected, torch.arange(1, self.length), 0).amax(-1)  # 0 where nothing is selected

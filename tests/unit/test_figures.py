@@ -422,7 +422,7 @@ def test_draw_figure_reads_files(tmp_path):
 
 
 def test_draw_figure_refuses_what_it_does_not_know(tmp_path):
-    with pytest.raises(ValueError, match="no figure 'pie': choose one of effect_vs_logit_change, "):
+    with pytest.raises(ValueError, match=r"no figure 'pie': choose one of .*effect_vs_logit_change, "):
         figures.draw_figure("pie", {}, tmp_path / "a.png", tmp_path / "a.svg")
     with pytest.raises(ValueError, match="no figure 'style'"):
         figures.draw_figure("style", {}, tmp_path / "a.png", tmp_path / "a.svg")

@@ -25,6 +25,7 @@ SHARDS = ("00000", "00001")
 FIGURES = (
     *("self_repair_by_layer", "effect_vs_logit_change", "repair_breakdown", "token_noise"),
     *("layernorm_repair", "mlp_repair", "selection_control", "donor_noise", "published_comparison"),
+    *("layernorm_scale_ratio", "ablation_types", "layernorm_claim"),
 )
 PARTS = ("self_repair_from_heads", "self_repair_from_mlps", "self_repair_from_layernorm")
 PER_TOKEN = ("direct_effect", "ablated_direct_effect", "logit_change", "self_repair", *PARTS)
@@ -326,6 +327,86 @@ def test_tokens_of_the_strongest_heads(finished: Space) -> None:
             np.testing.assert_array_equal(rows[name], values[name][at].ravel())
         np.testing.assert_array_equal(rows["selected"], selected[at].ravel())
         np.testing.assert_array_equal(rows["prompt"], np.repeat(np.arange(N_PROMPTS), LENGTH - 1))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_scale_ratios_of_the_chosen_heads_and_of_all(finished: Space, kind: str) -> None:
+    folder = finished.run / "tables" / kind
+    table, bins = (pd.read_parquet(folder / f"layernorm_scale_{name}.parquet") for name in ("ratio", "histogram"))
+    chosen = json.loads((finished.run / "chosen_heads.json").read_text())
+    shards = [read(finished.run / "ablations" / kind / f"{shard}.h5") for shard in SHARDS]
+    ratio = np.concatenate([shard["clean_scale"][None] / shard["ablated_scale"] for shard in shards], axis=1)
+    masks = {"top": top_mask(finished), "all": np.ones(ratio.shape, bool)}
+    assert len(table) == 2 * (len(chosen) + 1)
+    for _, row in table.iterrows():
+        rows = [row["layer"] * N_HEADS + row["head"]] if row["rank"] else [*range(8)]
+        assert not row["rank"] or [row["layer"], row["head"]] == chosen[row["rank"] - 1]
+        values = ratio[rows][masks[row["selection"]][rows]].astype(float)
+        assert row["n_tokens"] == len(values)
+        assert row["share_above_1"] == pytest.approx(np.mean(values > 1 + 1e-6), abs=1e-9)
+        assert row["mean_ratio"] == pytest.approx(values.mean(), rel=1e-6)
+        assert row["share_above_1_low"] <= row["share_above_1"] <= row["share_above_1_high"]
+        of_row = bins[(bins["rank"] == row["rank"]) & (bins["selection"] == row["selection"])]
+        assert of_row["n_tokens"].sum() == len(values)
+    # With a shared first token, resampling changes nothing at position 0.
+    unchanged = table.set_index(["rank", "selection"])["share_unchanged"]
+    assert unchanged[0, "all"] >= (1 / (LENGTH - 1) if kind == "resample" else 0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_ablation_type_is_of_the_strongest_head(finished: Space, kind: str) -> None:
+    folder = finished.run / "tables" / kind
+    means, tokens = (pd.read_parquet(folder / f"{name}.parquet") for name in ("ablation_type", "ablation_type_tokens"))
+    heads = pd.read_parquet(folder / "heads.parquet")
+    (layer, head), *_ = json.loads((finished.run / "chosen_heads.json").read_text())
+    assert set(zip(tokens["layer"], tokens["head"], strict=True)) == {(layer, head)}
+    assert (len(tokens), tokens["selected"].sum()) == (N_TOKENS, N_TOP)
+    of_head = heads[(heads["layer"] == layer) & (heads["head"] == head)].set_index("selection")
+    for _, row in means.iterrows():
+        for name in PER_TOKEN:
+            for end in ("", "_low", "_high"):
+                assert row[name + end] == pytest.approx(of_head.loc[row["selection"], name + end], rel=1e-5, abs=1e-6)
+        some = tokens[tokens["selected"]] if row["selection"] == "top" else tokens
+        assert row["residual_norm_ratio"] == pytest.approx(some["residual_norm_ratio"].mean(), rel=1e-6)
+
+
+def test_freezing_agrees_with_the_closed_form(finished: Space) -> None:
+    table = pd.read_parquet(finished.run / "tables" / "resample" / "frozen_layernorm.parquet")
+    heads = pd.read_parquet(finished.run / "tables" / "resample" / "heads.parquet")
+    of_head = heads[heads["selection"] == "top"].set_index(["layer", "head"])
+    assert [[*pair] for pair in zip(table["layer"], table["head"], strict=True)] == json.loads(
+        (finished.run / "chosen_heads.json").read_text()
+    )
+    for _, row in table.iterrows():
+        wanted = of_head.loc[(row["layer"], row["head"]), "frozen_layernorm_logit_change"]
+        assert row["really_frozen_logit_change"] == pytest.approx(wanted, abs=1e-5)
+        assert row["largest_difference"] < 1e-5 < row["allowed_difference"]
+        assert row["layernorm_part_left"] < 1e-5
+    # Against a comparison of a thing with itself: the scale does move.
+    assert (table["logit_change"] - table["really_frozen_logit_change"]).abs().max() > 0.01
+    assert table["largest_difference"].max() > 0
+
+
+def test_readings_of_the_claim(finished: Space) -> None:
+    folder = finished.run / "tables" / "resample"
+    claim = pd.read_parquet(folder / "layernorm_claim.parquet").set_index(["source", "layers", "reading"])
+    heads = pd.read_parquet(folder / "heads.parquet")
+    top = heads[heads["selection"] == "top"]
+    for layers, rows in (("all", top), ("second-to-last", top[top["layer"] == N_LAYERS - 2])):
+        part, effect = rows["self_repair_from_layernorm"], rows["direct_effect"]
+        wanted = {
+            "clipped per token": rows["clipped_fraction_from_layernorm"].mean(),
+            "ratio per head, mean": (part / effect).mean(),
+            "ratio per head, median": (part / effect).median(),
+            "pooled": part.sum() / effect.sum(),
+        }
+        for reading, value in wanted.items():
+            row = claim.loc["this run", layers, reading]
+            assert row["fraction"] == pytest.approx(value, rel=1e-5)
+            assert row["fraction_low"] < row["fraction_high"]
+    assert set(claim.index.get_level_values("source")) == {
+        *("this run", "pythia-160m", "pythia-410m", "gpt2-small", "gpt2-medium")
+    }
 
 
 def test_the_other_donor_is_the_one_after_the_runs_own(finished: Space) -> None:

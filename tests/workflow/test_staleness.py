@@ -12,9 +12,12 @@ from workflow.running import REPOSITORY, Space
 pytestmark = pytest.mark.filterwarnings("error")
 
 FIGURES = {
+    "draw_ablation_types",
     "draw_donor_noise",
     "draw_effect_vs_logit_change",
+    "draw_layernorm_claim",
     "draw_layernorm_repair",
+    "draw_layernorm_scale_ratio",
     "draw_mlp_repair",
     "draw_published_comparison",
     "draw_repair_breakdown",
@@ -24,21 +27,16 @@ FIGURES = {
 }
 SNAPSHOTS = {"snapshot_model", "snapshot_corpus"}
 DONORS = {"project_other_donor", "ablate_with_donors"}
-TABLES = {
-    *(
-        "condense_ablations",
-        "tabulate_tokens",
-        "tabulate_selection_control",
-        "tabulate_donor_noise",
-        "compare_published",
-    ),
+CONTROLS = {"tabulate_selection_control", "tabulate_donor_noise", "compare_published"}
+LAYERNORM = {
+    *("tabulate_scale_ratios", "tabulate_ablation_type", "tabulate_layernorm_claim", "compare_frozen_layernorm")
 }
-ABLATES = {"ablate_heads", *DONORS}
+TABLES = {"condense_ablations", "tabulate_tokens", *LAYERNORM, *CONTROLS}
+ABLATES = {"ablate_heads", "freeze_layernorm", *DONORS}
 RUNS_THE_MODEL = {"cache_activations", *ABLATES}
 READS_HDF5 = {
     *("tokenize_corpus", "check_prompts", "cache_activations", "select_top_tokens", "average_activations"),
-    *ABLATES,
-    *TABLES,
+    *(*ABLATES, *TABLES),
 }
 SHOWS = FIGURES | {"write_findings"}
 EVERY = SNAPSHOTS | READS_HDF5 | {"choose_heads"} | SHOWS
@@ -49,17 +47,21 @@ USERS = {
     "__init__.py": EVERY,
     "ablation.py": ABLATES,
     "activations.py": RUNS_THE_MODEL,
+    "allocator.py": RUNS_THE_MODEL,
     "averages.py": {"average_activations", *ABLATES},
-    "chosen_heads.py": {"choose_heads", "ablate_heads", "ablate_with_donors", *TABLES},
+    "chosen_heads.py": {"choose_heads", "ablate_heads", "freeze_layernorm", "ablate_with_donors", *TABLES},
     "clean.py": RUNS_THE_MODEL,
     # Used while the workflow is put together; what it gives reaches jobs as params.
     "config.py": set(),
     "donor_noise.py": {"tabulate_donor_noise"},
     "families.py": RUNS_THE_MODEL | TABLES,
     "figures/__init__.py": SHOWS,
+    "figures/ablation_types.py": {"draw_ablation_types", "write_findings"},
     "figures/donor_noise.py": {"draw_donor_noise", "write_findings"},
     "figures/effect_vs_logit_change.py": {"draw_effect_vs_logit_change", "write_findings"},
+    "figures/layernorm_claim.py": {"draw_layernorm_claim", "write_findings"},
     "figures/layernorm_repair.py": {"draw_layernorm_repair", "write_findings"},
+    "figures/layernorm_scale_ratio.py": {"draw_layernorm_scale_ratio", "write_findings"},
     "figures/mlp_repair.py": {"draw_mlp_repair", "write_findings"},
     "figures/published_comparison.py": {"draw_published_comparison", "write_findings"},
     "figures/repair_breakdown.py": {"draw_repair_breakdown", "write_findings"},
@@ -70,7 +72,9 @@ USERS = {
     "findings.py": {"write_findings"},
     # Counts operations for the benchmark and a test.
     "flops.py": set(),
+    "frozen_layernorm.py": {"freeze_layernorm"},
     "jobs.py": EVERY,
+    "layernorm.py": LAYERNORM,
     "models.py": RUNS_THE_MODEL,
     "other_donors.py": DONORS,
     "progress.py": EVERY,
@@ -97,9 +101,24 @@ USERS = {
 
 # Jobs of the tiny run: three kinds of ablation on two shards.
 DRAWN = dict.fromkeys(SHOWS, 1)
-OF_CHOSEN = {"tabulate_tokens": 1, "ablate_with_donors": 2, "tabulate_donor_noise": 1}
-OF_HEADS = {"choose_heads": 1, "tabulate_selection_control": 1, "compare_published": 1, **OF_CHOSEN}
-CONDENSED = {"condense_ablations": 3, **OF_HEADS, **DRAWN}
+OF_CHOSEN = {
+    **{"tabulate_tokens": 1, "tabulate_scale_ratios": 3, "tabulate_ablation_type": 3},
+    **{"ablate_with_donors": 2, "tabulate_donor_noise": 1},
+}
+FROZEN = {"freeze_layernorm": 2, "compare_frozen_layernorm": 1}
+DRAWN_OF_CHOSEN = dict.fromkeys(
+    [
+        f"draw_{name}"
+        for name in ("token_noise", "layernorm_scale_ratio", "ablation_types", "layernorm_claim", "donor_noise")
+    ]
+    + ["write_findings"],
+    1,
+)
+CONDENSED = {
+    **{"condense_ablations": 3, "choose_heads": 1, "tabulate_layernorm_claim": 1},
+    **{"tabulate_selection_control": 1, "compare_published": 1},
+    **{**OF_CHOSEN, **FROZEN, **DRAWN},
+}
 SELECTED = {"select_top_tokens": 1, "ablate_heads": 6, **CONDENSED}
 FROM_ACTIVATIONS = {"cache_activations": 2, "average_activations": 1, "project_other_donor": 2, **SELECTED}
 FROM_TOKENS = {"tokenize_corpus": 1, "check_prompts": 1, **FROM_ACTIVATIONS}
@@ -219,7 +238,7 @@ def test_comments_docstrings_and_layout_make_nothing_stale(finished: Space, tmp_
         (
             "analyses.heads",
             [[0, 1]],
-            {"choose_heads": 1, **OF_CHOSEN, "draw_token_noise": 1, "draw_donor_noise": 1, "write_findings": 1},
+            {"choose_heads": 1, **OF_CHOSEN, **FROZEN, **DRAWN_OF_CHOSEN},
         ),
         (
             "analyses.noise_donors",
@@ -234,7 +253,11 @@ def test_comments_docstrings_and_layout_make_nothing_stale(finished: Space, tmp_
         (
             "ablations.zero.heads",
             [[0, 1], [1, 1]],
-            {"ablate_heads": 2, "condense_ablations": 1, "draw_effect_vs_logit_change": 1, "write_findings": 1},
+            # Zero ablation leaves the figures that show the chosen heads under each kind.
+            {
+                **{"ablate_heads": 2, "condense_ablations": 1, "draw_effect_vs_logit_change": 1, "write_findings": 1},
+                **{"draw_layernorm_scale_ratio": 1, "draw_ablation_types": 1},
+            },
         ),
         ("compute.dtype", "float64", FROM_ACTIVATIONS),
         ("compute.center_unembed", False, FROM_ACTIVATIONS),
