@@ -2,7 +2,7 @@
 what they show; `all` is the default.
 
 Stages, in order: rules/snapshots.smk, tokens.smk, activations.smk, ablations.smk, tables.smk, layernorm.smk,
-figures.smk.
+controls.smk, figures.smk.
 """
 
 from snakemake.utils import min_version
@@ -20,6 +20,7 @@ include: "rules/activations.smk"
 include: "rules/ablations.smk"
 include: "rules/tables.smk"
 include: "rules/layernorm.smk"
+include: "rules/controls.smk"
 include: "rules/figures.smk"
 
 

@@ -27,6 +27,8 @@ THRESHOLDS = f"{RUN}/thresholds.h5"
 MEAN_ACTIVATIONS = f"{RUN}/mean_activations.h5"
 ABLATIONS = f"{RUN}/ablations/{{kind}}/{{shard}}.h5"
 FROZEN_LAYERNORM = f"{RUN}/frozen_layernorm/{{kind}}/{{shard}}.h5"
+OTHER_DONOR = f"{RUN}/other_donor/{{shard}}.h5"
+DONOR_NOISE = f"{RUN}/donor_noise/{{shard}}.h5"
 CHOSEN_HEADS = f"{RUN}/chosen_heads.json"
 TABLE = f"{RUN}/tables/{{kind}}/{{table}}.parquet"
 FIGURE = f"{RUN}/figures/{{figure}}.png"
@@ -41,6 +43,9 @@ try:
 except ValueError as error:
     raise WorkflowError(str(error)) from None
 
+# Prompts of a shard that can be donors of one of its prompts.
+OTHERS = config["tokens"]["prompts_per_shard"] - 1
+NOISE_DONORS = min(config["analyses"]["noise_donors"], OTHERS)
 SHARDS = shard_names(config["tokens"])
 KINDS = list(config["ablations"])
 MAIN_KIND = main_kind(config["ablations"])
@@ -70,8 +75,10 @@ def prompts_of(wildcards):
 
 
 def settings_of(section, name):
-    """A model's or corpus's own settings, by the job's wildcard."""
-    return lambda wildcards: config[section][wildcards[name]]
+    """What a model or corpus is, by the job's wildcard; not what it is compared with."""
+    return lambda wildcards: {
+        key: value for key, value in config[section][wildcards[name]].items() if key != "published"
+    }
 
 
 def listed(heads):

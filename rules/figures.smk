@@ -23,6 +23,10 @@ FIGURES = {
         "tables": {name: table(name) for name in ("heads", "layers", "model")},
         "category": "What repairs",
     },
+    "published_comparison": {
+        "tables": {name: table(f"published_{name}") for name in ("pairs", "agreement", "distributions")},
+        "category": "Beside the paper",
+    },
 }
 
 # These show all tokens, so they need a kind that computes them.
@@ -58,6 +62,18 @@ FIGURES |= {
         "category": "LayerNorm",
     },
 }
+
+# These compare donors, so each shard needs donors beside the run's own.
+if MAIN_KIND == "resample" and COMPUTED[MAIN_KIND] == "all" and OTHERS > config["tokens"]["donors"]:
+    FIGURES["selection_control"] = {
+        "tables": {"layers": table("selection_control_layers"), "model": table("selection_control_model")},
+        "category": "Controls",
+    }
+if MAIN_KIND == "resample" and NOISE_DONORS > 1:
+    FIGURES["donor_noise"] = {
+        "tables": {"heads": table("donor_noise"), "tokens": table("donor_noise_tokens")},
+        "category": "Controls",
+    }
 
 
 for _name, _figure in FIGURES.items():

@@ -109,10 +109,22 @@ def ratios(
     return np.where(np.isfinite(ratio), ratio, np.nan)
 
 
+def mean_over_heads(values: Float[np.ndarray, "resample head"]) -> Float[np.ndarray, " resample"]:
+    """Mean over heads, leaving out those without a value; NaN where none has one."""
+    finite = np.isfinite(values)
+    count = finite.sum(axis=1)
+    return np.where(count > 0, np.where(finite, values, 0).sum(axis=1) / np.maximum(count, 1), np.nan)
+
+
 def estimated(name: str, values: Float[np.ndarray, "resample *rest"], confidence: float) -> dict[str, Any]:
-    """Columns of a quantity: its estimate (the first resample, of all prompts once) and its interval over the others."""
+    """Columns of a quantity: its estimate (the first resample, of all prompts once) and its interval over the others.
+
+    Returns:
+        By name, and by name with _low and _high, [...]; a number where there is no more than the resamples.
+    """
     low, high = interval(values[1:], confidence)
-    return {name: values[0], f"{name}_low": low, f"{name}_high": high}
+    columns = {name: values[0], f"{name}_low": low, f"{name}_high": high}
+    return {key: column if np.ndim(column) else float(column) for key, column in columns.items()}
 
 
 def estimate_weights(n_prompts: int, n_bootstrap: int, seed: int) -> Float[np.ndarray, "resample prompt"]:
@@ -139,6 +151,5 @@ def means_of_tokens(
     columns: dict[str, float] = {}
     for name, value in values.items():
         sums = np.bincount(prompt, np.asarray(value, float), minlength=n_prompts)
-        found = estimated(name, ratios(sums, counts, weights), float(run["confidence"]))
-        columns |= {key: float(column) for key, column in found.items()}
+        columns |= estimated(name, ratios(sums, counts, weights), float(run["confidence"]))
     return columns

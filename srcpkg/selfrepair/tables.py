@@ -12,7 +12,7 @@ from selfrepair.families import is_parallel
 from selfrepair.quantities import MEANS, SELECTIONS
 from selfrepair.selection import read_selected
 from selfrepair.snapshots.manifest import read_manifest
-from selfrepair.statistics import PromptSums, estimate_weights, estimated, means, token_values
+from selfrepair.statistics import PromptSums, estimate_weights, estimated, mean_over_heads, means, token_values
 from selfrepair.storage import open_hdf5
 
 CONFIDENCE = 0.95
@@ -192,18 +192,10 @@ def _model_config(manifest: Path) -> dict[str, Any]:
 
 def _over_heads(by_head: dict[str, np.ndarray], heads: np.ndarray) -> dict[str, np.ndarray]:
     """Every quantity over some heads: the mean, and for the pooled fraction the ratio of the heads' sums."""
-    result = {name: _mean_over_heads(by_head[name], heads) for name in MEANS}
+    result = {name: mean_over_heads(by_head[name][:, heads]) for name in MEANS}
     with np.errstate(divide="ignore", invalid="ignore"):
         removed = result["direct_effect"] - result["ablated_direct_effect"]
         return {**result, "pooled_repair_fraction": result["self_repair"] / removed}
-
-
-def _mean_over_heads(values: np.ndarray, heads: np.ndarray) -> np.ndarray:
-    """Mean over some heads of [resample, head], leaving out those without a value; NaN where none has one."""
-    chosen = values[:, heads]
-    finite = np.isfinite(chosen)
-    count = finite.sum(axis=1)
-    return np.where(count > 0, np.where(finite, chosen, 0).sum(axis=1) / np.maximum(count, 1), np.nan)
 
 
 def _with_interval(values: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -9,13 +9,19 @@ import pandas as pd
 import pytest
 from unit.test_figures import FIGURES, PUBLISHED, make_tables, make_tokens
 
-from selfrepair.figures import finding
+from selfrepair.figures import figure_names, finding
 from selfrepair.findings import write_findings
 from selfrepair.wording import decimal, largest, measured, percentage, signs
 
 pytestmark = pytest.mark.filterwarnings("error")
 
 NUMBER = re.compile(r"(?<![\w.])−?\d[\d,]*(?:\.\d+)?(?=[^\w,]|,\D|,?$)%?")
+
+
+@pytest.mark.parametrize("name", figure_names())
+def test_every_figure_has_a_finding_that_names_a_missing_table(name: str) -> None:
+    with pytest.raises((ValueError, KeyError), match=r"is missing|no table|'\w+'"):
+        finding(name, {})
 
 
 def saved(tables: dict[str, pd.DataFrame], folder: Path) -> dict[str, Path]:

@@ -24,7 +24,7 @@ KINDS = ("resample", "mean", "zero")
 SHARDS = ("00000", "00001")
 FIGURES = (
     *("self_repair_by_layer", "effect_vs_logit_change", "repair_breakdown", "token_noise"),
-    *("layernorm_repair", "mlp_repair"),
+    *("layernorm_repair", "mlp_repair", "selection_control", "donor_noise", "published_comparison"),
     *("layernorm_scale_ratio", "ablation_types", "layernorm_claim"),
 )
 PARTS = ("self_repair_from_heads", "self_repair_from_mlps", "self_repair_from_layernorm")
@@ -252,6 +252,8 @@ def test_top_tokens_alone_give_the_same_condensed_tables(copied: Space) -> None:
         assert set(after.pop("computed_tokens")) == {"top"}
         top = before[before["selection"] == "top"]
         pd.testing.assert_frame_equal(after, top, rtol=1e-4, atol=1e-5)
+    text = (copied.run / "findings.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"^## (.*)$", text, re.MULTILINE)) == set(FIGURES) - {"token_noise", "selection_control"}
     values = ablations(copied, "resample")
     assert np.array_equal(~np.isnan(values["logit_change"]), top_mask(copied))
     # What shows all tokens is not asked for any more, and refuses what it cannot show.
@@ -405,6 +407,82 @@ def test_readings_of_the_claim(finished: Space) -> None:
     assert set(claim.index.get_level_values("source")) == {
         *("this run", "pythia-160m", "pythia-410m", "gpt2-small", "gpt2-medium")
     }
+
+
+def test_the_other_donor_is_the_one_after_the_runs_own(finished: Space) -> None:
+    model = selfrepair.load_model(finished.work / "results" / "snapshots" / "models" / "tiny")
+    tokens = read(finished.run / "tokens.h5")["tokens"][:IN_SHARD]
+    found = read(finished.run / "other_donor" / "00000.h5")["ablated_direct_effect"]
+    wanted = selfrepair.ablate_heads(model, tokens, tokens[[2, 3, 0, 1]])["ablated_direct_effect"].values
+    np.testing.assert_allclose(found.reshape(wanted.shape), wanted, atol=2e-5)
+
+
+def test_self_repair_on_tokens_chosen_in_several_ways(finished: Space) -> None:
+    folder = finished.run / "tables" / "resample"
+    found = pd.read_parquet(folder / "selection_control_model.parquet").set_index("choice")
+    model = pd.read_parquet(folder / "model.parquet").set_index("selection").loc["top"]
+    for name in ("direct_effect", "self_repair", "pooled_repair_fraction"):
+        for end in ("", "_low", "_high"):
+            assert found.loc["top", name + end] == pytest.approx(model[name + end], rel=1e-5), name
+    values = {name: value.reshape(8, -1).astype(float) for name, value in ablations(finished, "resample").items()}
+    other = [read(finished.run / "other_donor" / f"{shard}.h5")["ablated_direct_effect"] for shard in SHARDS]
+    effect = values["direct_effect"]
+    criteria = {
+        "absolute": abs(effect),
+        "removed": effect - values["ablated_direct_effect"],
+        "other_donor": effect - np.concatenate(other, axis=2).reshape(8, -1),
+    }
+    for choice, criterion in criteria.items():
+        chosen = np.argsort(-criterion, axis=1)[:, :N_TOP]
+        repair, removed = (np.take_along_axis(of, chosen, 1) for of in (values["self_repair"], criteria["removed"]))
+        assert found.loc[choice, "self_repair"] == pytest.approx(repair.mean(), rel=1e-4, abs=1e-5)
+        assert found.loc[choice, "pooled_repair_fraction"] == pytest.approx(repair.sum() / removed.sum(), rel=1e-4)
+        slope = (repair * removed).sum() / (removed**2).sum()
+        assert found.loc[choice, "repair_slope"] == pytest.approx(slope, rel=1e-4)
+    layers = pd.read_parquet(folder / "selection_control_layers.parquet")
+    means = layers.groupby("choice")["self_repair"].mean()
+    np.testing.assert_allclose(means.loc[found.index], found["self_repair"])
+
+
+def test_the_first_of_several_donors_is_the_runs_own(finished: Space) -> None:
+    folder = finished.run / "tables" / "resample"
+    tokens = pd.read_parquet(folder / "donor_noise_tokens.parquet")
+    heads = pd.read_parquet(folder / "donor_noise.parquet")
+    chosen = json.loads((finished.run / "chosen_heads.json").read_text())
+    assert heads[["layer", "head"]].to_numpy().tolist() == chosen
+    assert set(tokens["donor"]) == {1, 2, 3}, "a shard of four has three others"
+    values, mask = ablations(finished, "resample")["self_repair"], top_mask(finished)
+    for rank, (layer, head) in enumerate(chosen, start=1):
+        row = layer * N_HEADS + head
+        of_head = tokens[tokens["rank"] == rank]
+        first = of_head[of_head["donor"] == 1]
+        np.testing.assert_allclose(first["self_repair"], values[row][mask[row]], atol=2e-5)
+        wide = of_head.pivot_table(index=["prompt", "pos"], columns="donor", values="self_repair").to_numpy(float)
+        assert wide.shape == (N_TOP, 3)
+        within, between = wide.var(1, ddof=1).mean(), wide.mean(1).var(ddof=1)
+        got = heads.iloc[rank - 1]
+        assert got["donor_variance"] == pytest.approx(within, rel=1e-4)
+        assert got["token_variance"] == pytest.approx(between - within / 3, rel=1e-4, abs=1e-6)
+        assert got["mean"] == pytest.approx(wide.mean(), rel=1e-4, abs=1e-6)
+
+
+def test_a_model_that_was_not_published_is_set_beside_those_that_were(finished: Space) -> None:
+    folder = finished.run / "tables" / "resample"
+    assert pd.read_parquet(folder / "published_pairs.parquet").empty
+    assert pd.read_parquet(folder / "published_agreement.parquet").empty
+    found = pd.read_parquet(folder / "published_distributions.parquet")
+    ours = found[(found["model"] == "this run") & (found["quantity"] == "self_repair")].set_index("depth")
+    heads = pd.read_parquet(folder / "heads.parquet")
+    last = heads[(heads["selection"] == "top") & (heads["layer"] == 1)]["self_repair"]
+    assert ours["n_heads"].to_dict() == {"first": 4, "middle": 0, "last": 4}
+    assert ours.loc["last", "median"] == pytest.approx(last.median())
+
+
+def test_a_wrong_name_of_a_published_model_is_refused(copied: Space) -> None:
+    copied.change("models.tiny.published", "gpt2-small")
+    done = copied.snakemake("published_comparison")
+    assert done.returncode != 0
+    assert "models.tiny.published is gpt2-small, which has 12 layers of 12 heads, but the model has 2" in done.stdout
 
 
 def test_zero_ablation_leaves_no_direct_effect(finished: Space) -> None:

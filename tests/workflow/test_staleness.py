@@ -13,24 +13,30 @@ pytestmark = pytest.mark.filterwarnings("error")
 
 FIGURES = {
     "draw_ablation_types",
+    "draw_donor_noise",
     "draw_effect_vs_logit_change",
     "draw_layernorm_claim",
     "draw_layernorm_repair",
     "draw_layernorm_scale_ratio",
     "draw_mlp_repair",
+    "draw_published_comparison",
     "draw_repair_breakdown",
+    "draw_selection_control",
     "draw_self_repair_by_layer",
     "draw_token_noise",
 }
 SNAPSHOTS = {"snapshot_model", "snapshot_corpus"}
+DONORS = {"project_other_donor", "ablate_with_donors"}
+CONTROLS = {"tabulate_selection_control", "tabulate_donor_noise", "compare_published"}
 LAYERNORM = {
     *("tabulate_scale_ratios", "tabulate_ablation_type", "tabulate_layernorm_claim", "compare_frozen_layernorm")
 }
-TABLES = {"condense_ablations", "tabulate_tokens", *LAYERNORM}
-RUNS_THE_MODEL = {"cache_activations", "ablate_heads", "freeze_layernorm"}
+TABLES = {"condense_ablations", "tabulate_tokens", *LAYERNORM, *CONTROLS}
+ABLATES = {"ablate_heads", "freeze_layernorm", *DONORS}
+RUNS_THE_MODEL = {"cache_activations", *ABLATES}
 READS_HDF5 = {
     *("tokenize_corpus", "check_prompts", "cache_activations", "select_top_tokens", "average_activations"),
-    *("ablate_heads", "freeze_layernorm", *TABLES),
+    *(*ABLATES, *TABLES),
 }
 SHOWS = FIGURES | {"write_findings"}
 EVERY = SNAPSHOTS | READS_HDF5 | {"choose_heads"} | SHOWS
@@ -39,23 +45,27 @@ READS_SNAPSHOTS = {"tokenize_corpus", "check_prompts", *RUNS_THE_MODEL, *TABLES}
 # The rules that run each module, and are stale by an edit of it. What is made from their results follows by itself.
 USERS = {
     "__init__.py": EVERY,
-    "ablation.py": {"ablate_heads", "freeze_layernorm"},
+    "ablation.py": ABLATES,
     "activations.py": RUNS_THE_MODEL,
     "allocator.py": RUNS_THE_MODEL,
-    "averages.py": {"average_activations", "ablate_heads", "freeze_layernorm"},
-    "chosen_heads.py": {"choose_heads", "ablate_heads", "freeze_layernorm", *TABLES},
+    "averages.py": {"average_activations", *ABLATES},
+    "chosen_heads.py": {"choose_heads", "ablate_heads", "freeze_layernorm", "ablate_with_donors", *TABLES},
     "clean.py": RUNS_THE_MODEL,
     # Used while the workflow is put together; what it gives reaches jobs as params.
     "config.py": set(),
+    "donor_noise.py": {"tabulate_donor_noise"},
     "families.py": RUNS_THE_MODEL | TABLES,
     "figures/__init__.py": SHOWS,
     "figures/ablation_types.py": {"draw_ablation_types", "write_findings"},
+    "figures/donor_noise.py": {"draw_donor_noise", "write_findings"},
     "figures/effect_vs_logit_change.py": {"draw_effect_vs_logit_change", "write_findings"},
     "figures/layernorm_claim.py": {"draw_layernorm_claim", "write_findings"},
-    "figures/layernorm_scale_ratio.py": {"draw_layernorm_scale_ratio", "write_findings"},
     "figures/layernorm_repair.py": {"draw_layernorm_repair", "write_findings"},
+    "figures/layernorm_scale_ratio.py": {"draw_layernorm_scale_ratio", "write_findings"},
     "figures/mlp_repair.py": {"draw_mlp_repair", "write_findings"},
+    "figures/published_comparison.py": {"draw_published_comparison", "write_findings"},
     "figures/repair_breakdown.py": {"draw_repair_breakdown", "write_findings"},
+    "figures/selection_control.py": {"draw_selection_control", "write_findings"},
     "figures/self_repair_by_layer.py": {"draw_self_repair_by_layer", "write_findings"},
     "figures/style.py": SHOWS,
     "figures/token_noise.py": {"draw_token_noise", "write_findings"},
@@ -66,11 +76,14 @@ USERS = {
     "jobs.py": EVERY,
     "layernorm.py": LAYERNORM,
     "models.py": RUNS_THE_MODEL,
+    "other_donors.py": DONORS,
     "progress.py": EVERY,
     "provenance.py": EVERY,
-    "quantities.py": {"ablate_heads", "freeze_layernorm"} | TABLES | SHOWS,
-    "replay.py": {"ablate_heads", "freeze_layernorm"},
-    "selection.py": {"select_top_tokens", "ablate_heads", "freeze_layernorm"} | TABLES,
+    "published.py": {"compare_published"},
+    "quantities.py": ABLATES | TABLES | SHOWS,
+    "replay.py": ABLATES,
+    "selection.py": {"select_top_tokens", *ABLATES} | TABLES,
+    "selection_control.py": {"tabulate_selection_control"},
     "snapshots/__init__.py": SNAPSHOTS | READS_SNAPSHOTS,
     "snapshots/corpora.py": {"snapshot_corpus"},
     "snapshots/hub.py": SNAPSHOTS,
@@ -88,19 +101,26 @@ USERS = {
 
 # Jobs of the tiny run: three kinds of ablation on two shards.
 DRAWN = dict.fromkeys(SHOWS, 1)
-OF_CHOSEN = {"tabulate_tokens": 1, "tabulate_scale_ratios": 3, "tabulate_ablation_type": 3}
+OF_CHOSEN = {
+    **{"tabulate_tokens": 1, "tabulate_scale_ratios": 3, "tabulate_ablation_type": 3},
+    **{"ablate_with_donors": 2, "tabulate_donor_noise": 1},
+}
 FROZEN = {"freeze_layernorm": 2, "compare_frozen_layernorm": 1}
 DRAWN_OF_CHOSEN = dict.fromkeys(
-    [f"draw_{name}" for name in ("token_noise", "layernorm_scale_ratio", "ablation_types", "layernorm_claim")]
+    [
+        f"draw_{name}"
+        for name in ("token_noise", "layernorm_scale_ratio", "ablation_types", "layernorm_claim", "donor_noise")
+    ]
     + ["write_findings"],
     1,
 )
 CONDENSED = {
     **{"condense_ablations": 3, "choose_heads": 1, "tabulate_layernorm_claim": 1},
+    **{"tabulate_selection_control": 1, "compare_published": 1},
     **{**OF_CHOSEN, **FROZEN, **DRAWN},
 }
 SELECTED = {"select_top_tokens": 1, "ablate_heads": 6, **CONDENSED}
-FROM_ACTIVATIONS = {"cache_activations": 2, "average_activations": 1, **SELECTED}
+FROM_ACTIVATIONS = {"cache_activations": 2, "average_activations": 1, "project_other_donor": 2, **SELECTED}
 FROM_TOKENS = {"tokenize_corpus": 1, "check_prompts": 1, **FROM_ACTIVATIONS}
 FROM_SNAPSHOTS = {"snapshot_model": 1, "snapshot_corpus": 1, **FROM_TOKENS}
 
@@ -178,8 +198,8 @@ def test_an_edit_of_a_script_changes_the_code_of_its_rule(space: Space, digests:
         ("figures/token_noise.py", {"draw_token_noise": 1, "write_findings": 1}),
         ("figures/style.py", DRAWN),
         ("statistics.py", CONDENSED),
-        ("averages.py", {"average_activations": 1, "ablate_heads": 6, **CONDENSED}),
-        ("replay.py", {"ablate_heads": 6, **CONDENSED}),
+        ("averages.py", {"average_activations": 1, "ablate_heads": 6, "project_other_donor": 2, **CONDENSED}),
+        ("replay.py", {"ablate_heads": 6, "project_other_donor": 2, **CONDENSED}),
         ("activations.py", FROM_ACTIVATIONS),
         ("jobs.py", FROM_SNAPSHOTS),
     ],
@@ -219,6 +239,16 @@ def test_comments_docstrings_and_layout_make_nothing_stale(finished: Space, tmp_
             "analyses.heads",
             [[0, 1]],
             {"choose_heads": 1, **OF_CHOSEN, **FROZEN, **DRAWN_OF_CHOSEN},
+        ),
+        (
+            "analyses.noise_donors",
+            2,
+            {"ablate_with_donors": 2, "tabulate_donor_noise": 1, "draw_donor_noise": 1, "write_findings": 1},
+        ),
+        (
+            "models.tiny.published",
+            "gpt2-small",
+            {"compare_published": 1, "draw_published_comparison": 1, "write_findings": 1},
         ),
         (
             "ablations.zero.heads",

@@ -38,6 +38,8 @@ _LINE_SPACING = 1.25
 
 INK = "#262626"
 FAINT = "#737373"
+SINGLE = "#8C613C"
+"""Single measurements whose mean is drawn in the quantity's own colour."""
 
 _BLUE, _ORANGE, _GREEN, _VERMILION, _PINK, _TAN, *_, _SKY = sns.color_palette("colorblind").as_hex()
 

@@ -1,0 +1,93 @@
+"""Figure: self-repair of each top token with several donors, against its spread over tokens, for the chosen heads."""
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from selfrepair.figures import style
+from selfrepair.wording import head_name, measured, percentage
+
+Y = "self_repair"
+
+
+def draw(tables: dict[str, pd.DataFrame]) -> Figure:
+    """Draw every top token with each donor, tokens in the order of their mean over donors, a panel a head.
+
+    Args:
+        tables: "heads" and "tokens".
+
+    Returns:
+        The figure, two columns wide.
+
+    Raises:
+        ValueError: A table, a column or a setting is missing.
+    """
+    heads = style.table(tables, "heads", ["rank", "layer", "head", "n_donors", *style.with_interval("donor_share")])
+    tokens = style.table(tables, "tokens", ["rank", "prompt", "pos", "donor", Y])
+    run = style.settings(tables, "heads", "tokens")
+    with style.context():
+        figure = style.new_figure(style.TWO_COLUMNS, 66.0)
+        axes = figure.subplots(1, len(heads), sharey=True, squeeze=False)[0]
+        axes[0].set_ylim(style.bulk_range(tokens[Y], include=[0.0], coverage=0.995))
+        axes[0].set_ylabel(style.axis_label(Y))
+        for ax, (_, head) in zip(axes, heads.iterrows(), strict=True):
+            counts = _panel(ax, tokens[tokens["rank"] == head["rank"]])
+            ax.set_title(
+                f"{head_name(head)}: donors {percentage(head, 'donor_share')}\nof the variance"
+                + "".join(f"\n{count}" for count in counts)
+            )
+        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper left", ncols=2, handletextpad=0.3)
+        donors = int(heads["n_donors"].max())
+        style.footer(
+            figure,
+            style.TWO_COLUMNS,
+            run,
+            f"each head's top {{top:g}}% of tokens by direct effect, {donors} donors a prompt, one at a time",
+            "brackets: {level:g}% intervals over prompts",
+        )
+    return figure
+
+
+def _panel(ax: Axes, tokens: pd.DataFrame) -> list[str]:
+    """Draw one head's tokens and return the counts of what lies outside."""
+    of_token = tokens.groupby(["prompt", "pos"])[Y]
+    mean = of_token.transform("mean").to_numpy(float)
+    x = pd.Series(mean).rank(method="dense").to_numpy(float)
+    y = tokens[Y].to_numpy(float)
+    style.zero_line(ax)
+    raster = len(tokens) > style.RASTERISE_ABOVE
+    look = style.LOOKS[Y]
+    ax.scatter(x, y, s=3.0, color=style.SINGLE, linewidth=0, alpha=0.6, zorder=2, label="one donor", rasterized=raster)
+    order = np.argsort(x, kind="stable")
+    ax.plot(x[order], mean[order], color=look.colour, linewidth=1.2, zorder=3, label="mean over donors")
+    ax.set_xlim(0, x.max() + 1)
+    ax.locator_params(axis="x", nbins=4)
+    ax.set_xlabel("top tokens, by their mean")
+    return style.mark_outside(ax, x, y, style.INK)
+
+
+def finding(tables: dict[str, pd.DataFrame]) -> list[str]:
+    """For each head, what donors make up of the variance of self-repair, and what averaging over donors gives.
+
+    Args:
+        tables: As for `draw`.
+
+    Returns:
+        Lines of Markdown, one a head.
+
+    Raises:
+        ValueError: As `draw`.
+    """
+    shown = ("donor_share", "averaged_donor_share", "donor_variance", "token_variance", "mean", "one_donor_mean")
+    heads = style.table(tables, "heads", ["layer", "head", "n_tokens", "n_donors", *style.with_interval(*shown)])
+    lines = [
+        f"{head_name(head)}, {int(head['n_tokens']):,} top tokens with {int(head['n_donors'])} donors each: donors make up "
+        f"{percentage(head, 'donor_share')} of the variance of self-repair with one donor ("
+        f"{measured(head, 'donor_variance', 'logits²')} over donors, {measured(head, 'token_variance', 'logits²')} over "
+        f"tokens), and {percentage(head, 'averaged_donor_share')} of the variance of the donors' mean. Mean self-repair: "
+        f"{measured(head, 'one_donor_mean', 'logits')} with the first donor, {measured(head, 'mean', 'logits')} over all."
+        for _, head in heads.iterrows()
+    ]
+    lines[-1] += " Rushing & Nanda 2024 call self-repair noisy, and do not tell donors from tokens."
+    return lines

@@ -1,0 +1,131 @@
+"""Figure: self-repair on tokens chosen in several ways, as a control of choosing them by direct effect."""
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from selfrepair.figures import style
+from selfrepair.quantities import QUANTITIES
+from selfrepair.wording import measured, percentage
+
+BY_LAYER = "self_repair"
+OVER_MODEL = ("pooled_repair_fraction", "repair_slope")
+SLOPE = "self-repair per removed effect (slope)"
+
+CHOICES = {
+    "top": ("direct effect", style.Look(style.LOOKS["direct_effect"].colour, "-", "o")),
+    "absolute": ("|direct effect|", style.Look(style.LOOKS["direct_effect"].colour, (0, (3, 1.2)), "o", hollow=True)),
+    "other_donor": ("effect removed by another donor", style.Look(style.INK, "-", "D")),
+    "removed": ("effect removed by the same donor", style.Look(style.INK, (0, (3, 1.2)), "D", hollow=True)),
+    "random": ("chance", style.Look(style.FAINT, (0, (1.2, 1)), "s")),
+}
+"""What the tokens are chosen by: its name and look."""
+
+
+def draw(tables: dict[str, pd.DataFrame]) -> Figure:
+    """Draw self-repair by layer, and its share and slope over the model, a line or dot a choice of tokens.
+
+    Args:
+        tables: "layers" and "model".
+
+    Returns:
+        The figure, two columns wide.
+
+    Raises:
+        ValueError: A table, a column or a setting is missing.
+    """
+    layers = style.table(tables, "layers", ["choice", "relative_depth", *style.with_interval(BY_LAYER)])
+    model = style.table(tables, "model", ["choice", *style.with_interval(*OVER_MODEL)])
+    run = style.settings(tables, "layers", "model")
+    with style.context():
+        figure = style.new_figure(style.TWO_COLUMNS, 84.0)
+        grid = figure.add_gridspec(2, 2, width_ratios=[1.25, 1])
+        left = figure.add_subplot(grid[:, 0])
+        style.depth_axis(left, int(run["n_layers"]))
+        style.zero_line(left)
+        left.set_ylim(style.bulk_range(include=[0.0, layers[style.with_interval(BY_LAYER)]]))
+        for choice, (name, look) in CHOICES.items():
+            style.layer_line(left, layers[layers["choice"] == choice], BY_LAYER, look, f"by {name}")
+        left.set_ylabel(style.axis_label(BY_LAYER))
+        style.panel_letter(left, "a")
+        for row, quantity in enumerate(OVER_MODEL):
+            ax = figure.add_subplot(grid[row, 1])
+            _over_model(ax, model, quantity)
+            style.panel_letter(ax, "bc"[row])
+        figure.legend(*left.get_legend_handles_labels(), loc="outside upper center", ncols=3, title="tokens chosen")
+        style.footer(
+            figure,
+            style.TWO_COLUMNS,
+            run,
+            "means over {top:g}% of tokens, chosen in several ways",
+            "bands and bars: {level:g}% intervals over prompts",
+        )
+    return figure
+
+
+def _over_model(ax: Axes, model: pd.DataFrame, quantity: str) -> None:
+    """One quantity over the model, a row a choice; what is outside the range is told in words."""
+    rows = {str(row["choice"]): row for _, row in model.iterrows()}
+    # Effects of both signs cancel in a random choice, and leave its fraction anywhere.
+    near = model[model["choice"] != "random"] if quantity == "pooled_repair_fraction" else model
+    ax.set_xlim(style.bulk_range(include=[0.0, near[style.with_interval(quantity)]]))
+    ax.axvline(0, color=style.FAINT, linewidth=0.6, zorder=0.5)
+    ax.set_xlabel(QUANTITIES[quantity].axis if quantity in QUANTITIES else SLOPE)
+    places = list(CHOICES)[::-1]
+    ax.set_ylim(-0.6, len(places) - 0.4)
+    ax.set_yticks(range(len(places)), [CHOICES[choice][0] for choice in places])
+    ax.tick_params(axis="y", length=0)
+    left, right = ax.get_xlim()
+    for place, choice in enumerate(places):
+        look = CHOICES[choice][1]
+        value, low, high = (float(rows[choice][quantity + end]) for end in ("", "_low", "_high"))
+        if not left <= value <= right:
+            text = f"outside: {measured(rows[choice], quantity)}"
+            ax.annotate(
+                text,
+                (0.5, place),
+                xycoords=ax.get_yaxis_transform(),
+                ha="center",
+                va="center",
+                color=style.FAINT,
+                fontsize=style.SMALL_SIZE,
+            )
+            continue
+        ax.hlines(place, low, high, color=look.colour, linewidth=1.0, zorder=2)
+        ax.plot(value, place, zorder=3, **{**style.line_style(look), "linestyle": "none"})
+
+
+def finding(tables: dict[str, pd.DataFrame]) -> list[str]:
+    """What choosing tokens otherwise changes of self-repair over the model.
+
+    Args:
+        tables: As for `draw`.
+
+    Returns:
+        Lines of Markdown.
+
+    Raises:
+        ValueError: As `draw`.
+    """
+    shares = ("self_repair", "pooled_repair_fraction", "repair_slope")
+    differences = [f"{name}_minus_top" for name in shares]
+    model = style.table(tables, "model", ["choice", "n_heads", *style.with_interval(*shares, *differences)])
+    rows = {str(choice): row for choice, (_, row) in zip(model["choice"], model.iterrows(), strict=True)}
+    top, same, other, random = (rows[choice] for choice in ("top", "removed", "other_donor", "random"))
+    return [
+        f"Means over {int(top['n_heads']):,} heads, each on as many tokens. Chosen by direct effect, self-repair is "
+        f"{measured(top, 'self_repair')}, {percentage(top, 'pooled_repair_fraction')} of what is removed; by the size of the "
+        f"direct effect, of either sign, {measured(rows['absolute'], 'self_repair')}, "
+        f"{percentage(rows['absolute'], 'pooled_repair_fraction')}; at random, {measured(random, 'self_repair')}.",
+        "Chosen by the effect that ablation removes, the share repaired is "
+        f"{percentage(same, 'pooled_repair_fraction')} where the same donor chooses and measures, and "
+        f"{percentage(other, 'pooled_repair_fraction')} where another donor chooses: from the share by direct effect "
+        f"they differ by {measured(same, 'pooled_repair_fraction_minus_top')} and "
+        f"{measured(other, 'pooled_repair_fraction_minus_top')}. What the first has more than the second is "
+        "what choosing and measuring with the same donor adds (regression to the mean).",
+        "Self-repair per removed effect, the slope over the chosen tokens: "
+        + ", ".join(
+            f"{measured(rows[choice], 'repair_slope')} chosen by {name}" for choice, (name, _) in CHOICES.items()
+        )
+        + ". Rushing & Nanda 2024 choose by direct effect alone and show no such control.",
+    ]

@@ -1,0 +1,165 @@
+"""Heads ablated with other donors than the run's own: what of a result is the donor's, and what the token's.
+
+A prompt's donors are the next prompts of its shard, in a ring (docs/definitions.md, Ablations); further ones follow on.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import xarray as xr
+from jaxtyping import Float
+from torch import Tensor
+
+from selfrepair.ablation import check_heads, sweep
+from selfrepair.activations import open_activations
+from selfrepair.clean import CleanRun, Directions, head_direct_effects, project, prompt_chunks
+from selfrepair.models import Model, load_model
+from selfrepair.progress import Progress
+from selfrepair.quantities import HEAD_TOKEN
+from selfrepair.selection import read_selected
+from selfrepair.storage import write_hdf5
+from selfrepair.tokens import assign_donors, read_shard
+
+
+def ablated_direct_effect(
+    model: Model,
+    tokens: Tensor,
+    clean: CleanRun,
+    layer: int,
+    replacement: Float[Tensor, "prompt pos head d_head"],
+) -> Float[Tensor, "prompt predicted head"]:
+    """Ablated direct effect of every head of a layer: ``replacement`` as its ``z``, projected; nothing is run.
+
+    Args:
+        model: The model.
+        tokens: Token ids [prompt, pos].
+        clean: Their clean run, whose scale is used.
+        layer: The layer.
+        replacement: What takes the place of ``z``.
+
+    Returns:
+        Logits [prompt, pos-1, head].
+    """
+    scaled = Directions.of(model, tokens).d / clean.scale[..., None]
+    return head_direct_effects(replacement - model.value_constant[layer], project(model, layer, scaled))
+
+
+def project_other_donor(
+    *,
+    model_manifest: Path,
+    tokens: Path,
+    activations: Path,
+    out: Path,
+    prompts: tuple[int, int],
+    compute: dict[str, Any],
+    provenance: dict[str, Any],
+) -> None:
+    """Write every head's ablated direct effect with another donor: the prompt that follows the run's donors in the ring.
+
+    Args:
+        model_manifest: Of the model snapshot.
+        tokens: Tokens file.
+        activations: The shard's activations file.
+        out: HDF5 file: ablated_direct_effect [layer, head, prompt, predicting_pos], logits.
+        prompts: First prompt of the shard, and the one after its last.
+        compute: device, dtype, center_unembed.
+        provenance: From `selfrepair.jobs.job`.
+
+    Raises:
+        ValueError: The shard holds no prompt but donors of the run.
+    """
+    model = load_model(model_manifest.parent, **compute)
+    shard = read_shard(tokens, slice(*prompts))
+    ids = torch.from_numpy(shard.tokens).long()
+    n_prompts, length = ids.shape
+    other = assign_donors(n_prompts, n_prompts, shard.donors.shape[1] + 1)[:, -1:]
+    dtype = torch.zeros(0, dtype=model.dtype).numpy().dtype
+    with (
+        open_activations(activations, model) as cached,
+        write_hdf5(out, kind="other_donor", provenance=provenance) as file,
+        torch.inference_mode(),
+    ):
+        file.dims(layer=model.n_layers, head=model.n_heads, prompt=n_prompts, predicting_pos=length - 1)
+        effects = file.variable(
+            "ablated_direct_effect",
+            ("layer", "head", "prompt", "predicting_pos"),
+            dtype,
+            chunk={"layer": 1, "prompt": 1},
+            units="logits",
+            description="o' . d / s of each head with the donor after the run's own",
+        )
+        for layer in range(model.n_layers):
+            for chunk in prompt_chunks(model, n_prompts, length):
+                z = cached.donor_z(layer, other[chunk])
+                found = ablated_direct_effect(model, ids[chunk], cached.clean_run(chunk), layer, z)
+                effects[layer, :, chunk] = found.movedim(-1, 0).cpu().numpy()
+
+
+def ablate_with_donors(
+    *,
+    model_manifest: Path,
+    tokens: Path,
+    activations: Path,
+    thresholds: Path,
+    out: Path,
+    prompts: tuple[int, int],
+    heads: Sequence[tuple[int, int]],
+    donors: int,
+    compute: dict[str, Any],
+    provenance: dict[str, Any],
+) -> None:
+    """Ablate heads on their top tokens with each of several donors alone.
+
+    Args:
+        model_manifest: Of the model snapshot.
+        tokens: Tokens file.
+        activations: The shard's activations file.
+        thresholds: Top tokens of each head.
+        out: HDF5 file: what an ablation gives [donor, head, prompt, pos], NaN where a token is none of the head's top tokens.
+        prompts: First prompt of the shard, and the one after its last.
+        heads: The (layer, head) pairs.
+        donors: How many; donor k of a prompt is the k-th prompt after it in its shard, in a ring.
+        compute: device, dtype, center_unembed.
+        provenance: From `selfrepair.jobs.job`.
+
+    Raises:
+        ValueError: The shard holds fewer other prompts.
+    """
+    model = load_model(model_manifest.parent, **compute)
+    chosen = check_heads(model, heads)
+    ids = torch.from_numpy(read_shard(tokens, slice(*prompts)).tokens).long()
+    selected = read_selected(thresholds, chosen, slice(*prompts))
+    rows = assign_donors(len(ids), len(ids), donors)
+    chunks = prompt_chunks(model, *ids.shape)
+    with (
+        open_activations(activations, model) as cached,
+        Progress(
+            donors * len(chunks) * len(chosen), f"{donors} donors of prompts {prompts[0]} to {prompts[1] - 1}", "head"
+        ) as bar,
+    ):
+        found = [
+            xr.concat(
+                [
+                    sweep(
+                        model,
+                        ids[chunk],
+                        cached.clean_run(chunk),
+                        partial(cached.donor_z, donors=rows[chunk, donor : donor + 1]),
+                        chosen,
+                        bar,
+                        selected[:, chunk],
+                        only_selected=True,
+                    )[list(HEAD_TOKEN)]
+                    for chunk in chunks
+                ],
+                dim="prompt",
+            )
+            for donor in range(donors)
+        ]
+    dataset = xr.concat(found, dim="donor")
+    attrs = {"coordinates": "layer head_index"}
+    with write_hdf5(out, kind="donor_noise", provenance=provenance, attrs=attrs) as file:
+        file.put_dataset(dataset, chunk={"donor": 1, "head": 1})

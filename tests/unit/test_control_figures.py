@@ -1,0 +1,279 @@
+"""Figures of the controls and of the published values: drawn from made-up tables, what they say, and their captions."""
+
+import importlib
+import re
+from pathlib import Path
+from types import SimpleNamespace
+
+import jinja2
+import numpy as np
+import pandas as pd
+import pytest
+from docutils.core import publish_parts
+from matplotlib.figure import Figure
+from unit.test_figures import PUBLISHED, ROOT, labelled, make_heads, settings, words, written
+
+from selfrepair.donor_noise import variance_over_donors
+from selfrepair.figures import donor_noise, published_comparison, selection_control, style
+from selfrepair.published import COMPARED, compare_published
+from selfrepair.selection_control import CHOICES, EFFECTS
+from selfrepair.statistics import estimate_weights, estimated
+
+pytestmark = pytest.mark.filterwarnings("error")
+
+FIGURES = ("selection_control", "donor_noise", "published_comparison")
+
+
+def control_tables() -> dict[str, pd.DataFrame]:
+    rng = np.random.default_rng(0)
+    quantities = [*EFFECTS, "pooled_repair_fraction", "repair_slope"]
+    quantities += [f"{name}_minus_top" for name in ("self_repair", "pooled_repair_fraction", "repair_slope")]
+
+    def with_ends(frame: pd.DataFrame) -> pd.DataFrame:
+        for name in quantities:
+            frame[name] = rng.uniform(0.1, 0.5, len(frame))
+            frame[f"{name}_low"], frame[f"{name}_high"] = frame[name] - 0.031, frame[name] + 0.057
+        frame.attrs = settings()
+        return frame
+
+    layers = pd.DataFrame([{"choice": choice, "layer": layer} for layer in range(4) for choice in CHOICES])
+    layers["relative_depth"], layers["n_heads"] = layers["layer"] / 3, 3
+    model = with_ends(pd.DataFrame({"choice": CHOICES, "n_heads": 12}))
+    ends = [f"pooled_repair_fraction{end}" for end in ("", "_low", "_high")]
+    model.loc[model["choice"] == "random", ends] = [-7.0, -11.0, -4.9]
+    return {"layers": with_ends(layers), "model": model}
+
+
+def noise_tables(n_heads: int = 4, n_tokens: int = 25) -> dict[str, pd.DataFrame]:
+    rng = np.random.default_rng(0)
+    heads, tokens = [], []
+    prompt = np.arange(n_tokens) * 40 // n_tokens
+    weights = estimate_weights(40, 50, 0)
+    for rank in range(1, n_heads + 1):
+        values = rng.normal(1, 1, n_tokens) + rng.normal(0, 0.5, (3, n_tokens))
+        row = {"rank": rank, "layer": rank, "head": 7, "relative_depth": rank / 4, "n_tokens": n_tokens, "n_donors": 3}
+        for name, value in variance_over_donors(values, prompt, weights).items():
+            row |= estimated(name, value, 0.95)
+        heads.append(row)
+        for donor, of_donor in enumerate(values, start=1):
+            listed = {
+                "rank": rank,
+                "layer": rank,
+                "head": 7,
+                "prompt": prompt,
+                "pos": np.arange(n_tokens),
+                "donor": donor,
+            }
+            tokens.append(pd.DataFrame({**listed, "self_repair": of_donor}))
+    tables = {"heads": pd.DataFrame(heads), "tokens": pd.concat(tokens, ignore_index=True)}
+    for table in tables.values():
+        table.attrs = settings()
+    return tables
+
+
+def published_tables(
+    folder: Path, model: str | None, slope: float = 0.8, noise: float = 0.02
+) -> dict[str, pd.DataFrame]:
+    """A run whose heads have ``slope`` times the published values, for a published model; any run otherwise."""
+    heads = make_heads(12, 12) if model else make_heads()
+    if model:
+        rng = np.random.default_rng(0)
+        published = pd.read_csv(PUBLISHED).query("model == @model").set_index(["layer", "head"])
+        at = pd.MultiIndex.from_frame(heads[["layer", "head"]])
+        for name in COMPARED:
+            heads[name] = slope * published[name].loc[at].to_numpy() + noise * rng.normal(size=len(heads))
+            heads[f"{name}_low"], heads[f"{name}_high"] = heads[name] - 0.05, heads[name] + 0.05
+    folder.mkdir(exist_ok=True)
+    heads.to_parquet(folder / "heads.parquet")
+    files = {name: folder / f"{name}.parquet" for name in ("pairs", "agreement", "distributions")}
+    compare_published(
+        heads_table=folder / "heads.parquet",
+        published=PUBLISHED,
+        model=model,
+        **{f"{name}_out": path for name, path in files.items()},
+    )
+    return {name: pd.read_parquet(path) for name, path in files.items()}
+
+
+def tables_of(name: str, folder: Path) -> dict[str, pd.DataFrame]:
+    if name == "published_comparison":
+        return published_tables(folder, None)
+    return control_tables() if name == "selection_control" else noise_tables()
+
+
+def module(name: str):
+    return importlib.import_module(f"selfrepair.figures.{name}")
+
+
+def check_page(figure: Figure) -> None:
+    assert figure.get_figwidth() * 25.4 == pytest.approx(174)
+    assert "n = 1,280 tokens, 40 prompts of length 33" in figure.get_supxlabel().replace("\n", " ")
+    with style.context():
+        figure.draw_without_rendering()
+        box = figure.get_tightbbox()
+    width, height = figure.get_size_inches()
+    assert min(box.x0, box.y0) >= -0.01
+    assert box.x1 <= width + 0.01
+    assert box.y1 <= height + 0.01
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_page_and_bytes(name: str, tmp_path: Path) -> None:
+    tables = tables_of(name, tmp_path)
+    check_page(module(name).draw(tables))
+    first, second = (written(module(name).draw(tables), tmp_path, stem) for stem in "ab")
+    assert first == second
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_what_is_missing_is_named(name: str, tmp_path: Path) -> None:
+    tables = tables_of(name, tmp_path)
+    key, column = {
+        "selection_control": ("model", "repair_slope"),
+        "donor_noise": ("heads", "donor_share"),
+        "published_comparison": ("distributions", "median"),
+    }[name]
+    for run in (module(name).draw, module(name).finding):
+        with pytest.raises(ValueError, match=f"table '{key}' lacks {column}: remake"):
+            run({**tables, key: tables[key].drop(columns=column)})
+
+
+def test_a_choice_outside_the_range_is_told() -> None:
+    figure = selection_control.draw(control_tables())
+    _, fraction, slope = figure.axes
+    assert any("outside: −7.0 (−11.0 to −4.9)" in text.get_text() for text in fraction.texts)
+    assert not slope.texts
+    assert fraction.get_xlim()[0] > -1
+    texts = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert set(texts) == {f"by {name}" for name, _ in selection_control.CHOICES.values()}
+    assert set(selection_control.CHOICES) == set(CHOICES)
+
+
+@pytest.mark.parametrize("n_heads", [1, 4])
+def test_every_token_and_donor_is_a_dot(n_heads: int) -> None:
+    figure = donor_noise.draw(noise_tables(n_heads))
+    assert len(figure.axes) == n_heads
+    for ax in figure.axes:
+        (dots,) = labelled(ax, "one donor")
+        assert len(dots.get_offsets()) == 3 * 25
+        assert re.search(r"^L\dH7: donors \d+% \(\d+ to \d+%\)", ax.get_title())
+        (line,) = labelled(ax, "mean over donors")
+        assert (np.diff(line.get_ydata()) >= 0).all()
+
+
+@pytest.mark.parametrize("slope", [0.5, 1.0, 1.5])
+def test_a_planted_slope_is_found(slope: float, tmp_path: Path) -> None:
+    tables = published_tables(tmp_path, "gpt2-small", slope, noise=0.02)
+    agreement = tables["agreement"].set_index("quantity")
+    assert list(agreement.index) == list(COMPARED)
+    assert (agreement["n_heads"] == 144).all()
+    for _, row in agreement.iterrows():
+        assert row["slope"] == pytest.approx(slope, abs=0.05)
+        assert row["slope_low"] <= row["slope"] <= row["slope_high"]
+        assert row["correlation"] > 0.9
+    published = pd.read_csv(PUBLISHED).query("model == 'gpt2-small'")
+    wanted = (slope - 1) * published["direct_effect"].mean()
+    assert agreement.loc["direct_effect", "difference"] == pytest.approx(wanted, abs=0.01)
+
+
+def test_agreement_of_equal_values_is_exact(tmp_path: Path) -> None:
+    agreement = published_tables(tmp_path, "gpt2-small", 1.0, noise=0.0)["agreement"]
+    for name, value in {"correlation": 1, "rank_correlation": 1, "slope": 1, "difference": 0}.items():
+        for end in ("", "_low", "_high"):
+            np.testing.assert_allclose(agreement[name + end], value, atol=1e-6)
+
+
+def test_correlations_are_pandas_own(tmp_path: Path) -> None:
+    tables = published_tables(tmp_path, "gpt2-small", 0.7, noise=0.2)
+    for _, row in tables["agreement"].iterrows():
+        pairs = tables["pairs"][tables["pairs"]["quantity"] == row["quantity"]]
+        assert row["correlation"] == pytest.approx(pairs["value"].corr(pairs["published"]))
+        assert row["rank_correlation"] == pytest.approx(pairs["value"].rank().corr(pairs["published"].rank()))
+
+
+def test_a_published_model_is_drawn_head_by_head(tmp_path: Path) -> None:
+    tables = published_tables(tmp_path, "gpt2-small")
+    figure = published_comparison.draw(tables)
+    check_page(figure)
+    assert "GPT-2 small, published" in words(figure)
+    panels = [ax for ax in figure.axes if labelled(ax, "_heads")]
+    assert len(panels) == len(COMPARED)
+    for ax in panels:
+        (dots,) = labelled(ax, "_heads")
+        assert len(dots.get_offsets()) == 144
+    lines = published_comparison.finding(tables)
+    assert len(lines) == len(COMPARED)
+    assert re.match(
+        r"self-repair of 144 heads, this run against GPT-2 small as published: correlation [\d.]+ \(", lines[0]
+    )
+
+
+def test_a_model_of_another_shape_is_refused(tmp_path: Path) -> None:
+    heads = make_heads()
+    heads.to_parquet(tmp_path / "heads.parquet")
+    message = "models.tiny.published is pythia-160m, which has 12 layers of 12 heads, but the model has 4 layers of 3"
+    outs = {f"{name}_out": tmp_path / f"{name}.parquet" for name in ("pairs", "agreement", "distributions")}
+    with pytest.raises(ValueError, match=message):
+        compare_published(heads_table=tmp_path / "heads.parquet", published=PUBLISHED, model="pythia-160m", **outs)
+
+
+def test_distributions_are_quantiles_over_heads(tmp_path: Path) -> None:
+    table = published_tables(tmp_path, None)["distributions"]
+    assert set(table["model"]) == {"this run", *style.PUBLISHED}
+    published = pd.read_csv(PUBLISHED).query("model == 'gpt2-medium' and layer >= 16")["self_repair"]
+    row = table.query("model == 'gpt2-medium' and depth == 'last' and quantity == 'self_repair'").iloc[0]
+    assert row["n_heads"] == len(published) == 128
+    assert row["median"] == pytest.approx(published.median())
+    assert row["quantile_95"] == pytest.approx(published.quantile(0.95))
+    assert row["median_low"] < row["median"] < row["median_high"]
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_numbers_of_a_finding_move_with_its_tables(name: str, tmp_path: Path) -> None:
+    tables = tables_of(name, tmp_path)
+    before = " ".join(module(name).finding(tables))
+    for table in tables.values():
+        for column in table.select_dtypes("float"):
+            table[column] *= 1.37
+    after = " ".join(module(name).finding(tables))
+    own = [re.findall(r"−?\d+\.?\d*%?", re.sub(r"Rushing.*|L\dH\d", "", text)) for text in (before, after)]
+    assert np.mean([a == b for a, b in zip(*own, strict=False)]) < 0.4
+
+
+def test_findings_say_what_the_tables_hold(tmp_path: Path) -> None:
+    tables = control_tables()
+    model = tables["model"].set_index("choice")
+    model.loc["removed", ["pooled_repair_fraction", "pooled_repair_fraction_low", "pooled_repair_fraction_high"]] = [
+        0.5,
+        0.4,
+        0.6,
+    ]
+    tables["model"] = model.reset_index()
+    assert "50% (40 to 60%) where the same donor chooses" in selection_control.finding(tables)[1]
+    heads = noise_tables()["heads"]
+    heads[["donor_share", "donor_share_low", "donor_share_high"]] = [0.25, 0.21, 0.31]
+    assert "donors make up 25% (21 to 31%) of the variance" in donor_noise.finding({"heads": heads})[0]
+
+
+@pytest.mark.parametrize("name", FIGURES)
+@pytest.mark.parametrize("published", [None, "gpt2-small"])
+def test_captions(name: str, published: str | None) -> None:
+    config = {
+        "analyses": {"noise_donors": 4},
+        "tokens": {"prompts_per_shard": 4},
+        "models": {"tiny": {"published": published} if published else {}},
+    }
+    snakemake = SimpleNamespace(params=SimpleNamespace(settings=settings()), config=config)
+    environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
+    source = (ROOT / "report" / f"{name}.rst").read_text(encoding="utf-8")
+    text = environment.from_string(source).render(snakemake=snakemake)
+    html = publish_parts(text, writer="html5", settings_overrides={"halt_level": 2, "report_level": 1})["html_body"]
+    plain = re.sub(r"<[^>]+>", "", html)
+    assert re.match(r"\s*[A-Z][^.]*\?", plain), "the first sentence is a question"
+    assert "tiny (random float32)" in plain
+    assert "Rushing &amp; Nanda 2024" in plain
+    assert len(plain.split()) <= 190
+    if name == "donor_noise":
+        assert "each of 3 donor prompts" in plain
+    if name == "published_comparison":
+        assert ("published for gpt2-small" in plain) == (published is not None)

@@ -1,0 +1,137 @@
+"""Choosing tokens: regression to the mean that was planted is found, and only in the choices that share its noise."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from selfrepair.selection_control import CHOICES, choose_tokens, over_heads, repair_of_choice
+from selfrepair.statistics import estimate_weights
+
+pytestmark = pytest.mark.filterwarnings("error")
+
+HEADS, PROMPTS, POSITIONS, TOP = 5, 60, 50, 60
+
+
+def measure(tokens: dict[str, np.ndarray], first_position: int = 0) -> dict[str, dict[str, np.ndarray]]:
+    """By choice, the estimate and its resamples, over all heads."""
+    flat = {name: value.reshape(HEADS, -1) for name, value in tokens.items()}
+    counted = np.broadcast_to(np.arange(POSITIONS) >= first_position, (PROMPTS, POSITIONS)).ravel()
+    order = np.argsort(np.where(counted, -flat["direct_effect"], np.inf), axis=1)[:, :TOP]
+    top = np.zeros_like(flat["direct_effect"], dtype=bool)
+    np.put_along_axis(top, order, True, axis=1)
+    chosen = choose_tokens(flat, top, counted, np.random.default_rng(0))
+    weights = estimate_weights(PROMPTS, 200, 0)
+    return {
+        choice: over_heads(repair_of_choice(tokens, chosen[choice].reshape(HEADS, PROMPTS, POSITIONS), weights))
+        for choice in CHOICES
+    }
+
+
+def interval(values: np.ndarray) -> tuple[float, float]:
+    low, high = np.quantile(values[1:], [0.025, 0.975])
+    return float(low), float(high)
+
+
+@pytest.fixture
+def noise(rng: np.random.Generator) -> Callable[[], np.ndarray]:
+    return lambda: rng.normal(size=(HEADS, PROMPTS, POSITIONS))
+
+
+def test_noise_of_the_donor_makes_repair_only_where_tokens_are_chosen_with_that_donor(noise) -> None:
+    """Nothing repairs; the noise of the donor is in the ablated direct effect alone, and the logit does not feel it."""
+    effect, own, other = noise(), noise(), noise()
+    tokens = {
+        "direct_effect": effect,
+        "ablated_direct_effect": own,
+        "other_donor": other,
+        "logit_change": -effect,
+        "self_repair": -effect - (own - effect),
+    }
+    found = measure(tokens)
+    low, _ = interval(found["removed"]["self_repair"])
+    assert low > 1
+    for choice in ("top", "absolute", "other_donor", "random"):
+        low, high = interval(found[choice]["self_repair"])
+        assert low < 0 < high, choice
+        assert high - low < 0.5, choice
+
+
+def test_noise_of_the_direct_effect_makes_repair_on_top_tokens(noise) -> None:
+    """Nothing repairs, and the direct effect is noise that the logit does not feel: its mean over top tokens passes for repair.
+
+    The other donor's choice does so less, as more of what it goes by is the donors'; a random choice does not.
+    """
+    effect = noise()
+    own, other = 3 * noise(), 3 * noise()
+    tokens = {
+        "direct_effect": effect,
+        "ablated_direct_effect": own,
+        "other_donor": other,
+        "logit_change": own,
+        "self_repair": own - (own - effect),
+    }
+    found = measure(tokens)
+    repair = {choice: values["self_repair"][0] for choice, values in found.items()}
+    assert repair["top"] > 2
+    assert interval(found["other_donor"]["self_repair"] - found["top"]["self_repair"])[1] < -1
+    assert 0 < repair["other_donor"] < 1
+    for choice in ("absolute", "random"):
+        low, high = interval(found[choice]["self_repair"])
+        assert low < 0 < high, choice
+
+
+def test_a_planted_fraction_is_found_by_every_choice(noise) -> None:
+    """30% of what ablation removes comes back, on every token; the donors only make the removed effect differ."""
+    effect = 1 + noise()
+    own, other = 0.1 * noise(), 0.1 * noise()
+    repair = 0.3 * (effect - own)
+    tokens = {
+        "direct_effect": effect,
+        "ablated_direct_effect": own,
+        "other_donor": other,
+        "logit_change": repair - (effect - own),
+        "self_repair": repair,
+    }
+    for choice, values in measure(tokens).items():
+        np.testing.assert_allclose(values["pooled_repair_fraction"], 0.3, err_msg=choice)
+        np.testing.assert_allclose(values["repair_slope"], 0.3, err_msg=choice)
+
+
+def test_slope_holds_where_effects_cancel(noise) -> None:
+    """Effects of both signs, all on average zero: the pooled fraction says nothing, the slope what was planted."""
+    effect = noise()
+    effect -= effect.mean((1, 2), keepdims=True)
+    tokens = {
+        "direct_effect": effect,
+        "ablated_direct_effect": np.zeros_like(effect),
+        "other_donor": np.zeros_like(effect),
+        "logit_change": -0.5 * effect,
+        "self_repair": 0.5 * effect,
+    }
+    assert measure(tokens)["absolute"]["repair_slope"][0] == pytest.approx(0.5)
+
+
+def test_choices_are_of_one_size_and_leave_out_positions(noise) -> None:
+    effect, own, other = noise(), noise(), noise()
+    flat = {"direct_effect": effect, "ablated_direct_effect": own, "other_donor": other}
+    flat = {name: value.reshape(HEADS, -1) for name, value in flat.items()}
+    counted = np.broadcast_to(np.arange(POSITIONS) >= 3, (PROMPTS, POSITIONS)).ravel()
+    top = np.zeros((HEADS, PROMPTS * POSITIONS), bool)
+    top[:, 5 : 5 + TOP] = True
+    chosen = choose_tokens(flat, top, counted, np.random.default_rng(0))
+    assert tuple(chosen) == CHOICES
+    assert chosen["top"] is top
+    for choice in CHOICES[1:]:
+        assert (chosen[choice].sum(1) == TOP).all()
+        assert not chosen[choice][:, ~counted].any()
+    for choice, values in {
+        "absolute": np.abs(flat["direct_effect"]),
+        "removed": flat["direct_effect"] - flat["ablated_direct_effect"],
+        "other_donor": flat["direct_effect"] - flat["other_donor"],
+    }.items():
+        for head in range(HEADS):
+            left_out = values[head][~chosen[choice][head] & counted]
+            assert values[head][chosen[choice][head]].min() >= left_out.max()
+    # Each head draws its own.
+    assert (chosen["random"][0] != chosen["random"][1]).any()
