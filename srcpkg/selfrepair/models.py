@@ -177,6 +177,14 @@ class Model:
         """The module of a layer whose output [batch, pos, d_model] is what the MLP writes."""
         return _module(self.layers[layer], self.family.mlp)
 
+    def mlp_out(self, layer: int) -> nn.Module:
+        """The MLP's output projection of a layer: its input [..., neuron] is what the neurons give, gates included."""
+        return _module(self.layers[layer], self.family.mlp_out)
+
+    def W_out(self, layer: int) -> Float[Tensor, "neuron d_model"]:
+        """What each neuron of a layer's MLP writes for each unit that it gives, a view of the model's own weights."""
+        return _input_by_output(self.mlp_out(layer))
+
     @property
     def final_norm_module(self) -> nn.Module:
         """The model's own final norm; its input is the final residual."""
@@ -338,6 +346,12 @@ def _module(root: nn.Module, path: str) -> nn.Module:
     return reduce(getattr, path.split("."), root)
 
 
+def _input_by_output(linear: nn.Module) -> Tensor:
+    """A linear layer's weight as [input, output], whichever way it is kept."""
+    weight = cast(Tensor, linear.weight).detach()
+    return weight if isinstance(linear, Conv1D) else weight.T
+
+
 def find_parts(hf: PreTrainedModel, center_unembed: bool = True, weights: str = "", bfloat16: bool = False) -> Model:
     """The parts of a model, as `load_model` gives them but unchecked and without value constants; no weight is read.
 
@@ -361,9 +375,8 @@ def find_parts(hf: PreTrainedModel, center_unembed: bool = True, weights: str = 
     layers = list(cast(nn.ModuleList, _module(hf, family.layers)))
     W_O = []
     for layer in layers:
-        out = _module(layer, family.attention_out)
-        weight = cast(Tensor, out.weight) if isinstance(out, Conv1D) else cast(Tensor, out.weight).T
-        W_O.append(weight.detach().unflatten(0, (config.num_attention_heads, -1)))
+        weight = _input_by_output(_module(layer, family.attention_out))
+        W_O.append(weight.unflatten(0, (config.num_attention_heads, -1)))
     return Model(
         hf=hf,
         family=family,
