@@ -306,7 +306,13 @@ def measure_neurons(
     dataset["head_index"] = ("head_row", np.array([head for _, head in heads]))
     for name, (units, description) in DESCRIPTIONS.items():
         dataset[name].attrs = {"units": units, "description": description}
-    attrs = {"ablation": kind, "neuron_layer": layer, "n_neurons": n_neurons, "n_prompts": prompts[1] - prompts[0]}
+    attrs = {
+        "ablation": kind,
+        "neuron_layer": layer,
+        "n_neurons": n_neurons,
+        "top_percent": top_percent(n_neurons),
+        "n_prompts": prompts[1] - prompts[0],
+    }
     with write_hdf5(out, kind="neurons", provenance=provenance, attrs=attrs) as file:
         file.put_dataset(dataset)
 
