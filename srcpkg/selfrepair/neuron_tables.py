@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from selfrepair.statistics import bootstrap_weights, interval, token_means
+from selfrepair.statistics import estimate_weights, estimated, ratios
 from selfrepair.storage import open_hdf5
 from selfrepair.tables import CONFIDENCE, write_table
 
@@ -40,7 +40,7 @@ def condense_neurons(*, shards: Sequence[Path], heads_table: Path, tables: dict[
     """
     settings = pd.read_parquet(heads_table).attrs
     dataset = _joined(shards)
-    weights = _weights(settings)
+    weights = estimate_weights(*(int(settings[name]) for name in ("n_prompts", "n_bootstrap", "bootstrap_seed")))
     rows: dict[str, list[pd.DataFrame]] = {name: [] for name in tables}
     for row, (layer, head) in enumerate(zip(dataset["layer"].values, dataset["head_index"].values, strict=True)):
         tokens = dataset.isel(token=dataset["head"].values == row)
@@ -78,18 +78,13 @@ def _joined(shards: Sequence[Path]) -> xr.Dataset:
     )
 
 
-def _weights(settings: dict) -> np.ndarray:
-    """How often each prompt counts: once for the estimate, then in each resample [1 + resample, prompt]."""
-    n_prompts = int(settings["n_prompts"])
-    drawn = bootstrap_weights(n_prompts, int(settings["n_bootstrap"]), int(settings["bootstrap_seed"]))
-    return np.concatenate([np.ones((1, n_prompts)), drawn])
-
-
 def _estimates(name: str, values: np.ndarray, tokens: xr.Dataset | pd.DataFrame, weights: np.ndarray) -> dict:
-    """A column of means over tokens and its interval, a row for each column of ``values`` [token, row]."""
-    resampled = token_means(values, np.asarray(tokens["prompt"]), weights)
-    low, high = interval(resampled[1:], CONFIDENCE)
-    return {name: resampled[0], f"{name}_low": low, f"{name}_high": high}
+    """A column of means over tokens with its interval, a row for each column of ``values`` [token, row]; NaN are left out."""
+    seen = ~np.isnan(values)
+    sums, counts = np.zeros((2, weights.shape[1], values.shape[1]))
+    np.add.at(sums, np.asarray(tokens["prompt"]), np.where(seen, values, 0))
+    np.add.at(counts, np.asarray(tokens["prompt"]), seen)
+    return estimated(name, ratios(sums.T, counts.T, weights), CONFIDENCE)
 
 
 def _share(tokens: xr.Dataset, weights: np.ndarray) -> pd.DataFrame:

@@ -18,7 +18,14 @@ import xarray as xr
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from selfrepair.ablation import IDENTITY_TOLERANCE, Heads, Replacement, check_heads, constant_replacement
+from selfrepair.ablation import (
+    IDENTITY_TOLERANCE,
+    Heads,
+    Replacement,
+    check_heads,
+    constant_replacement,
+    identity_tolerance,
+)
 from selfrepair.activations import open_activations
 from selfrepair.averages import read_mean_activations
 from selfrepair.chosen_heads import read_chosen_heads
@@ -97,7 +104,9 @@ def neuron_effects(
             for batch, result in replay.ablate_selected(layer, of_layer, replacement(layer), mask):
                 pair, pos = torch.nonzero(batch.of_selection(mask)[0], as_tuple=True)
                 row, prompt = rows[batch.rows][pair], torch.tensor(batch.prompts)[pair]
-                ablated_post = last_post().reshape(len(batch.rows), tokens.shape[1] - batch.cut, -1)
+                ablated_post = last_post()
+                if len(ablated_post) != len(pair):  # the last layer's MLP runs at the selected tokens alone
+                    ablated_post = ablated_post.unflatten(0, (len(batch.rows), -1))[pair, pos]
                 with torch.inference_mode():
                     scaled = replay.scaled[prompt, pos]
                     projected = scaled @ W_out.T
@@ -106,7 +115,7 @@ def neuron_effects(
                         prompt=prompt,
                         pos=pos,
                         clean=post[prompt, pos] * projected,
-                        ablated=ablated_post[pair, pos] * projected,
+                        ablated=ablated_post * projected,
                         mlp_clean=clean.mlp_direct_effect[neuron_layer][prompt, pos],
                         head_clean=result.direct_effect[0, pair, pos],
                     )
@@ -126,7 +135,7 @@ def _check_neurons(
     off = max(float((total - effects.mlp_clean).abs().max()), float(off_repair.abs().max()))
     size = max(1.0, float(effects.clean.abs().sum(-1).max()), float(effects.ablated.abs().sum(-1).max()))
     # A pair's repair is a sum over its tokens.
-    allowed = IDENTITY_TOLERANCE * torch.finfo(model.dtype).eps * size * len(effects.pos)
+    allowed = identity_tolerance(model) * size * len(effects.pos)
     if not off <= allowed:
         raise ValueError(
             f"the neurons of layer {neuron_layer} do not add up to the MLP of {model.name}: off by {off:.3g} logits where "
@@ -136,11 +145,11 @@ def _check_neurons(
 
 @contextmanager
 def _neurons_of(model: Model, layer: int) -> Iterator[Callable[[], Tensor]]:
-    """Watch what the neurons of a layer's MLP give; yields a function that returns it for the latest run."""
+    """Watch what the neurons of a layer's MLP give; yields a function that returns the latest, as [token, neuron]."""
     latest: list[Tensor] = []
 
     def keep(_: nn.Module, args: tuple[Any, ...]) -> None:
-        latest[:] = [args[0]]
+        latest[:] = [args[0].flatten(0, -2).to(model.dtype)]
 
     with hooked(lambda: [model.mlp_out(layer).register_forward_pre_hook(keep)]):
         yield lambda: latest[0]
@@ -150,8 +159,9 @@ def _clean_post(model: Model, layer: int, clean: CleanRun, shape: torch.Size) ->
     """What the neurons of a layer's MLP give in the clean run, by calling the layer again on its clean residual."""
     call = model.layer_calls(shape[1])[layer]
     with _neurons_of(model, layer) as latest, torch.inference_mode():
-        call.replay(model.layers[layer], clean.resid_pre[layer])
-        return latest().reshape(*shape, -1)
+        with model.running():
+            call.replay(model.layers[layer], clean.resid_pre[layer])
+        return latest().unflatten(0, shape)
 
 
 def reads_head(model: Model, neuron_layer: int, head_layer: int) -> bool:
@@ -173,6 +183,8 @@ def top_percent(n_neurons: int) -> int:
 def summarise(effects: NeuronEffects, top_neurons: int) -> xr.Dataset:
     """Keep the neurons that repair most and what the concentration of the change needs.
 
+    Where all that changes is rounding, as at a first token that all prompts share, nothing changes.
+
     Args:
         effects: Some (head, token) pairs.
         top_neurons: Neurons to keep a token.
@@ -186,6 +198,8 @@ def summarise(effects: NeuronEffects, top_neurons: int) -> xr.Dataset:
         that is zero is NaN.
     """
     change = effects.ablated - effects.clean
+    rounding = IDENTITY_TOLERANCE * torch.finfo(change.dtype).eps * effects.clean.abs().sum(-1)
+    change = torch.where((change.abs().sum(-1) > rounding)[:, None], change, 0)
     by_repair = change.sort(dim=-1, descending=True, stable=True)
     best = by_repair.indices[:, :top_neurons]
     at = torch.tensor(curve_points(change.shape[1]), device=change.device)
@@ -206,7 +220,7 @@ def summarise(effects: NeuronEffects, top_neurons: int) -> xr.Dataset:
     per_best = {
         "neuron": best,
         "direct_effect": effects.clean.gather(1, best),
-        "ablated_direct_effect": effects.ablated.gather(1, best),
+        "ablated_direct_effect": (effects.clean + change).gather(1, best),
     }
     per_point = {
         "share_of_change": curve(change.abs().sort(dim=-1, descending=True).values),
