@@ -5,7 +5,7 @@ so that no neuron's d_model output is formed. Its repair is ablated minus clean 
 """
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -314,19 +314,34 @@ def measure_neurons(
                 part = summarise(effects, top_neurons)
                 parts.append(part.assign(prompt=part["prompt"] + chunk.start))
             bar.advance()
+    write_neurons(
+        out,
+        parts,
+        heads,
+        attrs={"ablation": kind, "neuron_layer": layer, "n_neurons": n_neurons, "n_prompts": prompts[1] - prompts[0]},
+        provenance=provenance,
+    )
+
+
+def write_neurons(
+    out: Path, parts: Sequence[xr.Dataset], heads: Heads, *, attrs: dict[str, Any], provenance: dict[str, Any]
+) -> None:
+    """Write what `summarise` gave of some batches of tokens, sorted by head, prompt and position.
+
+    Args:
+        out: HDF5 file.
+        parts: The batches, at least one.
+        heads: The (layer, head) pairs.
+        attrs: ablation, neuron_layer, n_neurons and n_prompts.
+        provenance: From `selfrepair.jobs.job`.
+    """
     dataset = xr.concat(parts, dim="token", data_vars="minimal", coords="minimal", compat="override")
     dataset = dataset.isel(token=np.lexsort((dataset["pos"], dataset["prompt"], dataset["head"])))
     dataset["layer"] = ("head_row", np.array([at for at, _ in heads]))
     dataset["head_index"] = ("head_row", np.array([head for _, head in heads]))
     for name, (units, description) in DESCRIPTIONS.items():
         dataset[name].attrs = {"units": units, "description": description}
-    attrs = {
-        "ablation": kind,
-        "neuron_layer": layer,
-        "n_neurons": n_neurons,
-        "top_percent": top_percent(n_neurons),
-        "n_prompts": prompts[1] - prompts[0],
-    }
+    attrs = {**attrs, "top_percent": top_percent(attrs["n_neurons"])}
     with write_hdf5(out, kind="neurons", provenance=provenance, attrs=attrs) as file:
         file.put_dataset(dataset)
 
