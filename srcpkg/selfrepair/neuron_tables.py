@@ -94,9 +94,7 @@ def _share(tokens: xr.Dataset, weights: np.ndarray) -> pd.DataFrame:
     frames = []
     for share in SHARES_OF_EFFECT:
         columns = {"share_of_effect": share, "nth": np.arange(1, repair.shape[1] + 1)}
-        frames.append(
-            pd.DataFrame({**columns, **_estimates("token_share", repair > share * effect, tokens, weights)})
-        )
+        frames.append(pd.DataFrame({**columns, **_estimates("token_share", repair > share * effect, tokens, weights)}))
     return pd.concat(frames, ignore_index=True)
 
 

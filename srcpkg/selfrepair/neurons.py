@@ -126,9 +126,7 @@ def neuron_effects(
                 yield effects
 
 
-def _check_neurons(
-    model: Model, effects: NeuronEffects, scaled: Tensor, neuron_layer: int, off_repair: Tensor
-) -> None:
+def _check_neurons(model: Model, effects: NeuronEffects, scaled: Tensor, neuron_layer: int, off_repair: Tensor) -> None:
     """Refuse neurons that do not add up to what their MLP writes, or to what it changes by."""
     bias = getattr(model.mlp_out(neuron_layer), "bias", None)
     total = effects.clean.sum(-1) + (0 if bias is None else scaled @ cast(Tensor, bias))

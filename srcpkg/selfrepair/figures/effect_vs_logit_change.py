@@ -40,7 +40,7 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
         headings = style.square_headings(axes, names, counts, 0.72 * width / len(kinds))
         below = style.footer(figure, width, run, "all", "bars", kinds=kinds)
         style.lay_out_squares(figure, axes, below, headings, slots=len(kinds), right_mm=14.0)
-        style.colour_bar(figure, axes[-1], "relative depth of the head's layer", [0, 0.5, 1])
+        style.colour_bar(figure, axes[-1], "relative depth of the head's layer", [0.0, 0.5, 1.0])
     return figure
 
 

@@ -43,10 +43,12 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
         counts = [_panel(ax, rows, shares, limits, span) for ax, (rows, shares) in zip(axes, heads, strict=True)]
         axes[0].set_ylabel("ablated direct effect (logits)")
         headings = style.square_headings(axes, [head_name(rows.iloc[0]) for rows, _ in heads], counts, 34.0)
-        what = f"the neuron of layer {layer} that repairs most, on each head's top {{top:g}}% of tokens by direct effect"
+        what = (
+            f"the neuron of layer {layer} that repairs most, on each head's top {{top:g}}% of tokens by direct effect"
+        )
         below = style.footer(figure, style.TWO_COLUMNS, run, what)
         style.lay_out_squares(figure, axes, below, headings, slots=max(len(heads), 4), right_mm=16.0)
-        style.colour_bar(figure, axes[-1], "direct effect of the MLP (logits)", [-span, 0, span])
+        style.colour_bar(figure, axes[-1], "direct effect of the MLP (logits)", [-span, 0.0, span])
     return figure
 
 
@@ -76,8 +78,8 @@ def finding(tables: dict[str, pd.DataFrame]) -> list[str]:
             f"{share['negative_to_positive']}, and grows from zero or more on {share['more_positive']}."
         )
     lines[-1] += (
-        " Rushing & Nanda 2024 show Pythia-160M L10H11, on tokens chosen by the MLPs' repair, and call the lower left quadrant "
-        "Anti-Erasure."
+        " Rushing & Nanda 2024 show Pythia-160M L10H11, on tokens chosen by the MLPs' repair, and name sparse sets of neurons "
+        "that implement Anti-Erasure as a mechanism of repair."
     )
     return lines
 

@@ -12,8 +12,8 @@ COLUMNS = (
     *style.with_interval(CHANGE, REPAIR, EFFECT, "total_absolute_change", "mlp_repair"),
 )
 LINES = {
-    CHANGE: ("change when the head is ablated", style.LOOKS["self_repair_from_mlps"]),
-    EFFECT: ("clean direct effect, for comparison", style.LOOKS["direct_effect"]),
+    CHANGE: ("absolute change when the head is ablated", style.LOOKS["self_repair_from_mlps"]),
+    EFFECT: ("absolute clean direct effect, for comparison", style.LOOKS["direct_effect"]),
 }
 
 
@@ -94,5 +94,5 @@ def finding(tables: dict[str, pd.DataFrame]) -> list[str]:
             f"{measured(row, 'total_absolute_change', 'logits')} in absolute size, and to {measured(row, 'mlp_repair', 'logits')} with "
             "their signs."
         )
-    lines[-1] += " Rushing & Nanda 2024 find the change concentrated on few neurons."
+    lines[-1] += " Rushing & Nanda 2024 name sparse sets of neurons as a mechanism of repair."
     return lines

@@ -31,14 +31,14 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
     with style.context():
         figure, panels = style.head_panels(table, 66.0)
         for ax, rows in panels:
-            tops = sorted(rows["top"].unique())
+            tops = sorted(rows["top"].unique().tolist())
             for top, look in zip(tops, style.ordered_looks(len(tops)), strict=True):
                 line = rows[rows["top"] == top].sort_values("neuron_rank")
                 style.line_with_band(ax, line["neuron_rank"], line, SHARE, look, _among(top))
             lead = rows[rows["top"] == 1].iloc[0]
             text = f"{int(lead['n_neurons']):,} neurons lead\non {int(lead['n_tokens']):,} tokens"
             ax.text(0.98, 0.98, text, transform=ax.transAxes, ha="right", va="top", fontsize=style.SMALL_SIZE)
-            style.rank_axis(ax, table["neuron_rank"].max(), "neurons, most frequent first")
+            style.rank_axis(ax, int(table["neuron_rank"].max()), "neurons, most frequent first")
         style.share_axis(panels[0][0], "top tokens (%)")
         handles, labels = panels[0][0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), title="the neuron is, by repair,")

@@ -31,7 +31,7 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
             for level, look in zip(levels, style.ordered_looks(len(levels)), strict=True):
                 line = rows[rows["share_of_effect"] == level].sort_values("nth")
                 style.line_with_band(ax, line["nth"], line, SHARE, look, f"{100 * level:g}%")
-            style.rank_axis(ax, table["nth"].max(), "N, neurons by repair")
+            style.rank_axis(ax, int(table["nth"].max()), "N, neurons by repair")
         style.share_axis(panels[0][0], "top tokens (%)")
         handles, labels = panels[0][0].get_legend_handles_labels()
         title = "the Nth neuron repairs more than this share of the head's direct effect"
@@ -65,6 +65,6 @@ def finding(tables: dict[str, pd.DataFrame]) -> list[str]:
         )
     lines[-1] += (
         " Rushing & Nanda 2024 draw the same for Llama-7B L30H8, GPT-2 small L9H11, Pythia-160M L7H8 and Pythia-410M L17H4 "
-        "and call the neurons that repair sparse."
+        "and name sparse sets of neurons as a mechanism of repair."
     )
     return lines
