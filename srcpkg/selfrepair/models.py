@@ -85,6 +85,7 @@ class Model:
         layers: Its decoder layers.
         final_norm: The norm before the unembedding, as a formula.
         W_O: Per layer [head, d_head, d_model], views of the model's own weights.
+        W_out: Per layer [neuron, d_model], likewise: what each neuron of the MLP writes for each unit that it gives.
         W_U: Unembedding [vocab, d_model], as the model keeps it.
         value_constant: c, [layer, head, d_head]: the constant in every ``z`` that belongs to no head.
         parallel: Attention and MLP of a layer read the same residual.
@@ -98,6 +99,7 @@ class Model:
     layers: list[nn.Module]
     final_norm: Norm
     W_O: list[Float[Tensor, "head d_head d_model"]]
+    W_out: list[Float[Tensor, "neuron d_model"]]
     W_U: Float[Tensor, "vocab d_model"]
     parallel: bool
     center_unembed: bool
@@ -180,10 +182,6 @@ class Model:
     def mlp_out(self, layer: int) -> nn.Module:
         """The MLP's output projection of a layer: its input [..., neuron] is what the neurons give, gates included."""
         return _module(self.layers[layer], self.family.mlp_out)
-
-    def W_out(self, layer: int) -> Float[Tensor, "neuron d_model"]:
-        """What each neuron of a layer's MLP writes for each unit that it gives, a view of the model's own weights."""
-        return _input_by_output(self.mlp_out(layer))
 
     @property
     def final_norm_module(self) -> nn.Module:
@@ -383,6 +381,7 @@ def find_parts(hf: PreTrainedModel, center_unembed: bool = True, weights: str = 
         layers=layers,
         final_norm=_as_formula(final_norm, config.hidden_size, unembed.weight),
         W_O=W_O,
+        W_out=[_input_by_output(_module(layer, family.mlp_out)) for layer in layers],
         W_U=unembed.weight.detach(),
         parallel=is_parallel(config),
         center_unembed=center_unembed,

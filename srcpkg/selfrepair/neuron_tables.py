@@ -1,4 +1,4 @@
-"""Tables of what the neurons of one MLP repair: how much each does, how concentrated it is, by erasing less, by the same ones."""
+"""Tables of what the neurons of one MLP repair: how much each, on how few, by erasing less or not, always the same or not."""
 
 from collections.abc import Sequence
 from pathlib import Path

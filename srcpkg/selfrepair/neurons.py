@@ -94,7 +94,7 @@ def neuron_effects(
     if not selected.any():
         return
     replay = SuffixReplay(model, tokens, clean)
-    W_out = model.W_out(neuron_layer)
+    W_out = model.W_out[neuron_layer]
     post = _clean_post(model, neuron_layer, clean, tokens.shape)
     index = {pair: row for row, pair in enumerate(heads)}
     for layer, of_layer in group_by_layer(heads).items():
@@ -290,7 +290,7 @@ def measure_neurons(
     """
     model = load_model(model_manifest.parent, **compute)
     layer = model.n_layers - 1 if neuron_layer is None else neuron_layer
-    heads = _heads_that_reach(model, layer, check_heads(model, read_chosen_heads(chosen_heads)))
+    heads = heads_that_reach(model, layer, check_heads(model, read_chosen_heads(chosen_heads)))
     shard = read_shard(tokens, slice(*prompts))
     selected = read_selected(thresholds, heads, slice(*prompts))
     mean_z = None
@@ -298,7 +298,7 @@ def measure_neurons(
         mean_z = torch.from_numpy(read_mean_activations(mean_activations)).to(model.device)
     ids = torch.from_numpy(shard.tokens).long()
     chunks = prompt_chunks(*ids.shape)
-    n_neurons = model.W_out(layer).shape[0]
+    n_neurons = model.W_out[layer].shape[0]
     parts = [_no_tokens(n_neurons, top_neurons, model.dtype)]
     title = f"neurons of layer {layer}, {kind} ablation of prompts {prompts[0]} to {prompts[1] - 1}"
     with open_activations(activations, model) as cached, Progress(len(chunks), title, "batch") as bar:
@@ -344,8 +344,12 @@ def write_neurons(
         file.put_dataset(dataset)
 
 
-def _heads_that_reach(model: Model, layer: int, chosen: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """The heads whose output the MLP of a layer reads."""
+def heads_that_reach(model: Model, layer: int, chosen: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The heads whose output the MLP of a layer reads.
+
+    Raises:
+        ValueError: No such layer, or it reads none of the heads.
+    """
     if not 0 <= layer < model.n_layers:
         raise ValueError(
             f"analyses.neuron_layer is {layer}: {model.name} has layers 0 to {model.n_layers - 1}; null means the last"

@@ -6,13 +6,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from planted.neuron import AMPLIFIER, ERASURE, GAINS, HEAD, LESSER, N_NEURONS, ROUNDING, Planted, planted_neuron
 
 import selfrepair
 from selfrepair.ablation import constant_replacement
 from selfrepair.clean import run_clean
 from selfrepair.neuron_tables import condense_neurons
 from selfrepair.neurons import neuron_effects, summarise, write_neurons
+
+from planted.neuron import AMPLIFIER, ERASURE, GAINS, HEAD, LESSER, N_NEURONS, ROUNDING, Planted, planted_neuron
 
 N_PROMPTS, LENGTH = 8, 11
 TABLES = ("neuron_share", "neuron_concentration", "erasure_neurons", "erasure_quadrants", "neuron_consistency")

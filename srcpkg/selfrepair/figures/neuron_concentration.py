@@ -91,8 +91,8 @@ def finding(tables: dict[str, pd.DataFrame]) -> list[str]:
             f"{attrs['n_neurons']:,}, layer {attrs['neuron_layer']}) carry {percentage(row, CHANGE)} of the absolute change "
             f"of all, and the top 1% by repair {percentage(row, REPAIR)} of all positive changes. Of the clean direct effects, "
             f"in absolute size, the top 1% carry {percentage(row, EFFECT)}. The changes sum to "
-            f"{measured(row, 'total_absolute_change', 'logits')} in absolute size, and to {measured(row, 'mlp_repair', 'logits')} with "
-            "their signs."
+            f"{measured(row, 'total_absolute_change', 'logits')} in absolute size, and to "
+            f"{measured(row, 'mlp_repair', 'logits')} with their signs."
         )
     lines[-1] += " Rushing & Nanda 2024 name sparse sets of neurons as a mechanism of repair."
     return lines

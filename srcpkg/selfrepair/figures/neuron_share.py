@@ -57,11 +57,13 @@ def finding(tables: dict[str, pd.DataFrame]) -> list[str]:
     layer = tables["neuron_share"].attrs["neuron_layer"]
     lines = []
     for _, rows in table.groupby("rank"):
-        best = rows[rows["nth"] == 1].set_index("share_of_effect")
-        shares = ", ".join(f"{100 * level:g}% on {percentage(row, SHARE)}" for level, row in best.iterrows())
+        best = rows[rows["nth"] == 1]
+        shares = ", ".join(
+            f"{100 * row['share_of_effect']:g}% on {percentage(row, SHARE)}" for _, row in best.iterrows()
+        )
         lines.append(
-            f"{head_name(rows.iloc[0])}, {int(rows['n_tokens'].iloc[0]):,} top tokens: the best neuron of layer {layer} repairs "
-            f"more than this share of the head's direct effect on this share of tokens: {shares}."
+            f"{head_name(best.iloc[0])}, {int(best['n_tokens'].iloc[0]):,} top tokens: the best neuron of layer {layer} "
+            f"repairs more than this share of the head's direct effect on this share of tokens: {shares}."
         )
     lines[-1] += (
         " Rushing & Nanda 2024 draw the same for Llama-7B L30H8, GPT-2 small L9H11, Pythia-160M L7H8 and Pythia-410M L17H4 "
