@@ -11,7 +11,11 @@ from workflow.running import REPOSITORY, Space
 
 pytestmark = pytest.mark.filterwarnings("error")
 
+NEURON_FIGURES = {
+    *("draw_neuron_share", "draw_neuron_concentration", "draw_erasure_neurons", "draw_neuron_consistency"),
+}
 FIGURES = {
+    *NEURON_FIGURES,
     "draw_ablation_types",
     "draw_effect_vs_logit_change",
     "draw_layernorm_claim",
@@ -26,11 +30,12 @@ SNAPSHOTS = {"snapshot_model", "snapshot_corpus"}
 LAYERNORM = {
     *("tabulate_scale_ratios", "tabulate_ablation_type", "tabulate_layernorm_claim", "compare_frozen_layernorm")
 }
-TABLES = {"condense_ablations", "tabulate_tokens", *LAYERNORM}
-RUNS_THE_MODEL = {"cache_activations", "ablate_heads", "freeze_layernorm"}
+TABLES = {"condense_ablations", "tabulate_tokens", "condense_neurons", *LAYERNORM}
+ABLATES = {"ablate_heads", "freeze_layernorm", "measure_neurons"}
+RUNS_THE_MODEL = {"cache_activations", *ABLATES}
 READS_HDF5 = {
     *("tokenize_corpus", "check_prompts", "cache_activations", "select_top_tokens", "average_activations"),
-    *("ablate_heads", "freeze_layernorm", *TABLES),
+    *(*ABLATES, *TABLES),
 }
 SHOWS = FIGURES | {"write_findings"}
 EVERY = SNAPSHOTS | READS_HDF5 | {"choose_heads"} | SHOWS
@@ -39,11 +44,11 @@ READS_SNAPSHOTS = {"tokenize_corpus", "check_prompts", *RUNS_THE_MODEL, *TABLES}
 # The rules that run each module, and are stale by an edit of it. What is made from their results follows by itself.
 USERS = {
     "__init__.py": EVERY,
-    "ablation.py": {"ablate_heads", "freeze_layernorm"},
+    "ablation.py": ABLATES,
     "activations.py": RUNS_THE_MODEL,
     "allocator.py": RUNS_THE_MODEL,
-    "averages.py": {"average_activations", "ablate_heads", "freeze_layernorm"},
-    "chosen_heads.py": {"choose_heads", "ablate_heads", "freeze_layernorm", *TABLES},
+    "averages.py": {"average_activations", *ABLATES},
+    "chosen_heads.py": {"choose_heads", *ABLATES, *TABLES},
     "clean.py": RUNS_THE_MODEL,
     # Used while the workflow is put together; what it gives reaches jobs as params.
     "config.py": set(),
@@ -51,10 +56,14 @@ USERS = {
     "figures/__init__.py": SHOWS,
     "figures/ablation_types.py": {"draw_ablation_types", "write_findings"},
     "figures/effect_vs_logit_change.py": {"draw_effect_vs_logit_change", "write_findings"},
+    "figures/erasure_neurons.py": {"draw_erasure_neurons", "write_findings"},
     "figures/layernorm_claim.py": {"draw_layernorm_claim", "write_findings"},
     "figures/layernorm_scale_ratio.py": {"draw_layernorm_scale_ratio", "write_findings"},
     "figures/layernorm_repair.py": {"draw_layernorm_repair", "write_findings"},
     "figures/mlp_repair.py": {"draw_mlp_repair", "write_findings"},
+    "figures/neuron_concentration.py": {"draw_neuron_concentration", "write_findings"},
+    "figures/neuron_consistency.py": {"draw_neuron_consistency", "write_findings"},
+    "figures/neuron_share.py": {"draw_neuron_share", "write_findings"},
     "figures/repair_breakdown.py": {"draw_repair_breakdown", "write_findings"},
     "figures/self_repair_by_layer.py": {"draw_self_repair_by_layer", "write_findings"},
     "figures/style.py": SHOWS,
@@ -66,11 +75,13 @@ USERS = {
     "jobs.py": EVERY,
     "layernorm.py": LAYERNORM,
     "models.py": RUNS_THE_MODEL,
+    "neuron_tables.py": {"condense_neurons"},
+    "neurons.py": {"measure_neurons"},
     "progress.py": EVERY,
     "provenance.py": EVERY,
-    "quantities.py": {"ablate_heads", "freeze_layernorm"} | TABLES | SHOWS,
-    "replay.py": {"ablate_heads", "freeze_layernorm"},
-    "selection.py": {"select_top_tokens", "ablate_heads", "freeze_layernorm"} | TABLES,
+    "quantities.py": ABLATES | TABLES | SHOWS,
+    "replay.py": ABLATES,
+    "selection.py": {"select_top_tokens"} | ABLATES | TABLES,
     "snapshots/__init__.py": SNAPSHOTS | READS_SNAPSHOTS,
     "snapshots/corpora.py": {"snapshot_corpus"},
     "snapshots/hub.py": SNAPSHOTS,
@@ -95,9 +106,10 @@ DRAWN_OF_CHOSEN = dict.fromkeys(
     + ["write_findings"],
     1,
 )
+NEURONS = {"measure_neurons": 2, "condense_neurons": 1, **dict.fromkeys(NEURON_FIGURES, 1), "write_findings": 1}
 CONDENSED = {
     **{"condense_ablations": 3, "choose_heads": 1, "tabulate_layernorm_claim": 1},
-    **{**OF_CHOSEN, **FROZEN, **DRAWN},
+    **{**OF_CHOSEN, **FROZEN, **NEURONS, **DRAWN},
 }
 SELECTED = {"select_top_tokens": 1, "ablate_heads": 6, **CONDENSED}
 FROM_ACTIVATIONS = {"cache_activations": 2, "average_activations": 1, **SELECTED}
@@ -177,6 +189,7 @@ def test_an_edit_of_a_script_changes_the_code_of_its_rule(space: Space, digests:
         ("config.py", {}),
         ("figures/token_noise.py", {"draw_token_noise": 1, "write_findings": 1}),
         ("figures/style.py", DRAWN),
+        ("neuron_tables.py", {name: count for name, count in NEURONS.items() if name != "measure_neurons"}),
         ("statistics.py", CONDENSED),
         ("averages.py", {"average_activations": 1, "ablate_heads": 6, **CONDENSED}),
         ("replay.py", {"ablate_heads": 6, **CONDENSED}),
@@ -218,8 +231,10 @@ def test_comments_docstrings_and_layout_make_nothing_stale(finished: Space, tmp_
         (
             "analyses.heads",
             [[0, 1]],
-            {"choose_heads": 1, **OF_CHOSEN, **FROZEN, **DRAWN_OF_CHOSEN},
+            {"choose_heads": 1, **OF_CHOSEN, **FROZEN, **NEURONS, **DRAWN_OF_CHOSEN},
         ),
+        ("analyses.neuron_layer", 1, NEURONS),
+        ("analyses.top_neurons", 20, NEURONS),
         (
             "ablations.zero.heads",
             [[0, 1], [1, 1]],
