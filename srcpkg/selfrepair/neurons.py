@@ -297,7 +297,7 @@ def measure_neurons(
     if mean_activations is not None:
         mean_z = torch.from_numpy(read_mean_activations(mean_activations)).to(model.device)
     ids = torch.from_numpy(shard.tokens).long()
-    chunks = prompt_chunks(*ids.shape)
+    chunks = prompt_chunks(model, *ids.shape)
     n_neurons = model.W_out[layer].shape[0]
     parts = [_no_tokens(n_neurons, top_neurons, model.dtype)]
     title = f"neurons of layer {layer}, {kind} ablation of prompts {prompts[0]} to {prompts[1] - 1}"
