@@ -1,7 +1,7 @@
 """Self-repair in language models: from model and text to every figure. One named target a figure; `findings` says in words
 what they show; `all` is the default.
 
-Stages, in order: rules/snapshots.smk, tokens.smk, activations.smk, ablations.smk, tables.smk, layernorm.smk,
+Stages, in order: rules/snapshots.smk, tokens.smk, activations.smk, ablations.smk, tables.smk, layernorm.smk, neurons.smk,
 controls.smk, figures.smk.
 """
 
@@ -20,6 +20,7 @@ include: "rules/activations.smk"
 include: "rules/ablations.smk"
 include: "rules/tables.smk"
 include: "rules/layernorm.smk"
+include: "rules/neurons.smk"
 include: "rules/controls.smk"
 include: "rules/figures.smk"
 

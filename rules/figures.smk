@@ -75,6 +75,16 @@ if MAIN_KIND == "resample" and NOISE_DONORS > 1:
         "category": "Controls",
     }
 
+# Neurons of one MLP, on top tokens, which every kind computes.
+FIGURES |= {
+    name: {"tables": {name: table(name)}, "category": "Neurons"}
+    for name in ("neuron_share", "neuron_concentration", "neuron_consistency")
+}
+FIGURES["erasure_neurons"] = {
+    "tables": {"neurons": table("erasure_neurons"), "quadrants": table("erasure_quadrants")},
+    "category": "Neurons",
+}
+
 
 for _name, _figure in FIGURES.items():
 

@@ -15,6 +15,7 @@ class Family:
         attention: From a layer to its attention module.
         attention_out: From a layer to the attention's output projection, whose input is every head's ``z``.
         mlp: From a layer to the module whose output is what the MLP writes.
+        mlp_out: From a layer to the MLP's output projection, whose input is what its neurons give.
         parallel: Attention and MLP read the same residual, unless the config's ``use_parallel_residual`` says otherwise.
     """
 
@@ -24,6 +25,7 @@ class Family:
     attention: str = "self_attn"
     attention_out: str = "self_attn.o_proj"
     mlp: str = "mlp"
+    mlp_out: str = "mlp.down_proj"
     parallel: bool = False
 
 
@@ -35,12 +37,14 @@ FAMILIES = {
         attention_norm="ln_1",
         attention="attn",
         attention_out="attn.c_proj",
+        mlp_out="mlp.c_proj",
     ),
     "gpt_neox": Family(
         layers="gpt_neox.layers",
         final_norm="gpt_neox.final_layer_norm",
         attention="attention",
         attention_out="attention.dense",
+        mlp_out="mlp.dense_4h_to_h",
         parallel=True,
     ),
     "opt": Family(
@@ -49,11 +53,13 @@ FAMILIES = {
         attention_norm="self_attn_layer_norm",
         attention_out="self_attn.out_proj",
         mlp="fc2",
+        mlp_out="fc2",
     ),
     "phi": Family(
         layers="model.layers",
         final_norm="model.final_layernorm",
         attention_out="self_attn.dense",
+        mlp_out="mlp.fc2",
         parallel=True,
     ),
     **dict.fromkeys(("gemma", "llama", "mistral", "olmo", "qwen2", "qwen3", "smollm3", "stablelm"), _LLAMA),

@@ -85,6 +85,7 @@ class Model:
         layers: Its decoder layers.
         final_norm: The norm before the unembedding, as a formula.
         W_O: Per layer [head, d_head, d_model], views of the model's own weights.
+        W_out: Per layer [neuron, d_model], likewise: what each neuron of the MLP writes for each unit that it gives.
         W_U: Unembedding [vocab, d_model], as the model keeps it.
         value_constant: c, [layer, head, d_head]: the constant in every ``z`` that belongs to no head.
         parallel: Attention and MLP of a layer read the same residual.
@@ -98,6 +99,7 @@ class Model:
     layers: list[nn.Module]
     final_norm: Norm
     W_O: list[Float[Tensor, "head d_head d_model"]]
+    W_out: list[Float[Tensor, "neuron d_model"]]
     W_U: Float[Tensor, "vocab d_model"]
     parallel: bool
     center_unembed: bool
@@ -176,6 +178,10 @@ class Model:
     def mlp(self, layer: int) -> nn.Module:
         """The module of a layer whose output [batch, pos, d_model] is what the MLP writes."""
         return _module(self.layers[layer], self.family.mlp)
+
+    def mlp_out(self, layer: int) -> nn.Module:
+        """The MLP's output projection of a layer: its input [..., neuron] is what the neurons give, gates included."""
+        return _module(self.layers[layer], self.family.mlp_out)
 
     @property
     def final_norm_module(self) -> nn.Module:
@@ -338,6 +344,12 @@ def _module(root: nn.Module, path: str) -> nn.Module:
     return reduce(getattr, path.split("."), root)
 
 
+def _input_by_output(linear: nn.Module) -> Tensor:
+    """A linear layer's weight as [input, output], whichever way it is kept."""
+    weight = cast(Tensor, linear.weight).detach()
+    return weight if isinstance(linear, Conv1D) else weight.T
+
+
 def find_parts(hf: PreTrainedModel, center_unembed: bool = True, weights: str = "", bfloat16: bool = False) -> Model:
     """The parts of a model, as `load_model` gives them but unchecked and without value constants; no weight is read.
 
@@ -361,15 +373,15 @@ def find_parts(hf: PreTrainedModel, center_unembed: bool = True, weights: str = 
     layers = list(cast(nn.ModuleList, _module(hf, family.layers)))
     W_O = []
     for layer in layers:
-        out = _module(layer, family.attention_out)
-        weight = cast(Tensor, out.weight) if isinstance(out, Conv1D) else cast(Tensor, out.weight).T
-        W_O.append(weight.detach().unflatten(0, (config.num_attention_heads, -1)))
+        weight = _input_by_output(_module(layer, family.attention_out))
+        W_O.append(weight.unflatten(0, (config.num_attention_heads, -1)))
     return Model(
         hf=hf,
         family=family,
         layers=layers,
         final_norm=_as_formula(final_norm, config.hidden_size, unembed.weight),
         W_O=W_O,
+        W_out=[_input_by_output(_module(layer, family.mlp_out)) for layer in layers],
         W_U=unembed.weight.detach(),
         parallel=is_parallel(config),
         center_unembed=center_unembed,

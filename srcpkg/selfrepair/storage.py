@@ -49,7 +49,7 @@ class Writer:
             description: One line for readers.
         """
         sizes = tuple(self._file.dimensions[dim].size for dim in dims)
-        chunks = tuple(min((chunk or {}).get(dim, size), size) for dim, size in zip(dims, sizes, strict=True))
+        chunks = tuple(max(min((chunk or {}).get(dim, size), size), 1) for dim, size in zip(dims, sizes, strict=True))
         variable = self._file.create_variable(name, tuple(dims), dtype, chunks=chunks, fletcher32=True)
         variable.attrs["long_name"] = description or name
         variable.attrs["units"] = units

@@ -26,6 +26,7 @@ FIGURES = (
     *("self_repair_by_layer", "effect_vs_logit_change", "repair_breakdown", "token_noise"),
     *("layernorm_repair", "mlp_repair", "selection_control", "donor_noise", "published_comparison"),
     *("layernorm_scale_ratio", "ablation_types", "layernorm_claim"),
+    *("neuron_share", "neuron_concentration", "erasure_neurons", "neuron_consistency"),
 )
 PARTS = ("self_repair_from_heads", "self_repair_from_mlps", "self_repair_from_layernorm")
 PER_TOKEN = ("direct_effect", "ablated_direct_effect", "logit_change", "self_repair", *PARTS)
@@ -483,6 +484,49 @@ def test_a_wrong_name_of_a_published_model_is_refused(copied: Space) -> None:
     done = copied.snakemake("published_comparison")
     assert done.returncode != 0
     assert "models.tiny.published is gpt2-small, which has 12 layers of 12 heads, but the model has 2" in done.stdout
+
+
+def test_neurons_add_up_to_what_the_last_mlp_repairs(finished: Space) -> None:
+    """On the top tokens of the chosen heads and no others; the ablations' files hold the same sums, made otherwise."""
+    chosen = json.loads((finished.run / "chosen_heads.json").read_text())
+    parts = [read(finished.run / "neurons" / "resample" / f"{shard}.h5") for shard in SHARDS]
+    by_mlp = sum(read(finished.run / "ablations" / "resample" / f"{shard}.h5")["repair_by_mlp"] for shard in SHARDS)
+    selected = top_mask(finished)
+    leaders = pd.read_parquet(finished.run / "tables" / "resample" / "erasure_neurons.parquet")
+    for row, (layer, head) in enumerate(chosen):
+        at = layer * N_HEADS + head
+        tokens = [
+            (int(prompt) + number * IN_SHARD, int(pos))
+            for number, part in enumerate(parts)
+            for prompt, pos in zip(part["prompt"][part["head"] == row], part["pos"][part["head"] == row], strict=True)
+        ]
+        assert sorted(tokens) == [*zip(*(index.tolist() for index in np.nonzero(selected[at])), strict=True)]
+        change = sum(
+            (part["mlp_ablated_direct_effect"] - part["mlp_direct_effect"])[part["head"] == row].sum() for part in parts
+        )
+        assert change == pytest.approx(by_mlp[at, -1], abs=1e-4)
+        rows = leaders[leaders["rank"] == row + 1]
+        assert [*zip(rows["prompt"], rows["pos"], strict=True)] == sorted(tokens)
+        repair = rows["ablated_direct_effect"] - rows["direct_effect"]
+        assert ((repair > 0) == (rows["quadrant"] != "no_repair")).all()
+        assert (repair > 0).sum() > N_TOP / 2
+    assert abs(by_mlp).max() > 0.05
+    for part in parts:
+        repair = part["ablated_direct_effect"] - part["direct_effect"]
+        assert repair.shape[1] == 32, "as many neurons as there are, where fewer are there than asked for"
+        assert (np.diff(repair, axis=1) <= 1e-6).all()
+        np.testing.assert_allclose(np.abs(repair).sum(1), part["total_absolute_change"], atol=1e-4)
+        # A donor may have the same tokens so far.
+        nothing = part["total_absolute_change"] == 0
+        assert np.isnan(part["share_of_change"][nothing]).all()
+        np.testing.assert_allclose(part["share_of_change"][~nothing, -1], 1, atol=1e-5)
+
+
+def test_neurons_of_another_kind_are_made_on_demand(copied: Space) -> None:
+    copied.make("results/tiny/words/tables/mean/erasure_quadrants.parquet")
+    quadrants = pd.read_parquet(copied.run / "tables" / "mean" / "erasure_quadrants.parquet")
+    assert quadrants.attrs["ablation"] == "mean"
+    assert quadrants.groupby("rank")["token_share"].sum().to_numpy() == pytest.approx(1)
 
 
 def test_zero_ablation_leaves_no_direct_effect(finished: Space) -> None:

@@ -11,7 +11,11 @@ from workflow.running import REPOSITORY, Space
 
 pytestmark = pytest.mark.filterwarnings("error")
 
+NEURON_FIGURES = {
+    *("draw_neuron_share", "draw_neuron_concentration", "draw_erasure_neurons", "draw_neuron_consistency"),
+}
 FIGURES = {
+    *NEURON_FIGURES,
     "draw_ablation_types",
     "draw_donor_noise",
     "draw_effect_vs_logit_change",
@@ -31,8 +35,8 @@ CONTROLS = {"tabulate_selection_control", "tabulate_donor_noise", "compare_publi
 LAYERNORM = {
     *("tabulate_scale_ratios", "tabulate_ablation_type", "tabulate_layernorm_claim", "compare_frozen_layernorm")
 }
-TABLES = {"condense_ablations", "tabulate_tokens", *LAYERNORM, *CONTROLS}
-ABLATES = {"ablate_heads", "freeze_layernorm", *DONORS}
+TABLES = {"condense_ablations", "tabulate_tokens", "condense_neurons", *LAYERNORM, *CONTROLS}
+ABLATES = {"ablate_heads", "freeze_layernorm", "measure_neurons", *DONORS}
 RUNS_THE_MODEL = {"cache_activations", *ABLATES}
 READS_HDF5 = {
     *("tokenize_corpus", "check_prompts", "cache_activations", "select_top_tokens", "average_activations"),
@@ -49,7 +53,7 @@ USERS = {
     "activations.py": RUNS_THE_MODEL,
     "allocator.py": RUNS_THE_MODEL,
     "averages.py": {"average_activations", *ABLATES},
-    "chosen_heads.py": {"choose_heads", "ablate_heads", "freeze_layernorm", "ablate_with_donors", *TABLES},
+    "chosen_heads.py": {"choose_heads", *ABLATES, *TABLES} - {"project_other_donor"},
     "clean.py": RUNS_THE_MODEL,
     # Used while the workflow is put together; what it gives reaches jobs as params.
     "config.py": set(),
@@ -59,11 +63,15 @@ USERS = {
     "figures/ablation_types.py": {"draw_ablation_types", "write_findings"},
     "figures/donor_noise.py": {"draw_donor_noise", "write_findings"},
     "figures/effect_vs_logit_change.py": {"draw_effect_vs_logit_change", "write_findings"},
+    "figures/erasure_neurons.py": {"draw_erasure_neurons", "write_findings"},
     "figures/layernorm_claim.py": {"draw_layernorm_claim", "write_findings"},
     "figures/layernorm_repair.py": {"draw_layernorm_repair", "write_findings"},
     "figures/layernorm_scale_ratio.py": {"draw_layernorm_scale_ratio", "write_findings"},
     "figures/mlp_repair.py": {"draw_mlp_repair", "write_findings"},
     "figures/published_comparison.py": {"draw_published_comparison", "write_findings"},
+    "figures/neuron_concentration.py": {"draw_neuron_concentration", "write_findings"},
+    "figures/neuron_consistency.py": {"draw_neuron_consistency", "write_findings"},
+    "figures/neuron_share.py": {"draw_neuron_share", "write_findings"},
     "figures/repair_breakdown.py": {"draw_repair_breakdown", "write_findings"},
     "figures/selection_control.py": {"draw_selection_control", "write_findings"},
     "figures/self_repair_by_layer.py": {"draw_self_repair_by_layer", "write_findings"},
@@ -76,6 +84,8 @@ USERS = {
     "jobs.py": EVERY,
     "layernorm.py": LAYERNORM,
     "models.py": RUNS_THE_MODEL,
+    "neuron_tables.py": {"condense_neurons"},
+    "neurons.py": {"measure_neurons"},
     "other_donors.py": DONORS,
     "progress.py": EVERY,
     "provenance.py": EVERY,
@@ -114,10 +124,11 @@ DRAWN_OF_CHOSEN = dict.fromkeys(
     + ["write_findings"],
     1,
 )
+NEURONS = {"measure_neurons": 2, "condense_neurons": 1, **dict.fromkeys(NEURON_FIGURES, 1), "write_findings": 1}
 CONDENSED = {
     **{"condense_ablations": 3, "choose_heads": 1, "tabulate_layernorm_claim": 1},
     **{"tabulate_selection_control": 1, "compare_published": 1},
-    **{**OF_CHOSEN, **FROZEN, **DRAWN},
+    **{**OF_CHOSEN, **FROZEN, **NEURONS, **DRAWN},
 }
 SELECTED = {"select_top_tokens": 1, "ablate_heads": 6, **CONDENSED}
 FROM_ACTIVATIONS = {"cache_activations": 2, "average_activations": 1, "project_other_donor": 2, **SELECTED}
@@ -197,6 +208,7 @@ def test_an_edit_of_a_script_changes_the_code_of_its_rule(space: Space, digests:
         ("config.py", {}),
         ("figures/token_noise.py", {"draw_token_noise": 1, "write_findings": 1}),
         ("figures/style.py", DRAWN),
+        ("neuron_tables.py", {name: count for name, count in NEURONS.items() if name != "measure_neurons"}),
         ("statistics.py", CONDENSED),
         ("averages.py", {"average_activations": 1, "ablate_heads": 6, "project_other_donor": 2, **CONDENSED}),
         ("replay.py", {"ablate_heads": 6, "project_other_donor": 2, **CONDENSED}),
@@ -238,8 +250,10 @@ def test_comments_docstrings_and_layout_make_nothing_stale(finished: Space, tmp_
         (
             "analyses.heads",
             [[0, 1]],
-            {"choose_heads": 1, **OF_CHOSEN, **FROZEN, **DRAWN_OF_CHOSEN},
+            {"choose_heads": 1, **OF_CHOSEN, **FROZEN, **NEURONS, **DRAWN_OF_CHOSEN},
         ),
+        ("analyses.neuron_layer", 1, NEURONS),
+        ("analyses.top_neurons", 20, NEURONS),
         (
             "analyses.noise_donors",
             2,

@@ -40,7 +40,7 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
         headings = style.square_headings(axes, names, counts, 0.72 * width / len(kinds))
         below = style.footer(figure, width, run, "all", "bars", kinds=kinds)
         style.lay_out_squares(figure, axes, below, headings, slots=len(kinds), right_mm=14.0)
-        _colour_bar(figure, axes[-1], width)
+        style.colour_bar(figure, axes[-1], "relative depth of the head's layer", [0.0, 0.5, 1.0])
     return figure
 
 
@@ -103,14 +103,3 @@ def _panel(ax: Axes, heads: pd.DataFrame) -> list[str]:
         label="_heads",
     )
     return style.mark_outside(ax, heads[X], heads[Y], style.INK)
-
-
-def _colour_bar(figure: Figure, ax: Axes, width_mm: float) -> None:
-    """The scale of relative depth, as high as the last panel and to its right."""
-    panel = ax.get_position()
-    place = figure.add_axes((panel.x1 + 2.2 / width_mm, panel.y0, 2 / width_mm, panel.height))
-    bar = figure.colorbar(ax.collections[-1], cax=place, ticks=[0, 0.5, 1])
-    if bar.solids is not None:
-        bar.solids.set_rasterized(True)
-    bar.set_label("relative depth of the head's layer", labelpad=4)
-    bar.outline.set_linewidth(0.4)

@@ -85,6 +85,20 @@ def published_look(model: str) -> tuple[str, Look]:
     return PUBLISHED.get(model, (model, Look(FAINT, ":", "x")))
 
 
+_DASHES: tuple[Any, ...] = ("-", (0, (5, 1.2)), (0, (3, 1.2)), (0, (5, 1.2, 1.2, 1.2)), (0, (1.2, 1)))
+
+
+def ordered_looks(n: int) -> list[Look]:
+    """Looks of up to five levels in order, dark to light: thresholds, numbers of neurons."""
+    places = np.linspace(0, 0.85, n)
+    return [
+        Look(mpl.colors.to_hex(DEPTH_COLOURS(place)), dash) for place, dash in zip(places, _DASHES[:n], strict=True)
+    ]
+
+
+DIVERGING = mpl.colormaps["PuOr"]
+"""Map for values on both sides of zero; give it a symmetric range."""
+
 SETTINGS = (
     "model",
     "weights",
@@ -108,6 +122,7 @@ PHRASES = {
     "top": "means over each head's top {top:g}% of tokens by direct effect",
     "all": "means over all tokens",
     "dots and bands": "dots: heads; lines: layer means; bars and bands: {level:g}% intervals over prompts",
+    "top tokens": "each head's top {top:g}% of tokens by direct effect",
     "bands": "bands: {level:g}% intervals over prompts",
     "bars": "bars: {level:g}% intervals over prompts",
 }
@@ -242,6 +257,25 @@ def context() -> AbstractContextManager[None]:
 def new_figure(width_mm: float, height_mm: float) -> Figure:
     """An empty figure of this size with automatic layout."""
     return Figure(figsize=(width_mm / 25.4, height_mm / 25.4), layout="constrained")
+
+
+def head_panels(heads: pd.DataFrame, height_mm: float) -> tuple[Figure, list[tuple[Axes, pd.DataFrame]]]:
+    """A figure two columns wide with a panel a head, side by side, headed by the heads' names.
+
+    Args:
+        heads: A table with columns rank, layer and head.
+        height_mm: The figure's height.
+
+    Returns:
+        The figure, and each panel with its head's rows.
+    """
+    parts = [rows for _, rows in heads.groupby("rank")]
+    figure = new_figure(TWO_COLUMNS, height_mm)
+    axes = figure.subplots(1, len(parts), sharey=True, squeeze=False)[0]
+    for letter, ax, rows in zip("abcd", axes, parts, strict=False):
+        panel_letter(ax, letter)
+        ax.set_title(f"L{rows['layer'].iloc[0]}H{rows['head'].iloc[0]}")
+    return figure, list(zip(axes, parts, strict=True))
 
 
 def square_panels(width_mm: float, limits: tuple[float, float], n: int) -> tuple[Figure, list[Axes]]:
@@ -530,6 +564,23 @@ def minus_x_line(ax: Axes, x: Any, y: Any) -> None:
     )
 
 
+def x_line(ax: Axes) -> None:
+    """The line y = x, labelled below its middle; for panels whose axes have one range."""
+    ax.axline((0, 0), slope=1, color=FAINT, linewidth=0.8, zorder=0.8, label="_x")
+    middle = float(np.mean(ax.get_xlim()))
+    ax.annotate("y = x", (middle, middle), (3, -1), textcoords="offset points", va="top", color=FAINT, zorder=0.9)
+
+
+def rank_axis(ax: Axes, last: int, label: str) -> None:
+    """Make the x axis ranks from 1 to the last, on a logarithmic scale."""
+    ax.set_xscale("log")
+    ax.set_xlim(0.9, 1.1 * last)
+    ax.set_xticks([at for at in (1, 3, 10, 30, 100, 300) if at <= last])
+    ax.xaxis.set_major_formatter("{x:.0f}")
+    ax.minorticks_off()
+    ax.set_xlabel(label)
+
+
 def reference_line(ax: Axes, y: float, label: str) -> None:
     """A level from elsewhere, named to the right of the axes, where no data are."""
     ax.axhline(y, color=INK, linewidth=0.8, dashes=(5, 2), zorder=2.8, label="_reference")
@@ -586,6 +637,20 @@ def layer_line(ax: Axes, layers: pd.DataFrame, name: str, look: Look, label: str
         ax.fill_between(x, low, high, color=look.colour, alpha=0.22, linewidth=0, zorder=1.8, label="_band")
 
 
+def line_with_band(ax: Axes, x: Any, rows: pd.DataFrame, name: str, look: Look, label: str) -> None:
+    """A quantity against x with the band of its interval."""
+    low, value, high = (rows[name + end].to_numpy(float) for end in ("_low", "", "_high"))
+    ax.plot(x, value, label=label, zorder=3, color=look.colour, linestyle=look.dash)
+    ax.fill_between(x, low, high, color=look.colour, alpha=0.2, linewidth=0, zorder=1.8, label="_band")
+
+
+def share_axis(ax: Axes, label: str) -> None:
+    """Make the y axis a share from 0 to 1, told in percent."""
+    ax.set_ylim(-0.02, 1.02)
+    ax.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0", "25", "50", "75", "100"])
+    ax.set_ylabel(label)
+
+
 def line_style(look: Look, *, marker: bool = True) -> dict[str, Any]:
     """Keywords of `Axes.plot` for a look."""
     return {
@@ -629,6 +694,18 @@ def by_layer_panel(
     layer_line(ax, layers, name, Look(colour), "this run: layer mean", marker=False)
     outside_note(ax, mark_outside(ax, x, heads[name], colour))
     ax.set_ylabel(axis_label(name))
+
+
+def colour_bar(figure: Figure, ax: Axes, label: str, ticks: Sequence[float]) -> None:
+    """The scale of the last points of a square panel, as high as the panel and to its right; lay the panels out first."""
+    panel = ax.get_position()
+    width_mm = figure.get_figwidth() * 25.4
+    place = figure.add_axes((panel.x1 + 2.2 / width_mm, panel.y0, 2 / width_mm, panel.height))
+    bar = figure.colorbar(ax.collections[-1], cax=place, ticks=ticks)
+    if bar.solids is not None:
+        bar.solids.set_rasterized(True)
+    bar.set_label(label, labelpad=4)
+    bar.outline.set_linewidth(0.4)
 
 
 # --- files -----------------------------------------------------------------------------------------------------------

@@ -1,0 +1,120 @@
+"""Figure: what the neuron that repairs most does, clean and with the head ablated: does it erase less (Anti-Erasure)?"""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from selfrepair.figures import style
+from selfrepair.wording import head_name, percentage
+
+X, Y, COLOUR = "direct_effect", "ablated_direct_effect", "mlp_direct_effect"
+SHARE = "token_share"
+QUADRANTS = {
+    "anti_erasure": "Anti-Erasure",
+    "negative_to_positive": "sign turns",
+    "more_positive": "more positive",
+}
+
+
+def draw(tables: dict[str, pd.DataFrame]) -> Figure:
+    """Draw clean against ablated direct effect of each token's leading neuron, coloured by the MLP's, a panel a head.
+
+    Args:
+        tables: "neurons", a row a token, and "quadrants".
+
+    Returns:
+        The figure, two columns wide.
+
+    Raises:
+        ValueError: A table, a column or a setting is missing.
+    """
+    tokens = style.table(tables, "neurons", ["rank", "layer", "head", X, Y, COLOUR])
+    quadrants = style.table(tables, "quadrants", ["rank", "quadrant", *style.with_interval(SHARE)])
+    run = style.settings(tables, "neurons", "quadrants")
+    layer = tables["neurons"].attrs["neuron_layer"]
+    heads = [(rows, quadrants[quadrants["rank"] == rank]) for rank, rows in tokens.groupby("rank")]
+    with style.context():
+        limits = style.bulk_range(tokens[X], tokens[Y], include=[0.0])
+        figure, axes = style.square_panels(style.TWO_COLUMNS, limits, len(heads))
+        span = style.bulk_range(tokens[COLOUR], -tokens[COLOUR], include=[0.0])[1]
+        counts = [_panel(ax, rows, shares, limits, span) for ax, (rows, shares) in zip(axes, heads, strict=True)]
+        axes[0].set_ylabel("ablated direct effect (logits)")
+        headings = style.square_headings(axes, [head_name(rows.iloc[0]) for rows, _ in heads], counts, 34.0)
+        what = (
+            f"the neuron of layer {layer} that repairs most, on each head's top {{top:g}}% of tokens by direct effect"
+        )
+        below = style.footer(figure, style.TWO_COLUMNS, run, what)
+        style.lay_out_squares(figure, axes, below, headings, slots=max(len(heads), 4), right_mm=16.0)
+        style.colour_bar(figure, axes[-1], "direct effect of the MLP (logits)", [-span, 0.0, span])
+    return figure
+
+
+def finding(tables: dict[str, pd.DataFrame]) -> list[str]:
+    """For each head: on how many of its top tokens the leading neuron does what.
+
+    Args:
+        tables: As for `draw`.
+
+    Returns:
+        Lines of Markdown, one a head.
+
+    Raises:
+        ValueError: As `draw`.
+    """
+    columns = ["rank", "layer", "head", "n_tokens", "n_prompts", "quadrant", *style.with_interval(SHARE)]
+    quadrants = style.table(tables, "quadrants", columns)
+    layer = tables["quadrants"].attrs["neuron_layer"]
+    lines = []
+    for _, rows in quadrants.groupby("rank"):
+        row = rows.iloc[0]
+        share = {name: percentage(one, SHARE) for name, one in rows.set_index("quadrant").iterrows()}
+        lines.append(
+            f"{head_name(row)}, {int(row['n_tokens']):,} top tokens of {int(row['n_prompts']):,} prompts: the neuron of layer "
+            f"{layer} that repairs most does so by Anti-Erasure (negative direct effect, less negative with the head ablated) "
+            f"on {share['anti_erasure']} of tokens; its direct effect turns from negative to positive on "
+            f"{share['negative_to_positive']}, and grows from zero or more on {share['more_positive']}."
+        )
+    lines[-1] += (
+        " Rushing & Nanda 2024 show Pythia-160M L10H11, on tokens chosen by the MLPs' repair, and name sparse sets of neurons "
+        "that implement Anti-Erasure as a mechanism of repair."
+    )
+    return lines
+
+
+def _panel(
+    ax: Axes, tokens: pd.DataFrame, quadrants: pd.DataFrame, limits: tuple[float, float], span: float
+) -> list[str]:
+    """Draw one head's tokens and return the counts of what lies outside."""
+    ax.set(xlim=limits, ylim=limits, xlabel="clean direct effect (logits)")
+    style.zero_line(ax)
+    ax.axvline(0, color=style.FAINT, linewidth=0.6, zorder=0.5)
+    style.x_line(ax)
+    common: dict[str, Any] = {"linewidth": 0.3, "edgecolor": style.INK, "zorder": 2}
+    ax.scatter(
+        tokens[X],
+        tokens[Y],
+        c=tokens[COLOUR],
+        cmap=style.DIVERGING,
+        vmin=-span,
+        vmax=span,
+        s=8,
+        rasterized=len(tokens) > style.RASTERISE_ABOVE,
+        label="_tokens",
+        **common,
+    )
+    # A neuron that repairs lies above y = x, so that there is room below.
+    shares = quadrants.set_index("quadrant")[SHARE]
+    text = "\n".join(f"{name} {100 * shares[key]:.0f}%" for key, name in QUADRANTS.items())
+    ax.text(
+        *(0.98, 0.02, text),
+        transform=ax.transAxes,
+        ha="right",
+        va="bottom",
+        fontsize=style.SMALL_SIZE,
+        zorder=1,
+        bbox={"facecolor": "white", "linewidth": 0, "pad": 0.5},
+    )
+    return style.mark_outside(ax, np.asarray(tokens[X]), np.asarray(tokens[Y]), style.INK)

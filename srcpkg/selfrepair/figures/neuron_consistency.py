@@ -1,0 +1,84 @@
+"""Figure: whether the same neurons repair on every token."""
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from selfrepair.figures import style
+from selfrepair.wording import head_name, percentage
+
+SHARE = "token_share"
+COLUMNS = (
+    *("rank", "layer", "head", "n_tokens", "top", "n_neurons", "neuron_rank", "neuron"),
+    *style.with_interval(SHARE),
+)
+
+
+def draw(tables: dict[str, pd.DataFrame]) -> Figure:
+    """Draw the share of tokens on which each neuron is among the top ones, neurons sorted by it, a panel a head.
+
+    Args:
+        tables: "neuron_consistency".
+
+    Returns:
+        The figure, two columns wide.
+
+    Raises:
+        ValueError: The table, a column or a setting is missing.
+    """
+    table = style.table(tables, "neuron_consistency", COLUMNS)
+    run = style.settings(tables, "neuron_consistency")
+    attrs = tables["neuron_consistency"].attrs
+    with style.context():
+        figure, panels = style.head_panels(table, 66.0)
+        for ax, rows in panels:
+            tops = sorted(rows["top"].unique().tolist())
+            for top, look in zip(tops, style.ordered_looks(len(tops)), strict=True):
+                line = rows[rows["top"] == top].sort_values("neuron_rank")
+                style.line_with_band(ax, line["neuron_rank"], line, SHARE, look, _among(top))
+            lead = rows[rows["top"] == 1].iloc[0]
+            text = f"{int(lead['n_neurons']):,} neurons lead\non {int(lead['n_tokens']):,} tokens"
+            ax.text(0.98, 0.98, text, transform=ax.transAxes, ha="right", va="top", fontsize=style.SMALL_SIZE)
+            style.rank_axis(ax, int(table["neuron_rank"].max()), "neurons, most frequent first")
+        style.share_axis(panels[0][0], "top tokens (%)")
+        handles, labels = panels[0][0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), title="the neuron is, by repair,")
+        what = f"{attrs['n_neurons']:,} neurons of the MLP of layer {attrs['neuron_layer']}"
+        style.footer(figure, style.TWO_COLUMNS, run, what, "top tokens", "bands")
+    return figure
+
+
+def _among(top: int) -> str:
+    return "the first" if top == 1 else f"among the first {top}"
+
+
+def finding(tables: dict[str, pd.DataFrame]) -> list[str]:
+    """For each head: how many neurons lead on some token, and how often the most frequent one does.
+
+    Args:
+        tables: As for `draw`.
+
+    Returns:
+        Lines of Markdown, one a head.
+
+    Raises:
+        ValueError: As `draw`.
+    """
+    table = style.table(tables, "neuron_consistency", COLUMNS)
+    attrs = tables["neuron_consistency"].attrs
+    lines = []
+    for _, rows in table[table["neuron_rank"] == 1].groupby("rank"):
+        lead = rows[rows["top"] == 1].iloc[0]
+        more = "; ".join(
+            f"neuron {int(row['neuron'])} is {_among(int(row['top']))} on {percentage(row, SHARE)}"
+            for _, row in rows[rows["top"] > 1].iterrows()
+        )
+        lines.append(
+            f"{head_name(lead)}: over {int(lead['n_tokens']):,} top tokens, {int(lead['n_neurons']):,} of the "
+            f"{attrs['n_neurons']:,} neurons of layer {attrs['neuron_layer']} repair most on some token. The most frequent "
+            f"leader, neuron {int(lead['neuron'])}, leads on {percentage(lead, SHARE)} of tokens{'; ' * bool(more)}{more}."
+        )
+    lines[-1] += (
+        " Rushing & Nanda 2024 show the share of Pythia-160M L10H11's tokens with each neuron among the top ones, on tokens "
+        "chosen by the MLPs' repair: different neurons repair on different tokens."
+    )
+    return lines

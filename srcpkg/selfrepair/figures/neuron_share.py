@@ -1,0 +1,72 @@
+"""Figure: how often the Nth best neuron repairs more than some share of the head's direct effect."""
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from selfrepair.figures import style
+from selfrepair.wording import head_name, percentage
+
+SHARE = "token_share"
+COLUMNS = ("rank", "layer", "head", "n_tokens", "share_of_effect", "nth", *style.with_interval(SHARE))
+
+
+def draw(tables: dict[str, pd.DataFrame]) -> Figure:
+    """Draw the share of tokens against N, a line for each share of direct effect, a panel a head.
+
+    Args:
+        tables: "neuron_share".
+
+    Returns:
+        The figure, two columns wide.
+
+    Raises:
+        ValueError: The table, a column or a setting is missing.
+    """
+    table = style.table(tables, "neuron_share", COLUMNS)
+    run = style.settings(tables, "neuron_share")
+    with style.context():
+        figure, panels = style.head_panels(table, 66.0)
+        for ax, rows in panels:
+            levels = sorted(rows["share_of_effect"].unique(), reverse=True)
+            for level, look in zip(levels, style.ordered_looks(len(levels)), strict=True):
+                line = rows[rows["share_of_effect"] == level].sort_values("nth")
+                style.line_with_band(ax, line["nth"], line, SHARE, look, f"{100 * level:g}%")
+            style.rank_axis(ax, int(table["nth"].max()), "N, neurons by repair")
+        style.share_axis(panels[0][0], "top tokens (%)")
+        handles, labels = panels[0][0].get_legend_handles_labels()
+        title = "the Nth neuron repairs more than this share of the head's direct effect"
+        figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), title=title)
+        layer = tables["neuron_share"].attrs["neuron_layer"]
+        style.footer(figure, style.TWO_COLUMNS, run, f"neurons of the MLP of layer {layer}", "top tokens", "bands")
+    return figure
+
+
+def finding(tables: dict[str, pd.DataFrame]) -> list[str]:
+    """For each head: how often its best and its tenth neuron repair a tenth and a hundredth of its direct effect.
+
+    Args:
+        tables: As for `draw`.
+
+    Returns:
+        Lines of Markdown, one a head.
+
+    Raises:
+        ValueError: As `draw`.
+    """
+    table = style.table(tables, "neuron_share", COLUMNS)
+    layer = tables["neuron_share"].attrs["neuron_layer"]
+    lines = []
+    for _, rows in table.groupby("rank"):
+        best = rows[rows["nth"] == 1]
+        shares = ", ".join(
+            f"{100 * row['share_of_effect']:g}% on {percentage(row, SHARE)}" for _, row in best.iterrows()
+        )
+        lines.append(
+            f"{head_name(best.iloc[0])}, {int(best['n_tokens'].iloc[0]):,} top tokens: the best neuron of layer {layer} "
+            f"repairs more than this share of the head's direct effect on this share of tokens: {shares}."
+        )
+    lines[-1] += (
+        " Rushing & Nanda 2024 draw the same for Llama-7B L30H8, GPT-2 small L9H11, Pythia-160M L7H8 and Pythia-410M L17H4 "
+        "and name sparse sets of neurons as a mechanism of repair."
+    )
+    return lines
