@@ -1,6 +1,6 @@
 """Self-repair in language models: from model and text to every figure. One named target a figure; `all` is the default.
 
-Stages, in order: rules/snapshots.smk, tokens.smk, activations.smk, ablations.smk, tables.smk, figures.smk.
+Stages, in order: rules/snapshots.smk, tokens.smk, activations.smk, ablations.smk, tables.smk, circuits.smk, figures.smk.
 """
 
 from snakemake.utils import min_version
@@ -17,6 +17,7 @@ include: "rules/tokens.smk"
 include: "rules/activations.smk"
 include: "rules/ablations.smk"
 include: "rules/tables.smk"
+include: "rules/circuits.smk"
 include: "rules/figures.smk"
 
 
