@@ -50,7 +50,7 @@ def ablate_layers_of_shard(
     shard = read_shard(tokens, slice(*prompts))
     ids = torch.from_numpy(shard.tokens).long()
     n_prompts, length = ids.shape
-    chunks = prompt_chunks(n_prompts, length)
+    chunks = prompt_chunks(model, n_prompts, length)
     dims = ("component", "layer", "prompt", "pos")
     dtype = torch.zeros(0, dtype=model.dtype).numpy().dtype
     with (

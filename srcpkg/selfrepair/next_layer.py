@@ -52,7 +52,7 @@ def move_residual_of_shard(
     with open_activations(activations, model) as cached:
         parts = [
             moved_changes(attentions, ids[chunk], cached.clean_run(chunk), chosen, selected[:, chunk])
-            for chunk in prompt_chunks(*ids.shape)
+            for chunk in prompt_chunks(model, *ids.shape)
         ]
     with write_hdf5(
         out, kind="moved_residual", provenance=provenance, attrs={"coordinates": "layer head_index"}

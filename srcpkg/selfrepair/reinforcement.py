@@ -58,7 +58,7 @@ def reinforce_shard(
     selected = read_selected(thresholds, heads, slice(*prompts))
     selected = selected.reshape(model.n_layers, model.n_heads, *selected.shape[1:])
     ids = torch.from_numpy(read_shard(tokens, slice(*prompts)).tokens).long()
-    chunks = prompt_chunks(*ids.shape)
+    chunks = prompt_chunks(model, *ids.shape)
     attentions = Attentions(model, ids.shape[1])
     label = f"self-reinforcement, prompts {prompts[0]} to {prompts[1] - 1}"
     with open_activations(activations, model) as cached, Progress(len(chunks) * model.n_layers, label, "layer") as bar:

@@ -10,11 +10,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from selfrepair.clean import BATCH_TOKENS, by_head, prompt_chunks
+from selfrepair.clean import by_head, prompt_chunks
 from selfrepair.models import Call, Model, hooked, recorded_calls
 
 BY_POSITION = ("position_embeddings", "position_ids")
 """Arguments of an attention module that hold a value a position, in dimension 1."""
+CHANGES_AT_ONCE = 1024
+"""Changed positions in one call; memory is proportional to the square."""
 
 
 class Attentions:
@@ -36,7 +38,8 @@ class Attentions:
     def z(self, layer: int, resid: Float[Tensor, "prompt pos d_model"]) -> Float[Tensor, "prompt pos head d_head"]:
         """``z`` of a layer whose attention reads ``resid`` instead of its own residual."""
         parts = [
-            self._run(layer, self.calls[layer], resid[chunk]) for chunk in prompt_chunks(resid.shape[0], self.length)
+            self._run(layer, self.calls[layer], resid[chunk])
+            for chunk in prompt_chunks(self.model, resid.shape[0], self.length)
         ]
         return torch.cat(parts)
 
@@ -59,8 +62,8 @@ class Attentions:
             changed: The residual there.
         """
         rows = []
-        for first in range(0, len(positions), BATCH_TOKENS):
-            some = slice(first, first + BATCH_TOKENS)
+        for first in range(0, len(positions), CHANGES_AT_ONCE):
+            some = slice(first, first + CHANGES_AT_ONCE)
             place = torch.cat([torch.arange(self.length, device=resid.device), positions[some]])
             call = self._with_tokens(layer, place)
             z = self._run(layer, call, torch.cat([resid, changed[some]])[None])

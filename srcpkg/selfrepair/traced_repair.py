@@ -75,7 +75,7 @@ def trace_repair_of_shard(
     if mean_activations is not None:
         mean_z = torch.from_numpy(read_mean_activations(mean_activations)).to(model.device)
     ids = torch.from_numpy(shard.tokens).long()
-    chunks = prompt_chunks(*ids.shape)
+    chunks = prompt_chunks(model, *ids.shape)
     label = f"repair of {len(heads)} heads, prompts {prompts[0]} to {prompts[1] - 1}"
     parts = []
     with open_activations(activations, model) as cached, Progress(len(chunks) * len(heads), label, "head") as bar:

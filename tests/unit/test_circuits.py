@@ -83,7 +83,7 @@ def test_reinforcement_is_that_of_a_hooked_run(name: str, tokens: np.ndarray) ->
     clean = run_clean(model, ids)
     rng = np.random.default_rng(5)
     selected = rng.random((3, 4, 6, 9)) < 0.1
-    scales = [1, 4]
+    scales = [1.0, 4.0]
     numbers = np.arange(10, 16)
     found = reinforce_heads(Attentions(model, 10), ids, clean, selected, scales, 7, numbers, quiet())
     wanted = np.zeros((3, 4, 6, len(ADDED), len(scales)))
@@ -121,7 +121,7 @@ def test_controls_do_not_depend_on_the_shard(tokens: np.ndarray) -> None:
         clean = run_clean(model, ids[rows])
         numbers = np.arange(6)[rows]
         attentions = Attentions(model, 10)
-        found = reinforce_heads(attentions, ids[rows], clean, selected[:, :, rows], [1], 0, numbers, quiet())
+        found = reinforce_heads(attentions, ids[rows], clean, selected[:, :, rows], [1.0], 0, numbers, quiet())
         return found["reinforced_direct_effect"]
 
     np.testing.assert_allclose(np.concatenate([run(slice(2)), run(slice(2, 6))], axis=2), run(slice(6)), atol=1e-12)
