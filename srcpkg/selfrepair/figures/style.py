@@ -330,7 +330,7 @@ def footer(figure: Figure, width_mm: float, run: Mapping[str, Any], *what: str, 
     items = [
         f"{run['model']} ({run['weights']})" if run["weights"] else str(run["model"]),
         str(run["corpus"]),
-        f"{kind} ablation",
+        *([f"{kind} ablation"] if kind else []),  # what ablates nothing has none in its settings
         f"n = {int(run['n_tokens']):,} tokens, {int(run['n_prompts']):,} prompts of length {int(run['prompt_length'])}",
         *(
             PHRASES.get(text, text).format(top=100 * run["top_fraction"], level=100 * run["confidence"])
