@@ -1,4 +1,5 @@
-"""Self-repair in language models: from model and text to every figure. One named target a figure; `all` is the default.
+"""Self-repair in language models: from model and text to every figure. One named target a figure; `findings` says in words
+what they show; `all` is the default.
 
 Stages, in order: rules/snapshots.smk, tokens.smk, activations.smk, ablations.smk, tables.smk, circuits.smk, figures.smk.
 """
@@ -27,7 +28,13 @@ report: "report/workflow.rst"
 rule all:
     default_target: True
     input:
-        [figure_files(figure) for figure in FIGURES],
+        of_each_run(FIGURE, figure=FIGURES),
+        of_each_run(FINDINGS),
+
+
+rule findings:
+    input:
+        of_each_run(FINDINGS),
 
 
 for _figure in FIGURES:
@@ -36,4 +43,4 @@ for _figure in FIGURES:
         name:
             _figure
         input:
-            figure_files(_figure),
+            of_each_run(FIGURE, figure=_figure),

@@ -34,6 +34,7 @@ MOVED_RESIDUAL = f"{RUN}/moved_residual/{{shard}}.h5"
 LAYER_ABLATIONS = f"{RUN}/layer_ablations/{{shard}}.h5"
 TABLE = f"{RUN}/tables/{{kind}}/{{table}}.parquet"
 FIGURE = f"{RUN}/figures/{{figure}}.png"
+FINDINGS = f"{RUN}/findings.md"
 PUBLISHED = os.path.relpath(Path(workflow.basedir) / "resources" / "published" / "self_repair_by_head.csv")
 LOGS = "logs/{model}/{corpus}"
 BENCHMARKS = f"{RUN}/benchmarks"
@@ -102,9 +103,9 @@ def chosen_heads_if_needed(wildcards):
     return CHOSEN_HEADS.format(**wildcards) if HEADS[wildcards.kind] == "chosen" else []
 
 
-def figure_files(figure):
-    """A figure's files for every model and corpus of the run."""
-    return expand(FIGURE, figure=figure, model=config["run"]["models"], corpus=config["run"]["corpora"])
+def of_each_run(path, **wildcards):
+    """A path for every model and corpus of the run."""
+    return expand(path, model=config["run"]["models"], corpus=config["run"]["corpora"], **wildcards)
 
 
 def caption_settings(wildcards):

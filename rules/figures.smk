@@ -1,23 +1,26 @@
-"""Figures, each drawn from finished tables only, with its caption for the report.
+"""Figures, each drawn from finished tables only, with its caption for the report; and what they show, in words.
 
 Inputs: tables, and the published values where they stand beside this run's.
-Outputs: figures/{figure}.png and .svg.
-Steps: one rule a figure, draw_{figure}; all run scripts/draw_figure.py with the figure's own module.
+Outputs: figures/{figure}.png and .svg, findings.md.
+Steps: one rule a figure, draw_{figure}; all run scripts/draw_figure.py with the figure's own module. write_findings.
 """
 
-# What each figure is drawn from, and where the report files it.
+# What each figure and its section of the findings are made from, and where the report files it.
 FIGURES = {
     "self_repair_by_layer": {
-        "tables": {"heads": table("heads"), "layers": table("layers"), "published": PUBLISHED},
+        "tables": {
+            **{name: table(name) for name in ("heads", "layers", "model")},
+            "published": PUBLISHED,
+        },
         "category": "Self-repair",
     },
     "repair_breakdown": {"tables": {"layers": table("layers")}, "category": "What repairs"},
     "layernorm_repair": {
-        "tables": {"heads": table("heads"), "layers": table("layers")},
+        "tables": {name: table(name) for name in ("heads", "layers", "model")},
         "category": "What repairs",
     },
     "mlp_repair": {
-        "tables": {"heads": table("heads"), "layers": table("layers")},
+        "tables": {name: table(name) for name in ("heads", "layers", "model")},
         "category": "What repairs",
     },
 }
@@ -65,3 +68,32 @@ for _name, _figure in FIGURES.items():
             "Draw {params.figure} for {wildcards.model} on {wildcards.corpus}"
         script:
             "../scripts/draw_figure.py"
+
+
+rule write_findings:
+    input:
+        heads=table("heads"),
+        figures=expand(FIGURE, figure=FIGURES, allow_missing=True),
+        **{f"{name}_tables": list(figure["tables"].values()) for name, figure in FIGURES.items()},
+    output:
+        findings=report(
+            FINDINGS,
+            category="Findings",
+            subcategory="{model} on {corpus}",
+            labels={"text": "findings"},
+        ),
+    log:
+        f"{LOGS}/write_findings.log",
+    conda:
+        "../environment.yml"
+    threads: 1
+    resources:
+        mem_mb=memory(1000),
+        runtime=10,
+    params:
+        tables={name: list(figure["tables"]) for name, figure in FIGURES.items()},
+        code=code("write_findings", *(f"selfrepair.figures.{name}" for name in FIGURES)),
+    message:
+        "Write down the findings for {wildcards.model} on {wildcards.corpus}"
+    script:
+        "../scripts/write_findings.py"

@@ -1,10 +1,12 @@
 """Means over tokens with bootstrap intervals over prompts, because the tokens of a prompt are not independent."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import xarray as xr
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
 from selfrepair.quantities import HEAD_TOKEN, MEANS, PARTS
 
@@ -90,3 +92,53 @@ def interval(
     undefined = np.isnan(resampled).all(axis=0)
     low, high = np.nanquantile(np.where(undefined, 0.0, resampled), [tail, 1 - tail], axis=0)
     return np.where(undefined, np.nan, low), np.where(undefined, np.nan, high)
+
+
+def ratios(
+    numerator: Float[np.ndarray, "*rest prompt"],
+    denominator: Float[np.ndarray, "*rest prompt"],
+    weights: Float[np.ndarray, "resample prompt"],
+) -> Float[np.ndarray, "resample *rest"]:
+    """Ratio of two sums over prompts, each prompt counted ``weights`` times; a mean where the denominator counts tokens.
+
+    Returns:
+        [resample, ...]; NaN where the denominator is zero.
+    """
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio = np.moveaxis(numerator @ weights.T, -1, 0) / np.moveaxis(denominator @ weights.T, -1, 0)
+    return np.where(np.isfinite(ratio), ratio, np.nan)
+
+
+def estimated(name: str, values: Float[np.ndarray, "resample *rest"], confidence: float) -> dict[str, Any]:
+    """Columns of a quantity: its estimate (the first resample, of all prompts once) and its interval over the others."""
+    low, high = interval(values[1:], confidence)
+    return {name: values[0], f"{name}_low": low, f"{name}_high": high}
+
+
+def estimate_weights(n_prompts: int, n_bootstrap: int, seed: int) -> Float[np.ndarray, "resample prompt"]:
+    """Every prompt once, then `bootstrap_weights`."""
+    return np.concatenate([np.ones((1, n_prompts)), bootstrap_weights(n_prompts, n_bootstrap, seed)])
+
+
+def means_of_tokens(
+    prompt: Int[np.ndarray, " token"], values: Mapping[str, np.ndarray], run: Mapping[Any, Any]
+) -> dict[str, float]:
+    """Means over listed tokens, each with its interval over prompts.
+
+    Args:
+        prompt: Prompt of each token, counted over the whole data set.
+        values: By name, a number (or a truth value, for a share) a token.
+        run: Settings of a table: n_prompts, n_bootstrap, bootstrap_seed, confidence.
+
+    Returns:
+        By name, and by name with _low and _high.
+    """
+    n_prompts = int(run["n_prompts"])
+    weights = estimate_weights(n_prompts, int(run["n_bootstrap"]), int(run["bootstrap_seed"]))
+    counts = np.bincount(prompt, minlength=n_prompts).astype(float)
+    columns: dict[str, float] = {}
+    for name, value in values.items():
+        sums = np.bincount(prompt, np.asarray(value, float), minlength=n_prompts)
+        found = estimated(name, ratios(sums, counts, weights), float(run["confidence"]))
+        columns |= {key: float(column) for key, column in found.items()}
+    return columns

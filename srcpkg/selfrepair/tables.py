@@ -12,7 +12,7 @@ from selfrepair.families import is_parallel
 from selfrepair.quantities import MEANS, SELECTIONS
 from selfrepair.selection import read_selected
 from selfrepair.snapshots.manifest import read_manifest
-from selfrepair.statistics import PromptSums, bootstrap_weights, interval, means, token_values
+from selfrepair.statistics import PromptSums, estimate_weights, estimated, means, token_values
 from selfrepair.storage import open_hdf5
 
 CONFIDENCE = 0.95
@@ -72,7 +72,7 @@ def condense_ablations(
         "bootstrap_seed": bootstrap_seed,
         "confidence": CONFIDENCE,
     }
-    weights = np.concatenate([np.ones((1, first)), bootstrap_weights(first, n_bootstrap, bootstrap_seed)])
+    weights = estimate_weights(first, n_bootstrap, bootstrap_seed)
     layer = np.array([at for at, _ in heads])
     rows: dict[str, list[pd.DataFrame]] = {name: [] for name in tables}
     for selection in SELECTIONS:
@@ -210,8 +210,7 @@ def _with_interval(values: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Columns of estimates (the first row) and their intervals (over the other rows)."""
     columns: dict[str, np.ndarray] = {}
     for name in _ordered(values):
-        low, high = interval(values[name][1:], CONFIDENCE)
-        columns |= {name: values[name][0], f"{name}_low": low, f"{name}_high": high}
+        columns |= estimated(name, values[name], CONFIDENCE)
     return columns
 
 

@@ -54,6 +54,7 @@ def settings(n_layers: int = 4, n_heads: int = 3, **changes: object) -> dict[str
         "first_position": 0,
         "donors": 1,
         "n_bootstrap": 200,
+        "bootstrap_seed": 0,
         "confidence": 0.95,
         "n_layers": n_layers,
         "n_heads": n_heads,
@@ -92,6 +93,13 @@ def make_layers(heads: pd.DataFrame) -> pd.DataFrame:
     return layers
 
 
+def make_model(heads: pd.DataFrame) -> pd.DataFrame:
+    rows = heads.groupby("selection", as_index=False)
+    model = rows.mean(numeric_only=True).assign(n_heads=rows.size()["size"])
+    model.attrs = dict(heads.attrs)
+    return model
+
+
 def make_tokens(n: int = 300, n_heads: int = 4) -> pd.DataFrame:
     rng = np.random.default_rng(1)
     frames = []
@@ -111,15 +119,16 @@ def make_tables(n_layers: int = 4, n_heads: int = 3) -> dict[str, dict[str, pd.D
     heads = make_heads(n_layers, n_heads)
     layers = make_layers(heads)
     both = {"heads": heads, "layers": layers}
+    model = make_model(heads)
     return {
-        "self_repair_by_layer": {**both, "published": pd.read_csv(PUBLISHED)},
+        "self_repair_by_layer": {**both, "model": model, "published": pd.read_csv(PUBLISHED)},
         "effect_vs_logit_change": {
             f"heads_{kind}": make_heads(n_layers, n_heads, ablation=kind) for kind in ("resample", "mean", "zero")
         },
         "repair_breakdown": {"layers": layers},
         "token_noise": {"tokens": make_tokens()},
-        "layernorm_repair": both,
-        "mlp_repair": both,
+        "layernorm_repair": {**both, "model": model},
+        "mlp_repair": {**both, "model": model},
     }
 
 

@@ -144,6 +144,7 @@ class Space:
         """The code digest of every rule, by the copy's own package."""
         scripts = sorted(path.stem for path in (self.repo / "scripts").glob("*.py"))
         rules = {script: [script] for script in scripts if script != "draw_figure"}
+        rules["write_findings"] += [f"selfrepair.figures.{figure}" for figure in self.figures]
         rules |= {f"draw_{figure}": ["draw_figure", f"selfrepair.figures.{figure}"] for figure in self.figures}
         done = subprocess.run(
             [sys.executable, "-c", DIGESTS, json.dumps(rules)],
@@ -166,7 +167,7 @@ class Space:
     @property
     def targets(self) -> set[str]:
         """Rules that stand for files and make none."""
-        return {"all", *self.figures}
+        return {"all", "findings", *self.figures}
 
     @property
     def figures(self) -> set[str]:

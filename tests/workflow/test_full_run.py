@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import xarray as xr
 import yaml
 
 import selfrepair
+from selfrepair.wording import percentage
 from workflow.running import NOTHING, Space
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -76,6 +78,19 @@ def test_every_figure_is_there_and_shows_something(finished: Space) -> None:
         svg = ElementTree.parse(finished.run / "figures" / f"{name}.svg").getroot()
         assert svg.tag == "{http://www.w3.org/2000/svg}svg"
         assert sum(1 for _ in svg.iter("{http://www.w3.org/2000/svg}path")) > 10, name
+
+
+def test_findings_have_a_section_a_figure_and_links_that_hold(finished: Space) -> None:
+    text = (finished.run / "findings.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"^## (.*)$", text, re.MULTILINE)) == set(FIGURES)
+    links = re.findall(r"\]\((.*?)\)", text)
+    assert len(links) > 2 * len(FIGURES)
+    for link in links:
+        assert (finished.run / link).is_file(), link
+    heads = pd.read_parquet(finished.run / "tables" / "resample" / "heads.parquet")
+    assert f"{heads.attrs['n_tokens']} tokens" in text
+    model = pd.read_parquet(finished.run / "tables" / "resample" / "model.parquet").set_index("selection").loc["top"]
+    assert f"restores {percentage(model, 'pooled_repair_fraction')} of what ablation removes" in text
 
 
 @pytest.mark.parametrize("kind", KINDS)

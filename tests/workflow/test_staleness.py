@@ -26,7 +26,8 @@ READS_HDF5 = {
     *("tokenize_corpus", "check_prompts", "cache_activations", "select_top_tokens", "average_activations"),
     *("ablate_heads", *TABLES),
 }
-EVERY = SNAPSHOTS | READS_HDF5 | {"choose_heads"} | FIGURES
+SHOWS = FIGURES | {"write_findings"}
+EVERY = SNAPSHOTS | READS_HDF5 | {"choose_heads"} | SHOWS
 READS_SNAPSHOTS = {"tokenize_corpus", "check_prompts", *RUNS_THE_MODEL, *TABLES}
 
 # The rules that run each module, and are stale by an edit of it. What is made from their results follows by itself.
@@ -40,21 +41,22 @@ USERS = {
     # Used while the workflow is put together; what it gives reaches jobs as params.
     "config.py": set(),
     "families.py": RUNS_THE_MODEL | TABLES,
-    "figures/__init__.py": FIGURES,
-    "figures/effect_vs_logit_change.py": {"draw_effect_vs_logit_change"},
-    "figures/layernorm_repair.py": {"draw_layernorm_repair"},
-    "figures/mlp_repair.py": {"draw_mlp_repair"},
-    "figures/repair_breakdown.py": {"draw_repair_breakdown"},
-    "figures/self_repair_by_layer.py": {"draw_self_repair_by_layer"},
-    "figures/style.py": FIGURES,
-    "figures/token_noise.py": {"draw_token_noise"},
+    "figures/__init__.py": SHOWS,
+    "figures/effect_vs_logit_change.py": {"draw_effect_vs_logit_change", "write_findings"},
+    "figures/layernorm_repair.py": {"draw_layernorm_repair", "write_findings"},
+    "figures/mlp_repair.py": {"draw_mlp_repair", "write_findings"},
+    "figures/repair_breakdown.py": {"draw_repair_breakdown", "write_findings"},
+    "figures/self_repair_by_layer.py": {"draw_self_repair_by_layer", "write_findings"},
+    "figures/style.py": SHOWS,
+    "figures/token_noise.py": {"draw_token_noise", "write_findings"},
+    "findings.py": {"write_findings"},
     # Counts operations for the benchmark and a test.
     "flops.py": set(),
     "jobs.py": EVERY,
     "models.py": RUNS_THE_MODEL,
     "progress.py": EVERY,
     "provenance.py": EVERY,
-    "quantities.py": {"ablate_heads"} | TABLES | FIGURES,
+    "quantities.py": {"ablate_heads"} | TABLES | SHOWS,
     "replay.py": {"ablate_heads"},
     "selection.py": {"select_top_tokens", "ablate_heads"} | TABLES,
     "snapshots/__init__.py": SNAPSHOTS | READS_SNAPSHOTS,
@@ -65,14 +67,15 @@ USERS = {
     "snapshots/packages.py": SNAPSHOTS,
     "snapshots/sources.py": SNAPSHOTS,
     "snapshots/wikitext.py": {"snapshot_corpus"},
-    "statistics.py": TABLES,
+    "statistics.py": TABLES | {"draw_token_noise", "write_findings"},
     "storage.py": READS_HDF5,
     "tables.py": TABLES,
     "tokens.py": {"tokenize_corpus", "check_prompts"} | RUNS_THE_MODEL,
+    "wording.py": SHOWS,
 }
 
 # Jobs of the tiny run: three kinds of ablation on two shards.
-DRAWN = dict.fromkeys(FIGURES, 1)
+DRAWN = dict.fromkeys(SHOWS, 1)
 CONDENSED = {"condense_ablations": 3, "choose_heads": 1, "tabulate_tokens": 1, **DRAWN}
 SELECTED = {"select_top_tokens": 1, "ablate_heads": 6, **CONDENSED}
 FROM_ACTIVATIONS = {"cache_activations": 2, "average_activations": 1, **SELECTED}
@@ -150,7 +153,7 @@ def test_an_edit_of_a_script_changes_the_code_of_its_rule(space: Space, digests:
     ("module", "jobs"),
     [
         ("config.py", {}),
-        ("figures/token_noise.py", {"draw_token_noise": 1}),
+        ("figures/token_noise.py", {"draw_token_noise": 1, "write_findings": 1}),
         ("figures/style.py", DRAWN),
         ("statistics.py", CONDENSED),
         ("averages.py", {"average_activations": 1, "ablate_heads": 6, **CONDENSED}),
@@ -190,11 +193,15 @@ def test_comments_docstrings_and_layout_make_nothing_stale(finished: Space, tmp_
         # Ablations too: who repairs whom is summed over top tokens.
         ("statistics.top_fraction", 0.2, SELECTED),
         ("statistics.first_position", 1, SELECTED),
-        ("analyses.heads", [[0, 1]], {"choose_heads": 1, "tabulate_tokens": 1, "draw_token_noise": 1}),
+        (
+            "analyses.heads",
+            [[0, 1]],
+            {"choose_heads": 1, "tabulate_tokens": 1, "draw_token_noise": 1, "write_findings": 1},
+        ),
         (
             "ablations.zero.heads",
             [[0, 1], [1, 1]],
-            {"ablate_heads": 2, "condense_ablations": 1, "draw_effect_vs_logit_change": 1},
+            {"ablate_heads": 2, "condense_ablations": 1, "draw_effect_vs_logit_change": 1, "write_findings": 1},
         ),
         ("compute.dtype", "float64", FROM_ACTIVATIONS),
         ("compute.center_unembed", False, FROM_ACTIVATIONS),

@@ -1,13 +1,15 @@
-"""Figures: one module a figure, each with `draw(tables) -> Figure`, which computes nothing but layout.
+"""Figures: one module a figure, with `draw(tables) -> Figure` and `finding(tables) -> list[str]`.
 
-A figure is drawn from finished tables only, so that an edit of its style redraws it in seconds. `style` holds what the
+A figure is drawn from finished tables only, so that an edit of its style redraws it in seconds; `draw` computes nothing but
+layout. `finding` says in Markdown lines what the figure shows, each number read from the same tables. `style` holds what the
 figures share.
 """
 
 import importlib
 import pkgutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import ModuleType
 
 import pandas as pd
 
@@ -21,7 +23,7 @@ def figure_names() -> list[str]:
     return sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name != "style")
 
 
-def draw_figure(name: str, tables: dict[str, Path], png: Path, svg: Path) -> None:
+def draw_figure(name: str, tables: Mapping[str, Path], png: Path, svg: Path) -> None:
     """Draw a figure from its tables and save it.
 
     Args:
@@ -33,10 +35,35 @@ def draw_figure(name: str, tables: dict[str, Path], png: Path, svg: Path) -> Non
     Raises:
         ValueError: No such figure, a file that is neither Parquet nor CSV, or a table that lacks what the figure draws.
     """
+    style.save(_module(name).draw(read_tables(tables)), png, svg)
+
+
+def finding(name: str, tables: Mapping[str, Path]) -> list[str]:
+    """What a figure shows, in lines of Markdown.
+
+    Args:
+        name: Name of the figure (`figure_names`).
+        tables: As for `draw_figure`.
+
+    Raises:
+        ValueError: As `draw_figure`.
+    """
+    return _module(name).finding(read_tables(tables))
+
+
+def read_tables(files: Mapping[str, Path]) -> dict[str, pd.DataFrame]:
+    """Tables from Parquet or CSV files.
+
+    Raises:
+        ValueError: A file that is neither.
+    """
+    return {key: _read(path) for key, path in files.items()}
+
+
+def _module(name: str) -> ModuleType:
     if name not in figure_names():
         raise ValueError(f"no figure {name!r}: choose one of {', '.join(figure_names())}")
-    figure = importlib.import_module(f"{__name__}.{name}").draw({key: _read(path) for key, path in tables.items()})
-    style.save(figure, png, svg)
+    return importlib.import_module(f"{__name__}.{name}")
 
 
 def _read(path: Path) -> pd.DataFrame:

@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 
 from selfrepair.figures import style
 from selfrepair.quantities import ABLATION_KINDS
+from selfrepair.wording import head_name, largest, measured, signs
 
 X, Y = "direct_effect", "logit_change"
 
@@ -24,10 +25,7 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
     Raises:
         ValueError: No table of an ablation, a column or a setting is missing, or the tables are of several runs.
     """
-    kinds = [kind for kind in ABLATION_KINDS if f"heads_{kind}" in tables]
-    if not kinds:
-        wanted = ", ".join(f"heads_{kind}" for kind in ABLATION_KINDS)
-        raise ValueError(f"no table of an ablation (got {sorted(tables)}): give at least one of {wanted}")
+    kinds = _kinds(tables)
     columns = ["relative_depth", *style.with_interval(X, Y)]
     heads = {kind: style.table(tables, f"heads_{kind}", columns, selection="all") for kind in kinds}
     run = style.settings(tables, *(f"heads_{kind}" for kind in kinds), differing=["ablation"])
@@ -44,6 +42,43 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
         style.lay_out_squares(figure, axes, below, headings, slots=len(kinds), right_mm=14.0)
         _colour_bar(figure, axes[-1], width)
     return figure
+
+
+def finding(tables: dict[str, pd.DataFrame]) -> list[str]:
+    """For each ablation: on how many heads the model repairs, and the head of largest effect.
+
+    Args:
+        tables: As for `draw`.
+
+    Returns:
+        Lines of Markdown, one an ablation.
+
+    Raises:
+        ValueError: As `draw`.
+    """
+    lines = []
+    for kind in _kinds(tables):
+        columns = ["layer", "head", "n_tokens", *style.with_interval(X, "ablated_direct_effect", Y, "self_repair")]
+        heads = style.table(tables, f"heads_{kind}", columns, selection="all")
+        strongest = largest(heads, X)
+        lines.append(
+            f"{kind} ablation, means over all {int(heads['n_tokens'].max()):,} tokens: self-repair is "
+            f"{signs(heads, 'self_repair', 'heads')}. The head of largest direct effect, {head_name(strongest)}, writes "
+            f"{measured(strongest, X)}, and {measured(strongest, 'ablated_direct_effect')} when ablated; the logit changes by "
+            f"{measured(strongest, Y)}."
+        )
+    lines[-1] += (
+        " Rushing & Nanda 2024 see self-repair of single heads over the full training distribution, not on top tokens alone."
+    )
+    return lines
+
+
+def _kinds(tables: dict[str, pd.DataFrame]) -> list[str]:
+    kinds = [kind for kind in ABLATION_KINDS if f"heads_{kind}" in tables]
+    if not kinds:
+        wanted = ", ".join(f"heads_{kind}" for kind in ABLATION_KINDS)
+        raise ValueError(f"no table of an ablation (got {sorted(tables)}): give at least one of {wanted}")
+    return kinds
 
 
 def _panel(ax: Axes, heads: pd.DataFrame) -> list[str]:

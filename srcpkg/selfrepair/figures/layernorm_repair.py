@@ -4,6 +4,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from selfrepair.figures import style
+from selfrepair.wording import largest, measured, percentage, signs
 
 LOGITS, FRACTION = "self_repair_from_layernorm", "clipped_fraction_from_layernorm"
 PAPER_FRACTION = 0.3
@@ -38,3 +39,28 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
         style.panel_letter(right, "b")
         style.footer(figure, style.TWO_COLUMNS, run, "top", "dots and bands")
     return figure
+
+
+def finding(tables: dict[str, pd.DataFrame]) -> list[str]:
+    """The part of condensed self-repair from the final LayerNorm, over the model and in the layer where it is largest.
+
+    Args:
+        tables: As for `draw`, and "model".
+
+    Returns:
+        Lines of Markdown.
+
+    Raises:
+        ValueError: A table, a column or a setting is missing.
+    """
+    names = style.with_interval(LOGITS, FRACTION)
+    model = style.table(tables, "model", ["n_heads", *names], selection="top").iloc[0]
+    heads = style.table(tables, "heads", names, selection="top")
+    layers = style.table(tables, "layers", ["layer", *names], selection="top")
+    best = largest(layers, LOGITS)
+    return [
+        f"Mean over {int(model['n_heads']):,} heads on their top tokens: {measured(model, LOGITS)}, "
+        f"{signs(heads, LOGITS, 'heads')}. Largest layer mean: layer {int(best['layer'])}, {measured(best, LOGITS)}.",
+        f"Per token, as a share of the direct effect clipped to 0 to 1, mean over heads: {percentage(model, FRACTION)}. "
+        "Clipping drops breakage. Rushing & Nanda 2024 put it at about 30% of the direct effect.",
+    ]

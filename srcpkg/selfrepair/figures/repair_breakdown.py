@@ -6,8 +6,10 @@ from matplotlib.figure import Figure
 
 from selfrepair.figures import style
 from selfrepair.quantities import PARTS, QUANTITIES
+from selfrepair.wording import largest, measured, signs
 
 EFFECTS = ("direct_effect", "ablated_direct_effect", "logit_change")
+_SOURCES = dict(zip(PARTS, ("other heads", "MLPs", "LayerNorm"), strict=True))
 
 
 def draw(tables: dict[str, pd.DataFrame]) -> Figure:
@@ -49,6 +51,41 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
             ax.legend(loc="lower left", bbox_to_anchor=(0.05, 1.0), ncols=2, columnspacing=0.8)
         style.footer(figure, style.TWO_COLUMNS, run, "top", "bands")
     return figure
+
+
+def finding(tables: dict[str, pd.DataFrame]) -> list[str]:
+    """What repairs in the layer of largest self-repair and in the last one, and in how many layers each part repairs.
+
+    Args:
+        tables: As for `draw`.
+
+    Returns:
+        Lines of Markdown.
+
+    Raises:
+        ValueError: As `draw`.
+    """
+    names = ("self_repair", *PARTS, *EFFECTS)
+    layers = style.table(tables, "layers", ["layer", "n_heads", *style.with_interval(*names)], selection="top")
+    best, last = largest(layers, "self_repair"), largest(layers, "layer")
+    lines = [_of_layer(best, "of largest self-repair")]
+    if int(last["layer"]) != int(best["layer"]):
+        lines.append(_of_layer(last, "last"))
+    told = "; ".join(f"from {_SOURCES[part]}, {signs(layers, part, 'layers')}" for part in PARTS)
+    return [
+        *lines,
+        f"Layer means of self-repair: {told}. Rushing & Nanda 2024 name LayerNorm scaling and sparse MLP neurons as "
+        "mechanisms of repair.",
+    ]
+
+
+def _of_layer(row: pd.Series, which: str) -> str:
+    parts = ", ".join(f"{measured(row, part)} from {source}" for part, source in _SOURCES.items())
+    return (
+        f"Layer {int(row['layer'])}, {which}, mean over {int(row['n_heads'])} heads: self-repair "
+        f"{measured(row, 'self_repair')}, of which {parts}. Direct effect {measured(row, 'direct_effect')}, "
+        f"{measured(row, 'ablated_direct_effect')} when ablated; logit change {measured(row, 'logit_change')}."
+    )
 
 
 def _panel(ax: Axes, layers: pd.DataFrame, names: tuple[str, ...], n_layers: int) -> None:

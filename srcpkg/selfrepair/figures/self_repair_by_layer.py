@@ -5,6 +5,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from selfrepair.figures import style
+from selfrepair.wording import decimal, largest, measured, percentage, signs, smallest
 
 QUANTITY = "self_repair"
 
@@ -38,6 +39,42 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
     return figure
 
 
+def finding(tables: dict[str, pd.DataFrame]) -> list[str]:
+    """How much the model repairs, at what depth it repairs most, and where the published models do.
+
+    Args:
+        tables: As for `draw`, and "model".
+
+    Returns:
+        Lines of Markdown.
+
+    Raises:
+        ValueError: A table, a column or a setting is missing.
+    """
+    columns = ["n_heads", *style.with_interval(QUANTITY, "pooled_repair_fraction")]
+    model = style.table(tables, "model", columns, selection="top").iloc[0]
+    heads = style.table(tables, "heads", ["n_tokens", *style.with_interval(QUANTITY)], selection="top")
+    layers = style.table(tables, "layers", ["layer", "relative_depth", *style.with_interval(QUANTITY)], selection="top")
+    published = style.table(tables, "published", ["model", "layer", QUANTITY])
+    best, worst = largest(layers, QUANTITY), smallest(layers, QUANTITY)
+    means = _layer_means(published)
+    peaks = [(str(model), largest(rows, QUANTITY)) for model, rows in means.groupby("model", sort=False)]
+    told = [
+        f"{style.published_look(model)[0]} {decimal(row[QUANTITY], 2)} at depth {row['relative_depth']:.2f}"
+        for model, row in peaks
+    ]
+    return [
+        f"The rest of the model restores {percentage(model, 'pooled_repair_fraction')} of what ablation removes, pooled over "
+        f"the {int(heads['n_tokens'].max()):,} top tokens of each of {int(model['n_heads']):,} heads: "
+        f"{measured(model, QUANTITY)} a head. The mean over a head's top tokens is {signs(heads, QUANTITY, 'heads')}. "
+        "Rushing & Nanda 2024 find self-repair in every model family that they test, imperfect and varying by head.",
+        f"The layer means are {signs(layers, QUANTITY, 'layers')}. Largest: layer {int(best['layer'])} (relative depth "
+        f"{best['relative_depth']:.2f}), {measured(best, QUANTITY)}. Smallest: layer {int(worst['layer'])} "
+        f"({worst['relative_depth']:.2f}), {measured(worst, QUANTITY)}.",
+        f"Largest layer means published, in logits: {', '.join(told)}.",
+    ]
+
+
 def _layer_means(published: pd.DataFrame) -> pd.DataFrame:
     """Mean over the heads of each published (model, layer), with the layer's relative depth."""
     means = published.groupby(["model", "layer"], sort=False, as_index=False)[QUANTITY].mean()
@@ -47,7 +84,7 @@ def _layer_means(published: pd.DataFrame) -> pd.DataFrame:
 
 def _published_lines(ax: Axes, means: pd.DataFrame) -> None:
     for model, rows in means.groupby("model", sort=False):
-        name, look = style.PUBLISHED.get(str(model), (str(model), style.Look(style.FAINT, ":", "x")))
+        name, look = style.published_look(str(model))
         ax.plot(
             rows["relative_depth"],
             rows[QUANTITY],

@@ -77,6 +77,12 @@ PUBLISHED = {
 }
 """Name and look of the paper's models: a hue a family, a marker and dash a model, all lighter than this run."""
 
+
+def published_look(model: str) -> tuple[str, Look]:
+    """Name and look of a published model; a plain look for one that has none."""
+    return PUBLISHED.get(model, (model, Look(FAINT, ":", "x")))
+
+
 SETTINGS = (
     "model",
     "weights",

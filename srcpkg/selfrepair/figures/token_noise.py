@@ -7,6 +7,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from selfrepair.figures import style
+from selfrepair.statistics import means_of_tokens
+from selfrepair.wording import decimal, head_name, percentage
 
 X, Y = "direct_effect", "logit_change"
 
@@ -47,6 +49,38 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
         )
         style.lay_out_squares(figure, axes, below, headings, slots=max(len(heads), 4), right_mm=3.0, top_mm=5.0)
     return figure
+
+
+def finding(tables: dict[str, pd.DataFrame]) -> list[str]:
+    """For each head: how far self-repair spreads over its top tokens, and on how many of them it falls short or overcorrects.
+
+    Args:
+        tables: As for `draw`.
+
+    Returns:
+        Lines of Markdown, one a head.
+
+    Raises:
+        ValueError: As `draw`.
+    """
+    columns = ["rank", "layer", "head", "prompt", Y, "self_repair", "selected"]
+    tokens = style.table(tables, "tokens", columns)
+    chosen = tokens[tokens["selected"].astype(bool)]
+    lines = []
+    for _, rows in chosen.groupby("rank"):
+        shares = {"broken": rows["self_repair"].to_numpy() < 0, "overcorrected": rows[Y].to_numpy() > 0}
+        found = means_of_tokens(rows["prompt"].to_numpy(), shares, tables["tokens"].attrs)
+        low, middle, high = (decimal(float(rows["self_repair"].quantile(at)), 2) for at in (0.1, 0.5, 0.9))
+        lines.append(
+            f"{head_name(rows.iloc[0])}, {len(rows):,} top tokens: self-repair has its 10%, 50% and 90% quantiles at {low}, "
+            f"{middle} and {high} logits; it is negative on {percentage(found, 'broken')} of them, and overcorrects (the logit "
+            f"rises) on {percentage(found, 'overcorrected')}."
+        )
+    if lines:
+        lines[-1] += (
+            " Rushing & Nanda 2024 call self-repair noisy: it varies greatly between prompts and sometimes overcorrects."
+        )
+    return lines
 
 
 def _panel(ax: Axes, tokens: pd.DataFrame) -> list[str]:

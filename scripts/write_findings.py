@@ -1,0 +1,20 @@
+"""Write down what every figure shows."""
+
+from pathlib import Path
+
+from selfrepair.jobs import job
+
+if __name__ == "__main__":
+    with job(snakemake):
+        from selfrepair.findings import write_findings
+
+        files = {figure: snakemake.input[f"{figure}_tables"] for figure in snakemake.params.tables}
+        write_findings(
+            heads=Path(snakemake.input.heads),
+            tables={
+                figure: {name: Path(path) for name, path in zip(names, files[figure], strict=True)}
+                for figure, names in snakemake.params.tables.items()
+            },
+            figures=[Path(path) for path in snakemake.input.figures],
+            out=Path(snakemake.output.findings),
+        )
