@@ -12,7 +12,7 @@ import xarray as xr
 
 from selfrepair.chosen_heads import read_chosen_heads
 from selfrepair.quantities import HEAD_TOKEN
-from selfrepair.statistics import bootstrap_weights, interval
+from selfrepair.statistics import estimate_weights, estimated, ratios
 from selfrepair.storage import open_hdf5
 from selfrepair.strongest_pairs import (
     N_PAIRS,
@@ -47,11 +47,12 @@ def condense_reinforcement(
     sums = _joined(shards, "reinforcement", "reinforce_heads")
     attrs = {**pd.read_parquet(heads_table).attrs, "ablation": ""}
     n_layers, n_heads, n_prompts = sums["n_selected"].shape
-    weights = _weights(n_prompts, n_bootstrap, bootstrap_seed)
+    weights = estimate_weights(n_prompts, n_bootstrap, bootstrap_seed)
+    counts = sums["n_selected"].values.reshape(-1, n_prompts).astype(float)
 
     def mean(values: np.ndarray) -> np.ndarray:
         """Mean over top tokens [resample, layer * head] of sums [layer, head, prompt]."""
-        return _ratio(weights, values.reshape(-1, n_prompts), sums["n_selected"].values.reshape(-1, n_prompts))
+        return ratios(values.reshape(-1, n_prompts), counts, weights)
 
     layer, head = (at.ravel() for at in np.indices((n_layers, n_heads)))
     clean = mean(sums["direct_effect"].values)
@@ -209,7 +210,7 @@ def _repairs(traced: xr.Dataset, rows: Sequence[Repairer], n_bootstrap: int, see
             sums[number] = traced["self_repair"].values[row]
         else:
             raise ValueError(f"by is {by!r}; wanted head, mlp, layernorm or all")
-    values = {"repair": _ratio(_weights(counts.shape[1], n_bootstrap, seed), sums, counts)}
+    values = {"repair": ratios(sums, counts, estimate_weights(counts.shape[1], n_bootstrap, seed))}
     columns = {
         "layer": [head[0] for head, *_ in rows],
         "head": [head[1] for head, *_ in rows],
@@ -251,7 +252,7 @@ def correlate_next_layer(
     shifted = _joined(moved, "moved_residual", "move_residual")
     attrs = pd.read_parquet(heads_table).attrs
     n_prompts, n_layers, n_heads = shifted.sizes["prompt"], ablated.sizes["by_layer"], ablated.sizes["by_head"]
-    weights = _weights(n_prompts, n_bootstrap, bootstrap_seed)
+    weights = estimate_weights(n_prompts, n_bootstrap, bootstrap_seed)
     row_of = _rows_of(ablated)
     correlations, points = [], []
     for row, (layer, head) in enumerate(_rows_of(shifted)):
@@ -268,10 +269,10 @@ def correlate_next_layer(
         }
         correlation = np.full((len(weights), 1), np.nan)
         if after < n_layers:
-            counts = np.broadcast_to(counts, (n_heads, n_prompts))
+            counts = np.broadcast_to(counts.astype(float), (n_heads, n_prompts))
             values = {
-                "change_when_ablated": _ratio(weights, ablated["repair_by_head"].values[at, :, after].T, counts),
-                "change_when_moved": _ratio(weights, shifted["moved_change"].values[row].T, counts),
+                "change_when_ablated": ratios(ablated["repair_by_head"].values[at, :, after].T, counts, weights),
+                "change_when_moved": ratios(shifted["moved_change"].values[row].T, counts, weights),
             }
             correlation = _correlation(*values.values())[:, None]
             keys = {"layer": layer, "head": head, "next_layer": after, "next_head": np.arange(n_heads)}
@@ -326,11 +327,12 @@ def condense_layer_ablation(
     tokens["removed"] = tokens["direct_effect"] - tokens["ablated_direct_effect"]
     tokens["compensation"] = tokens["self_repair_from_heads"] + tokens["self_repair_from_mlps"]
     n_components, n_layers, n_prompts, n_pos = tokens["removed"].shape
-    weights = _weights(n_prompts, n_bootstrap, bootstrap_seed)
+    weights = estimate_weights(n_prompts, n_bootstrap, bootstrap_seed)
 
     def mean(values: np.ndarray) -> np.ndarray:
         """Mean over tokens [resample, component * layer]."""
-        return _ratio(weights, values.sum(-1).reshape(-1, n_prompts), np.full((1, n_prompts), n_pos))
+        sums = values.sum(-1).reshape(-1, n_prompts)
+        return ratios(sums, np.full_like(sums, n_pos), weights)
 
     values = {name: mean(of) for name, of in tokens.items()}
     for name, of in COMPENSATIONS.items():
@@ -365,23 +367,8 @@ def _regression(
 
 
 def with_interval(values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Columns of estimates (the first row of [resample, row]) and of the ends of their intervals (over the other rows)."""
-    columns: dict[str, np.ndarray] = {}
-    for name, resampled in values.items():
-        low, high = interval(resampled[1:], CONFIDENCE)
-        columns |= {name: resampled[0], f"{name}_low": low, f"{name}_high": high}
-    return columns
-
-
-def _weights(n_prompts: int, n_bootstrap: int, seed: int) -> np.ndarray:
-    """How often each prompt counts [resample, prompt]: once in the estimate, the first row; as drawn in the others."""
-    return np.concatenate([np.ones((1, n_prompts)), bootstrap_weights(n_prompts, n_bootstrap, seed)])
-
-
-def _ratio(weights: np.ndarray, sums: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Means [resample, row] from sums and counts [row, prompt]; NaN where no prompt with a token was drawn."""
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return (weights @ sums.T) / (weights @ counts.T)
+    """Columns of quantities and of the ends of their intervals, from [resample, row]; the first resample is the estimate."""
+    return {key: column for name, of in values.items() for key, column in estimated(name, of, CONFIDENCE).items()}
 
 
 def _joined(shards: Sequence[Path], kind: str, remake: str) -> xr.Dataset:

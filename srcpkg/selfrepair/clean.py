@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from selfrepair.models import Model, hooked
 
+
 @dataclass(frozen=True)
 class Directions:
     """What turns residuals of some prompts into logits.

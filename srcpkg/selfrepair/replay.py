@@ -202,11 +202,12 @@ class SuffixReplay:
             else:
                 start = _Start(layer, clean.z[layer], resid=self._after(layer), attention=None)
                 effect = clean.mlp_direct_effect[layer]
+            batch = Batch(rows=[0], heads=[0])
+            changes = _Changes(self, batch, torch.ones(1, self.n_prompts, self.length - 1, dtype=torch.bool))
             return self._measure(
-                start,
-                Batch(rows=[0], heads=[0]),
-                change[None],
-                torch.ones(1, self.n_prompts, self.length - 1, dtype=torch.bool),
+                batch,
+                self._run_changed(start, batch, change[None], changes),
+                changes,
                 direct_effect=effect[None],
                 ablated_direct_effect=(effect + (change[:, :-1] * self.scaled).sum(-1))[None],
             )
@@ -232,28 +233,20 @@ class SuffixReplay:
     def _ablate_batch(self, start: "_Start", batch: Batch, replacement: Tensor, selected: Tensor) -> Ablated:
         model, clean, layer = self.model, self.clean, start.layer
         z_ablated = batch.of_heads(replacement - model.value_constant[layer])[..., :-1, :]
+        changes = _Changes(self, batch, selected)
         return self._measure(
-            start,
             batch,
-            batch.write(batch.of_heads(replacement - start.z), model.W_O[layer]),
-            selected,
+            self._run(start, batch, replacement, changes),
+            changes,
             direct_effect=batch.of_heads(clean.head_direct_effect[layer]),
             ablated_direct_effect=torch.linalg.vecdot(z_ablated, batch.of_heads(self.projected[layer])),
         )
 
     def _measure(
-        self,
-        start: "_Start",
-        batch: Batch,
-        change: Tensor,
-        selected: Tensor,
-        *,
-        direct_effect: Tensor,
-        ablated_direct_effect: Tensor,
+        self, batch: Batch, final: Tensor, changes: "_Changes", *, direct_effect: Tensor, ablated_direct_effect: Tensor
     ) -> Ablated:
-        """Run what follows a ``change`` [row, prompt, pos, d_model] of what is written, and measure what it does."""
-        changes = _Changes(self, batch, selected)
-        final = self._run(start, batch, change, changes)[..., :-1, :]
+        """What an ablated run gives, from its final residual [row, prompt, pos, d_model] and what was seen on the way."""
+        final = final[..., :-1, :]
         scale = batch.of_prompts(self.clean.scale)
         ablated_scale = self.model.final_norm.scale(final)
         frozen_logit = (final * batch.of_prompts(self.scaled)).sum(-1)  # r' . d / s
@@ -272,6 +265,13 @@ class SuffixReplay:
         )
 
     def _run(
+        self, start: "_Start", batch: Batch, replacement: Tensor, changes: "_Changes"
+    ) -> Float[Tensor, "row prompt pos d_model"]:
+        """The final residual with each head ablated; ``changes`` sees every component on the way."""
+        write = batch.write(batch.of_heads(replacement - start.z), self.model.W_O[start.layer])
+        return self._run_changed(start, batch, write, changes)
+
+    def _run_changed(
         self, start: "_Start", batch: Batch, change: Tensor, changes: "_Changes"
     ) -> Float[Tensor, "row prompt pos d_model"]:
         """The final residual with ``change`` added where it starts; ``changes`` sees every component on the way."""
