@@ -25,6 +25,29 @@ FIGURES = {
     },
 }
 
+FIGURES |= {
+    "self_reinforcement": {
+        "tables": {"reinforcement": table("self_reinforcement")},
+        "category": "Iterative inference",
+    },
+    "next_layer_correlation": {
+        "tables": {"correlations": table("next_layer_correlation"), "heads": table("next_layer_heads")},
+        "category": "Iterative inference",
+    },
+    "who_repairs_whom": {
+        "tables": {
+            "layers": table("repair_by_layer"),
+            "rows": table("repair_rows"),
+            "pairs": table("repair_pairs"),
+        },
+        "category": "What repairs",
+    },
+    "layer_ablation": {
+        "tables": {"layers": table("layer_ablation", kind="resample")},
+        "category": "What repairs",
+    },
+}
+
 # These show all tokens, so they need a kind that computes them.
 SWEEPS = [kind for kind in KINDS if COMPUTED[kind] == "all" and HEADS[kind] != "chosen"]
 if SWEEPS:

@@ -353,14 +353,16 @@ def condense_layer_ablation(
 def _regression(
     x: np.ndarray, y: np.ndarray, mean: Callable[[np.ndarray], np.ndarray]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Slope and R^2 of y on x over tokens; NaN where x, or for R^2 y, does not vary."""
+    """Slope and R^2 of y on x over tokens; NaN where one of the two does not vary."""
     # Shifting changes neither, and keeps small variances of long values exact.
     x, y = (values - values.mean((2, 3), keepdims=True) for values in (x, y))
     mean_x, mean_y = mean(x), mean(y)
     covariance = mean(x * y) - mean_x * mean_y
+    variance_x, variance_y = mean(x**2) - mean_x**2, mean(y**2) - mean_y**2
+    varies = (variance_x > 0) & (variance_y > 0)
     with np.errstate(divide="ignore", invalid="ignore"):
-        slope = covariance / (mean(x**2) - mean_x**2)
-        return slope, slope * covariance / (mean(y**2) - mean_y**2)
+        slope = np.where(varies, covariance / variance_x, np.nan)
+        return slope, slope * covariance / variance_y
 
 
 # --- shared ----------------------------------------------------------------------------------------------------------

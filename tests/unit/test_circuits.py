@@ -472,7 +472,5 @@ def test_regression_on_what_does_not_vary_has_no_value(rng: np.random.Generator)
     def mean(values: np.ndarray) -> np.ndarray:
         return values.mean((2, 3)).reshape(1, -1)
 
-    assert np.isnan(_regression(constant, varying, mean)[0]).all()
-    slope, r_squared = _regression(varying, constant, mean)
-    assert slope[0, 0] == 0
-    assert np.isnan(r_squared).all()
+    for x, y in ((constant, varying), (varying, constant)):
+        assert np.isnan(_regression(x, y, mean)).all()

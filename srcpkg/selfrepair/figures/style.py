@@ -83,6 +83,9 @@ def published_look(model: str) -> tuple[str, Look]:
     return PUBLISHED.get(model, (model, Look(FAINT, ":", "x")))
 
 
+DIVERGING = mpl.colormaps["PuOr"]
+"""Map for values on both sides of zero; give it a symmetric range."""
+
 SETTINGS = (
     "model",
     "weights",
@@ -582,6 +585,12 @@ def layer_line(ax: Axes, layers: pd.DataFrame, name: str, look: Look, label: str
         ax.vlines(x, low, high, color=look.colour, linewidth=1.0, zorder=2.9, label="_band")
     else:
         ax.fill_between(x, low, high, color=look.colour, alpha=0.22, linewidth=0, zorder=1.8, label="_band")
+
+
+def legend_entries(*axes: Axes) -> tuple[list[Any], list[str]]:
+    """Handles and labels of several axes, for one legend."""
+    entries = [entry for ax in axes for entry in zip(*ax.get_legend_handles_labels(), strict=True)]
+    return [handle for handle, _ in entries], [label for _, label in entries]
 
 
 def line_style(look: Look, *, marker: bool = True) -> dict[str, Any]:
