@@ -10,7 +10,6 @@ from selfrepair.wording import decimal, head_name, measured
 X, Y = "change_when_moved", "change_when_ablated"
 
 
-
 def draw(tables: dict[str, pd.DataFrame]) -> Figure:
     """Draw a panel a chosen head: a dot a head of the next layer, its two changes against each other.
 
@@ -69,7 +68,8 @@ def _panel(ax: Axes, head: pd.Series, rows: pd.DataFrame) -> None:
     ends = [decimal(float(head[name]), 2) for name in style.with_interval("correlation")]
     ax.set_xlim(style.bulk_range(include=[0.0, rows[style.with_interval(X)]]))
     ax.set_ylim(style.bulk_range(include=[0.0, rows[style.with_interval(Y)]]))
-    ax.locator_params(nbins=4)
+    ax.locator_params(axis="x", nbins=3)
+    ax.locator_params(axis="y", nbins=4)
     ax.set_title(f"{head_name(head)}: r = {ends[0]}\n({ends[1]} to {ends[2]})")
     colour = style.LOOKS["self_repair_from_heads"].colour
     ax.errorbar(

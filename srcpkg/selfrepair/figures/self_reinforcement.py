@@ -137,8 +137,7 @@ def finding(tables: dict[str, pd.DataFrame]) -> list[str]:
     Raises:
         ValueError: As `draw`.
     """
-    names = style.with_interval(CHANGE, "change_beyond_random")
-    table = style.table(tables, "reinforcement", [*COLUMNS, *names, "change_beyond_other"])
+    table = style.table(tables, "reinforcement", COLUMNS)
     level = 100 * float(style.settings(tables, "reinforcement")["confidence"])
     n_heads = len(table.drop_duplicates(["layer", "head"]))
     counts = []
