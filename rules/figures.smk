@@ -95,9 +95,9 @@ for _name, _figure in FIGURES.items():
 
 rule write_findings:
     input:
+        **{f"{name}_tables": list(figure["tables"].values()) for name, figure in FIGURES.items()},
         heads=table("heads"),
         figures=expand(FIGURE, figure=FIGURES, allow_missing=True),
-        **{f"{name}_tables": list(figure["tables"].values()) for name, figure in FIGURES.items()},
     output:
         findings=report(
             FINDINGS,

@@ -13,18 +13,28 @@ pytestmark = pytest.mark.filterwarnings("error")
 
 FIGURES = {
     "draw_effect_vs_logit_change",
+    "draw_layer_ablation",
     "draw_layernorm_repair",
     "draw_mlp_repair",
+    "draw_next_layer_correlation",
     "draw_repair_breakdown",
+    "draw_self_reinforcement",
     "draw_self_repair_by_layer",
     "draw_token_noise",
+    "draw_who_repairs_whom",
 }
 SNAPSHOTS = {"snapshot_model", "snapshot_corpus"}
-TABLES = {"condense_ablations", "tabulate_tokens"}
-RUNS_THE_MODEL = {"cache_activations", "ablate_heads"}
+CIRCUIT_TABLES = {
+    *("condense_reinforcement", "tabulate_repair", "condense_traced_repair", "correlate_next_layer"),
+    "condense_layer_ablation",
+}
+TABLES = {"condense_ablations", "tabulate_tokens", *CIRCUIT_TABLES}
+REPLAYS = {"ablate_heads", "trace_repair", "ablate_layers"}
+ONE_ATTENTION = {"reinforce_heads", "move_residual"}
+RUNS_THE_MODEL = {"cache_activations", *REPLAYS, *ONE_ATTENTION}
 READS_HDF5 = {
-    *("tokenize_corpus", "check_prompts", "cache_activations", "select_top_tokens", "average_activations"),
-    *("ablate_heads", *TABLES),
+    *("tokenize_corpus", "check_prompts", "select_top_tokens", "average_activations"),
+    *(RUNS_THE_MODEL | TABLES),
 }
 SHOWS = FIGURES | {"write_findings"}
 EVERY = SNAPSHOTS | READS_HDF5 | {"choose_heads"} | SHOWS
@@ -33,32 +43,41 @@ READS_SNAPSHOTS = {"tokenize_corpus", "check_prompts", *RUNS_THE_MODEL, *TABLES}
 # The rules that run each module, and are stale by an edit of it. What is made from their results follows by itself.
 USERS = {
     "__init__.py": EVERY,
-    "ablation.py": {"ablate_heads"},
+    "ablation.py": REPLAYS,
     "activations.py": RUNS_THE_MODEL,
-    "averages.py": {"average_activations", "ablate_heads"},
-    "chosen_heads.py": {"choose_heads", "ablate_heads", *TABLES},
+    "averages.py": {"average_activations", *REPLAYS},
+    "chosen_heads.py": {"choose_heads", "ablate_heads", "trace_repair", "move_residual", *TABLES},
+    "circuit_tables.py": CIRCUIT_TABLES,
     "clean.py": RUNS_THE_MODEL,
     # Used while the workflow is put together; what it gives reaches jobs as params.
     "config.py": set(),
     "families.py": RUNS_THE_MODEL | TABLES,
     "figures/__init__.py": SHOWS,
     "figures/effect_vs_logit_change.py": {"draw_effect_vs_logit_change", "write_findings"},
+    "figures/layer_ablation.py": {"draw_layer_ablation", "write_findings"},
     "figures/layernorm_repair.py": {"draw_layernorm_repair", "write_findings"},
     "figures/mlp_repair.py": {"draw_mlp_repair", "write_findings"},
+    "figures/next_layer_correlation.py": {"draw_next_layer_correlation", "write_findings"},
     "figures/repair_breakdown.py": {"draw_repair_breakdown", "write_findings"},
+    "figures/self_reinforcement.py": {"draw_self_reinforcement", "write_findings"},
     "figures/self_repair_by_layer.py": {"draw_self_repair_by_layer", "write_findings"},
     "figures/style.py": SHOWS,
     "figures/token_noise.py": {"draw_token_noise", "write_findings"},
+    "figures/who_repairs_whom.py": {"draw_who_repairs_whom", "write_findings"},
     "findings.py": {"write_findings"},
     # Counts operations for the benchmark and a test.
     "flops.py": set(),
     "jobs.py": EVERY,
+    "layer_ablation.py": {"ablate_layers"},
     "models.py": RUNS_THE_MODEL,
+    "next_layer.py": {"move_residual"},
     "progress.py": EVERY,
     "provenance.py": EVERY,
-    "quantities.py": {"ablate_heads"} | TABLES | SHOWS,
-    "replay.py": {"ablate_heads"},
-    "selection.py": {"select_top_tokens", "ablate_heads"} | TABLES,
+    "quantities.py": REPLAYS | TABLES | SHOWS,
+    "reinforcement.py": {"reinforce_heads"},
+    "replay.py": REPLAYS,
+    "selection.py": {"select_top_tokens"} | REPLAYS | ONE_ATTENTION | TABLES,
+    "single_attention.py": ONE_ATTENTION,
     "snapshots/__init__.py": SNAPSHOTS | READS_SNAPSHOTS,
     "snapshots/corpora.py": {"snapshot_corpus"},
     "snapshots/hub.py": SNAPSHOTS,
@@ -69,16 +88,26 @@ USERS = {
     "snapshots/wikitext.py": {"snapshot_corpus"},
     "statistics.py": TABLES | {"draw_token_noise", "write_findings"},
     "storage.py": READS_HDF5,
+    "strongest_pairs.py": CIRCUIT_TABLES | {"trace_repair"},
     "tables.py": TABLES,
     "tokens.py": {"tokenize_corpus", "check_prompts"} | RUNS_THE_MODEL,
+    "traced_repair.py": {"trace_repair"},
     "wording.py": SHOWS,
 }
 
 # Jobs of the tiny run: three kinds of ablation on two shards.
 DRAWN = dict.fromkeys(SHOWS, 1)
-CONDENSED = {"condense_ablations": 3, "choose_heads": 1, "tabulate_tokens": 1, **DRAWN}
-SELECTED = {"select_top_tokens": 1, "ablate_heads": 6, **CONDENSED}
-FROM_ACTIVATIONS = {"cache_activations": 2, "average_activations": 1, **SELECTED}
+OF_CHOSEN = {
+    **{"choose_heads": 1, "tabulate_tokens": 1, "trace_repair": 2, "condense_traced_repair": 1},
+    **{"move_residual": 2, "correlate_next_layer": 1},
+}
+CONDENSED = {
+    **{"condense_ablations": 3, "condense_reinforcement": 1, "tabulate_repair": 1, "condense_layer_ablation": 1},
+    **OF_CHOSEN,
+    **DRAWN,
+}
+SELECTED = {"select_top_tokens": 1, "ablate_heads": 6, "reinforce_heads": 2, **CONDENSED}
+FROM_ACTIVATIONS = {"cache_activations": 2, "average_activations": 1, "ablate_layers": 2, **SELECTED}
 FROM_TOKENS = {"tokenize_corpus": 1, "check_prompts": 1, **FROM_ACTIVATIONS}
 FROM_SNAPSHOTS = {"snapshot_model": 1, "snapshot_corpus": 1, **FROM_TOKENS}
 
@@ -156,8 +185,15 @@ def test_an_edit_of_a_script_changes_the_code_of_its_rule(space: Space, digests:
         ("figures/token_noise.py", {"draw_token_noise": 1, "write_findings": 1}),
         ("figures/style.py", DRAWN),
         ("statistics.py", CONDENSED),
-        ("averages.py", {"average_activations": 1, "ablate_heads": 6, **CONDENSED}),
-        ("replay.py", {"ablate_heads": 6, **CONDENSED}),
+        ("averages.py", {"average_activations": 1, "ablate_heads": 6, "ablate_layers": 2, **CONDENSED}),
+        ("replay.py", {"ablate_heads": 6, "ablate_layers": 2, **CONDENSED}),
+        (
+            "traced_repair.py",
+            {
+                **{"trace_repair": 2, "condense_traced_repair": 1, "correlate_next_layer": 1},
+                **{"draw_who_repairs_whom": 1, "draw_next_layer_correlation": 1, "write_findings": 1},
+            },
+        ),
         ("activations.py", FROM_ACTIVATIONS),
         ("jobs.py", FROM_SNAPSHOTS),
     ],
@@ -196,7 +232,19 @@ def test_comments_docstrings_and_layout_make_nothing_stale(finished: Space, tmp_
         (
             "analyses.heads",
             [[0, 1]],
-            {"choose_heads": 1, "tabulate_tokens": 1, "draw_token_noise": 1, "write_findings": 1},
+            {
+                **OF_CHOSEN,
+                **dict.fromkeys(("draw_token_noise", "draw_next_layer_correlation", "draw_who_repairs_whom"), 1),
+                "write_findings": 1,
+            },
+        ),
+        (
+            "analyses.reinforcement_scales",
+            [2],
+            {
+                **{"reinforce_heads": 2, "condense_reinforcement": 1},
+                **{"draw_self_reinforcement": 1, "write_findings": 1},
+            },
         ),
         (
             "ablations.zero.heads",
