@@ -2,7 +2,7 @@
 what they show; `all` is the default.
 
 Stages, in order: rules/snapshots.smk, tokens.smk, activations.smk, ablations.smk, tables.smk, layernorm.smk, neurons.smk,
-controls.smk, figures.smk.
+circuits.smk, controls.smk, figures.smk.
 """
 
 from snakemake.utils import min_version
@@ -21,6 +21,7 @@ include: "rules/ablations.smk"
 include: "rules/tables.smk"
 include: "rules/layernorm.smk"
 include: "rules/neurons.smk"
+include: "rules/circuits.smk"
 include: "rules/controls.smk"
 include: "rules/figures.smk"
 

@@ -75,6 +75,29 @@ if MAIN_KIND == "resample" and NOISE_DONORS > 1:
         "category": "Controls",
     }
 
+FIGURES |= {
+    "self_reinforcement": {
+        "tables": {"reinforcement": table("self_reinforcement")},
+        "category": "Iterative inference",
+    },
+    "next_layer_correlation": {
+        "tables": {"correlations": table("next_layer_correlation"), "heads": table("next_layer_heads")},
+        "category": "Iterative inference",
+    },
+    "who_repairs_whom": {
+        "tables": {
+            "layers": table("repair_by_layer"),
+            "rows": table("repair_rows"),
+            "pairs": table("repair_pairs"),
+        },
+        "category": "What repairs",
+    },
+    "layer_ablation": {
+        "tables": {"layers": table("layer_ablation", kind="resample")},
+        "category": "What repairs",
+    },
+}
+
 # Neurons of one MLP, on top tokens, which every kind computes.
 FIGURES |= {
     name: {"tables": {name: table(name)}, "category": "Neurons"}

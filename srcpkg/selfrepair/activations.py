@@ -105,8 +105,8 @@ class CachedActivations:
         self._dataset = dataset
         self._device = model.device
 
-    def clean_run(self, prompts: slice) -> CleanRun:
-        """The clean run of some of the shard's prompts; residuals and z are read when they are asked for."""
+    def clean_run(self, prompts: slice | np.ndarray) -> CleanRun:
+        """The clean run of some prompts, as rows of the shard; residuals and z are read when they are asked for."""
         effects = self._read("head_direct_effect", prompt=prompts)
         return CleanRun(
             resid_pre=_Layers(self, "resid_pre", prompts),
@@ -129,7 +129,7 @@ class CachedActivations:
 class _Layers(Sequence[Tensor]):
     """A variable's layers of some prompts, each read from the file when it is asked for."""
 
-    def __init__(self, cached: CachedActivations, name: str, prompts: slice) -> None:
+    def __init__(self, cached: CachedActivations, name: str, prompts: slice | np.ndarray) -> None:
         self._cached, self._name, self._prompts = cached, name, prompts
 
     def __len__(self) -> int:

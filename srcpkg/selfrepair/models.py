@@ -171,6 +171,10 @@ class Model:
         """The attention module of a layer."""
         return _module(self.layers[layer], self.family.attention)
 
+    def attention_norm(self, layer: int) -> nn.Module:
+        """The norm of a layer that feeds its attention."""
+        return _module(self.layers[layer], self.family.attention_norm)
+
     def attention_out(self, layer: int) -> nn.Module:
         """The attention's output projection of a layer: its input is [batch, pos, head * d_head]."""
         return _module(self.layers[layer], self.family.attention_out)
@@ -423,7 +427,7 @@ def _value_constant(model: Model) -> Float[Tensor, "layer head d_head"]:
     outs = [model.attention_out(layer) for layer in range(model.n_layers)]
     with hooked(lambda: [out.register_forward_pre_hook(capture) for out in outs]):
         for layer, call in enumerate(calls):
-            bias = getattr(_module(model.layers[layer], model.family.attention_norm), "bias", None)
+            bias = getattr(model.attention_norm(layer), "bias", None)
             hidden = torch.zeros(1, CHECK_LENGTH, model.d_model, dtype=model.dtype, device=model.device)
             call.replay(attentions[layer], hidden if bias is None else hidden + bias)
     constant = torch.stack([z[0].unflatten(-1, (model.n_heads, model.d_head)) for z in captured])

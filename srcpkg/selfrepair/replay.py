@@ -41,6 +41,9 @@ class Ablated:
     repair_by_mlp: Float[Tensor, "row prompt layer"]
 
 
+LAYER_COMPONENTS = ("attention", "mlp")
+"""What a layer has that can be ablated as a whole."""
+
 LENGTH_STEP = 8
 """Prompts that are cut are cut to a multiple of this many tokens."""
 
@@ -199,6 +202,40 @@ class SuffixReplay:
             with torch.inference_mode():
                 yield batch, self._ablate_batch(start, batch, replacement, selected)
 
+    def ablate_layer(self, layer: int, component: str, change: Float[Tensor, "prompt pos d_model"]) -> Ablated:
+        """Let the whole attention or the whole MLP of a layer write something else, on every prompt.
+
+        Args:
+            layer: The layer.
+            component: "attention" or "mlp".
+            change: What it writes, less what it writes in the clean run.
+
+        Returns:
+            Results of one row, where "self_repair_from_*" is what later components and the final norm change by, and
+            ``repair_by_*`` are summed over all tokens. The direct effect of an attention is that of all its heads.
+
+        Raises:
+            ValueError: Another component.
+        """
+        clean = self.clean
+        if component not in LAYER_COMPONENTS:
+            raise ValueError(f"component is {component!r}; wanted one of {', '.join(LAYER_COMPONENTS)}")
+        with torch.inference_mode():
+            if component == "attention":
+                start, effect = self._start(layer), clean.head_direct_effect[layer].sum(-1)
+            else:
+                start = _Start(layer, clean.z[layer], resid=self._after(layer), attention=None)
+                effect = clean.mlp_direct_effect[layer]
+            batch = Batch(rows=[0], heads=[0])
+            changes = _Changes(self, batch, torch.ones(1, self.n_prompts, self.length - 1, dtype=torch.bool))
+            return self._measure(
+                batch,
+                self._run_changed(start, batch, change[None], changes),
+                changes,
+                direct_effect=effect[None],
+                ablated_direct_effect=(effect + (change[:, :-1] * self.scaled).sum(-1))[None],
+            )
+
     def _start(self, layer: int) -> "_Start":
         """What the ablated runs of all heads of a layer share, which is all but the head's own write."""
         z = self.clean.z[layer]
@@ -207,27 +244,42 @@ class SuffixReplay:
                 attention = self.model.attention_out(layer)(z.flatten(-2)).to(self.model.dtype)
             return _Start(layer, z, resid=self.clean.resid_pre[layer], attention=attention)
         # Attention and MLP read the same residual, so that the layer's MLP repeats its clean output too.
+        return _Start(layer, z, resid=self._after(layer), attention=None)
+
+    def _after(self, layer: int) -> Float[Tensor, "prompt pos d_model"]:
+        """The clean residual that leaves a layer."""
         if layer + 1 < self.model.n_layers:
-            after = self.clean.resid_pre[layer + 1]
-        else:
-            call = self.model.layer_calls(self.length)[layer]
-            with self.model.running():
-                after = call.replay(self.model.layers[layer], self.clean.resid_pre[layer])
-        return _Start(layer, z, resid=after, attention=None)
+            return self.clean.resid_pre[layer + 1]
+        call = self.model.layer_calls(self.length)[layer]
+        with self.model.running():
+            return call.replay(self.model.layers[layer], self.clean.resid_pre[layer])
 
     def _ablate_batch(self, start: "_Start", batch: Batch, replacement: Tensor, selected: Tensor) -> Ablated:
         model, clean, layer = self.model, self.clean, start.layer
-        changes = _Changes(self, batch, selected)
-        final = self._run(start, batch, replacement, changes)[..., :-1, :]
-        scale = batch.of_prompts(clean.scale)
-        ablated_scale = model.final_norm.scale(final)
-        frozen_logit = (final * batch.of_prompts(self.scaled)).sum(-1)  # r' . d / s
-        to_ablated = scale / ablated_scale
         z_ablated = batch.of_heads(replacement - model.value_constant[layer])[..., :-1, :]
-        return Ablated(
+        changes = _Changes(self, batch, selected)
+        return self._measure(
+            batch,
+            self._run(start, batch, replacement, changes),
+            changes,
             direct_effect=batch.of_heads(clean.head_direct_effect[layer]),
             ablated_direct_effect=torch.linalg.vecdot(z_ablated, batch.of_heads(self.projected[layer])),
-            logit_change=frozen_logit * to_ablated - batch.of_prompts(clean.correct_logit - self.directions.constant),
+        )
+
+    def _measure(
+        self, batch: Batch, final: Tensor, changes: "_Changes", *, direct_effect: Tensor, ablated_direct_effect: Tensor
+    ) -> Ablated:
+        """What an ablated run gives, from its final residual [row, prompt, pos, d_model] and what was seen on the way."""
+        final = final[..., :-1, :]
+        scale = batch.of_prompts(self.clean.scale)
+        ablated_scale = self.model.final_norm.scale(final)
+        frozen_logit = (final * batch.of_prompts(self.scaled)).sum(-1)  # r' . d / s
+        to_ablated = scale / ablated_scale
+        clean_logit = batch.of_prompts(self.clean.correct_logit - self.directions.constant)
+        return Ablated(
+            direct_effect=direct_effect,
+            ablated_direct_effect=ablated_direct_effect,
+            logit_change=frozen_logit * to_ablated - clean_logit,
             self_repair_from_heads=changes.from_heads,
             self_repair_from_mlps=changes.from_mlps,
             self_repair_from_layernorm=frozen_logit * (to_ablated - 1),
@@ -240,34 +292,40 @@ class SuffixReplay:
         self, start: "_Start", batch: Batch, replacement: Tensor, changes: "_Changes"
     ) -> Float[Tensor, "row prompt pos d_model"]:
         """The final residual with each head ablated; ``changes`` sees every component on the way."""
+        write = batch.write(batch.of_heads(replacement - start.z), self.model.W_O[start.layer])
+        return self._run_changed(start, batch, write, changes)
+
+    def _run_changed(
+        self, start: "_Start", batch: Batch, change: Tensor, changes: "_Changes"
+    ) -> Float[Tensor, "row prompt pos d_model"]:
+        """The final residual with ``change`` added where it starts; ``changes`` sees every component on the way."""
         model, layer = self.model, start.layer
-        write = batch.write(batch.of_heads(replacement - start.z), model.W_O[layer])
         clean_resid = batch.of_prompts(start.resid)
         if start.attention is None:
-            first, resid, attention = layer + 1, clean_resid + write, None
+            first, resid, attention = layer + 1, clean_resid + change, None
         else:
-            first, resid = layer, clean_resid.expand_as(write)
-            attention = batch.of_prompts(start.attention) + write
+            first, resid = layer, clean_resid.expand_as(change)
+            attention = batch.of_prompts(start.attention) + change
         resid = resid.flatten(0, 1)
         calls = model.layer_calls(self.length - batch.cut)
-        given = _attention_gives(model.attention(layer), attention)
+        given = attention_gives(model.attention(layer), attention)
         needed = None if batch.prompts is None else changes.selected
         last = _mlp_runs_on(model.mlp(model.n_layers - 1), needed)
         with hooked(lambda: changes.hooks(layer)), given, last, model.running():
             for at in range(first, model.n_layers):
                 resid = calls[at].replay(model.layers[at], resid)
-        return resid.unflatten(0, write.shape[:2])
+        return resid.unflatten(0, change.shape[:2])
 
 
 @dataclass(frozen=True)
 class _Start:
-    """Where the ablated runs of a layer's heads begin.
+    """Where ablated runs of a layer begin.
 
     Attributes:
         layer: The layer.
         z: Its clean ``z`` [prompt, pos, head, d_head].
-        resid: Clean residual [prompt, pos, d_model] that enters the layer; that leaves it, in a parallel model.
-        attention: Clean output of its attention [prompt, pos, d_model]; None in a parallel model, where it is in ``resid``.
+        resid: Clean residual [prompt, pos, d_model] that enters the layer; that leaves it, where nothing in it changes.
+        attention: Clean output of its attention [prompt, pos, d_model]; None where ``resid`` is what leaves the layer.
     """
 
     layer: int
@@ -323,7 +381,7 @@ class _Changes:
 
 
 @contextmanager
-def _attention_gives(attention: nn.Module, out: Tensor | None) -> Iterator[None]:
+def attention_gives(attention: nn.Module, out: Tensor | None) -> Iterator[None]:
     """Let an attention module give ``out`` [row, prompt, pos, d_model], known already; None lets it compute."""
     if out is None:
         yield

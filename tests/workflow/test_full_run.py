@@ -27,6 +27,8 @@ FIGURES = (
     *("layernorm_repair", "mlp_repair", "selection_control", "donor_noise", "published_comparison"),
     *("layernorm_scale_ratio", "ablation_types", "layernorm_claim"),
     *("neuron_share", "neuron_concentration", "erasure_neurons", "neuron_consistency"),
+    *("layernorm_repair", "mlp_repair"),
+    *("self_reinforcement", "next_layer_correlation", "who_repairs_whom", "layer_ablation"),
 )
 PARTS = ("self_repair_from_heads", "self_repair_from_mlps", "self_repair_from_layernorm")
 PER_TOKEN = ("direct_effect", "ablated_direct_effect", "logit_change", "self_repair", *PARTS)
@@ -527,6 +529,86 @@ def test_neurons_of_another_kind_are_made_on_demand(copied: Space) -> None:
     quadrants = pd.read_parquet(copied.run / "tables" / "mean" / "erasure_quadrants.parquet")
     assert quadrants.attrs["ablation"] == "mean"
     assert quadrants.groupby("rank")["token_share"].sum().to_numpy() == pytest.approx(1)
+
+
+def table(space: Space, name: str) -> pd.DataFrame:
+    return pd.read_parquet(space.run / "tables" / "resample" / f"{name}.parquet")
+
+
+def test_strongest_pairs_are_those_of_the_ablations_and_rows_add_up(finished: Space) -> None:
+    """Ablated once more for their prompts' sums, the heads give what the sweep of all heads gave."""
+    shards = [read(finished.run / "ablations" / "resample" / f"{shard}.h5") for shard in SHARDS]
+    by_head = sum(shard["repair_by_head"] for shard in shards) / N_TOP
+    by_mlp = sum(shard["repair_by_mlp"] for shard in shards) / N_TOP
+    pairs = table(finished, "repair_pairs")
+    for by, values in (("head", by_head), ("mlp", by_mlp)):
+        rows = pairs[pairs["by"] == by].sort_values("rank")
+        size = np.sort(np.abs(values[values != 0]))[::-1][: len(rows)]
+        assert len(rows) == min(6, np.count_nonzero(values))
+        np.testing.assert_allclose(rows["repair"].abs(), size, atol=2e-5)
+    heads = table(finished, "heads").query("selection == 'top'").set_index(["layer", "head"])
+    for pair, rows in table(finished, "repair_rows").groupby(["layer", "head"]):
+        repair = rows.groupby("by")["repair"].sum()
+        assert repair["all"] == pytest.approx(heads.loc[pair, "self_repair"], abs=2e-5)
+        of_parts = heads.loc[pair, "self_repair"] - heads.loc[pair, "self_repair_from_layernorm"]
+        assert repair.get("head", 0) + repair.get("mlp", 0) == pytest.approx(of_parts, abs=2e-5)
+        whole = rows[rows["by"] == "all"].iloc[0]
+        for end in ("low", "high"):
+            assert whole[f"repair_{end}"] == pytest.approx(heads.loc[pair, f"self_repair_{end}"], abs=2e-5)
+    by_layer = table(finished, "repair_by_layer").set_index(["layer", "by", "by_layer"])["repair"]
+    assert by_layer[0, "heads", 1] == pytest.approx(by_head[:N_HEADS, 1].sum() / N_HEADS, abs=1e-6)
+    assert by_layer[1, "mlp", 1] == pytest.approx(by_mlp[N_HEADS:, 1].mean(), abs=1e-6)
+
+
+def test_ablated_layers_keep_the_identity_and_their_regression(finished: Space) -> None:
+    shards = [read(finished.run / "layer_ablations" / f"{shard}.h5") for shard in SHARDS]
+    values = {name: np.concatenate([shard[name] for shard in shards], axis=2).astype(float) for name in PER_TOKEN}
+    off, size = off_identity(values)
+    assert off < 64 * np.finfo(np.float32).eps * size
+    activations = [read(finished.run / "activations" / f"{shard}.h5") for shard in SHARDS]
+    attention = np.concatenate([shard["head_direct_effect"].sum(1) for shard in activations], axis=1)
+    np.testing.assert_allclose(values["direct_effect"][0], attention, atol=1e-5)
+    found = table(finished, "layer_ablation").set_index(["component", "layer"])
+    for row, component in enumerate(("attention", "mlp")):
+        for layer in range(N_LAYERS):
+            got = found.loc[component, layer]
+            x = (values["direct_effect"] - values["ablated_direct_effect"])[row, layer].ravel()
+            y = (values["self_repair_from_heads"] + values["self_repair_from_mlps"])[row, layer].ravel()
+            assert got["removed"] == pytest.approx(x.mean(), abs=1e-5)
+            if (component, layer) == ("mlp", N_LAYERS - 1):
+                assert np.isnan(got["slope_compensation"])
+                continue
+            assert got["slope_compensation"] == pytest.approx(np.polyfit(x, y, 1)[0], rel=1e-4)
+            assert got["r_squared_compensation"] == pytest.approx(np.corrcoef(x, y)[0, 1] ** 2, rel=1e-3)
+            assert got["slope_compensation_low"] < got["slope_compensation"] < got["slope_compensation_high"]
+
+
+def test_reinforcement_starts_from_the_condensed_direct_effect(finished: Space) -> None:
+    found = table(finished, "self_reinforcement")
+    heads = table(finished, "heads").query("selection == 'top'").set_index(["layer", "head"])["direct_effect"]
+    assert len(found) == N_LAYERS * N_HEADS * 3
+    for _, row in found.iterrows():
+        assert row["direct_effect"] == pytest.approx(heads[row["layer"], row["head"]], abs=1e-5)
+        assert row["direct_effect_with_own"] == pytest.approx(row["direct_effect"] + row["change"], abs=1e-9)
+        assert row["change"] != 0
+    assert set(found["scale"]) == {1, 3, 5}
+    assert set(found["label"]) <= {"reinforcing", "repressing", "neither"}
+
+
+def test_next_layer_of_the_chosen_heads(finished: Space) -> None:
+    chosen = [tuple(pair) for pair in json.loads((finished.run / "chosen_heads.json").read_text())]
+    correlations, points = table(finished, "next_layer_correlation"), table(finished, "next_layer_heads")
+    assert [*zip(correlations["layer"], correlations["head"], strict=True)] == chosen
+    for _, row in correlations.iterrows():
+        rows = points[(points["layer"] == row["layer"]) & (points["head"] == row["head"])]
+        if row["layer"] == N_LAYERS - 1:
+            assert row["note"] == "in the last layer: no layer follows"
+            assert np.isnan(row["correlation"])
+            assert rows.empty
+        else:
+            wanted = np.corrcoef(rows["change_when_ablated"], rows["change_when_moved"])[0, 1]
+            assert row["correlation"] == pytest.approx(wanted)
+            assert row["note"] == ""
 
 
 def test_zero_ablation_leaves_no_direct_effect(finished: Space) -> None:

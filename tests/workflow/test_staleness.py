@@ -11,89 +11,74 @@ from workflow.running import REPOSITORY, Space
 
 pytestmark = pytest.mark.filterwarnings("error")
 
-NEURON_FIGURES = {
-    *("draw_neuron_share", "draw_neuron_concentration", "draw_erasure_neurons", "draw_neuron_consistency"),
+NEURON_FIGURES = {"neuron_share", "neuron_concentration", "erasure_neurons", "neuron_consistency"}
+NAMES = {
+    *("self_repair_by_layer", "effect_vs_logit_change", "token_noise", "repair_breakdown", "layernorm_repair"),
+    *("mlp_repair", "layernorm_scale_ratio", "ablation_types", "layernorm_claim", *NEURON_FIGURES),
+    *("self_reinforcement", "next_layer_correlation", "who_repairs_whom", "layer_ablation"),
+    *("selection_control", "donor_noise", "published_comparison"),
 }
-FIGURES = {
-    *NEURON_FIGURES,
-    "draw_ablation_types",
-    "draw_donor_noise",
-    "draw_effect_vs_logit_change",
-    "draw_layernorm_claim",
-    "draw_layernorm_repair",
-    "draw_layernorm_scale_ratio",
-    "draw_mlp_repair",
-    "draw_published_comparison",
-    "draw_repair_breakdown",
-    "draw_selection_control",
-    "draw_self_repair_by_layer",
-    "draw_token_noise",
-}
+FIGURES = {f"draw_{name}" for name in NAMES}
+SHOWS = FIGURES | {"write_findings"}
 SNAPSHOTS = {"snapshot_model", "snapshot_corpus"}
-DONORS = {"project_other_donor", "ablate_with_donors"}
-CONTROLS = {"tabulate_selection_control", "tabulate_donor_noise", "compare_published"}
 LAYERNORM = {
     *("tabulate_scale_ratios", "tabulate_ablation_type", "tabulate_layernorm_claim", "compare_frozen_layernorm")
 }
-TABLES = {"condense_ablations", "tabulate_tokens", "condense_neurons", *LAYERNORM, *CONTROLS}
-ABLATES = {"ablate_heads", "freeze_layernorm", "measure_neurons", *DONORS}
-RUNS_THE_MODEL = {"cache_activations", *ABLATES}
-READS_HDF5 = {
-    *("tokenize_corpus", "check_prompts", "cache_activations", "select_top_tokens", "average_activations"),
-    *(*ABLATES, *TABLES),
+CIRCUITS = {
+    *("condense_reinforcement", "tabulate_repair", "condense_traced_repair", "correlate_next_layer"),
+    "condense_layer_ablation",
 }
-SHOWS = FIGURES | {"write_findings"}
+CONTROLS = {"tabulate_selection_control", "tabulate_donor_noise", "compare_published"}
+TABLES = {"condense_ablations", "tabulate_tokens", "condense_neurons", *LAYERNORM, *CIRCUITS, *CONTROLS}
+DONORS = {"project_other_donor", "ablate_with_donors"}
+REPLAYS = {"ablate_heads", "freeze_layernorm", "measure_neurons", "trace_repair", "ablate_layers", *DONORS}
+ONE_ATTENTION = {"reinforce_heads", "move_residual"}
+RUNS_THE_MODEL = {"cache_activations", *REPLAYS, *ONE_ATTENTION}
+READS_HDF5 = {
+    *("tokenize_corpus", "check_prompts", "select_top_tokens", "average_activations"),
+    *(RUNS_THE_MODEL | TABLES),
+}
 EVERY = SNAPSHOTS | READS_HDF5 | {"choose_heads"} | SHOWS
 READS_SNAPSHOTS = {"tokenize_corpus", "check_prompts", *RUNS_THE_MODEL, *TABLES}
 
 # The rules that run each module, and are stale by an edit of it. What is made from their results follows by itself.
 USERS = {
+    **{f"figures/{name}.py": {f"draw_{name}", "write_findings"} for name in NAMES},
     "__init__.py": EVERY,
-    "ablation.py": ABLATES,
+    "ablation.py": REPLAYS,
     "activations.py": RUNS_THE_MODEL,
     "allocator.py": RUNS_THE_MODEL,
-    "averages.py": {"average_activations", *ABLATES},
-    "chosen_heads.py": {"choose_heads", *ABLATES, *TABLES} - {"project_other_donor"},
+    "averages.py": {"average_activations", *REPLAYS},
+    "chosen_heads.py": {"choose_heads", "move_residual", *REPLAYS, *TABLES} - {"project_other_donor", "ablate_layers"},
+    "circuit_tables.py": CIRCUITS,
     "clean.py": RUNS_THE_MODEL,
     # Used while the workflow is put together; what it gives reaches jobs as params.
     "config.py": set(),
     "donor_noise.py": {"tabulate_donor_noise"},
     "families.py": RUNS_THE_MODEL | TABLES,
     "figures/__init__.py": SHOWS,
-    "figures/ablation_types.py": {"draw_ablation_types", "write_findings"},
-    "figures/donor_noise.py": {"draw_donor_noise", "write_findings"},
-    "figures/effect_vs_logit_change.py": {"draw_effect_vs_logit_change", "write_findings"},
-    "figures/erasure_neurons.py": {"draw_erasure_neurons", "write_findings"},
-    "figures/layernorm_claim.py": {"draw_layernorm_claim", "write_findings"},
-    "figures/layernorm_repair.py": {"draw_layernorm_repair", "write_findings"},
-    "figures/layernorm_scale_ratio.py": {"draw_layernorm_scale_ratio", "write_findings"},
-    "figures/mlp_repair.py": {"draw_mlp_repair", "write_findings"},
-    "figures/published_comparison.py": {"draw_published_comparison", "write_findings"},
-    "figures/neuron_concentration.py": {"draw_neuron_concentration", "write_findings"},
-    "figures/neuron_consistency.py": {"draw_neuron_consistency", "write_findings"},
-    "figures/neuron_share.py": {"draw_neuron_share", "write_findings"},
-    "figures/repair_breakdown.py": {"draw_repair_breakdown", "write_findings"},
-    "figures/selection_control.py": {"draw_selection_control", "write_findings"},
-    "figures/self_repair_by_layer.py": {"draw_self_repair_by_layer", "write_findings"},
     "figures/style.py": SHOWS,
-    "figures/token_noise.py": {"draw_token_noise", "write_findings"},
     "findings.py": {"write_findings"},
     # Counts operations for the benchmark and a test.
     "flops.py": set(),
     "frozen_layernorm.py": {"freeze_layernorm"},
     "jobs.py": EVERY,
+    "layer_ablation.py": {"ablate_layers"},
     "layernorm.py": LAYERNORM,
     "models.py": RUNS_THE_MODEL,
     "neuron_tables.py": {"condense_neurons"},
     "neurons.py": {"measure_neurons"},
+    "next_layer.py": {"move_residual"},
     "other_donors.py": DONORS,
     "progress.py": EVERY,
     "provenance.py": EVERY,
     "published.py": {"compare_published"},
-    "quantities.py": ABLATES | TABLES | SHOWS,
-    "replay.py": ABLATES,
-    "selection.py": {"select_top_tokens", *ABLATES} | TABLES,
+    "quantities.py": REPLAYS | TABLES | SHOWS,
+    "reinforcement.py": {"reinforce_heads"},
+    "replay.py": REPLAYS,
+    "selection.py": {"select_top_tokens"} | REPLAYS | ONE_ATTENTION | TABLES,
     "selection_control.py": {"tabulate_selection_control"},
+    "single_attention.py": ONE_ATTENTION,
     "snapshots/__init__.py": SNAPSHOTS | READS_SNAPSHOTS,
     "snapshots/corpora.py": {"snapshot_corpus"},
     "snapshots/hub.py": SNAPSHOTS,
@@ -104,34 +89,42 @@ USERS = {
     "snapshots/wikitext.py": {"snapshot_corpus"},
     "statistics.py": TABLES | {"draw_token_noise", "write_findings"},
     "storage.py": READS_HDF5,
+    "strongest_pairs.py": CIRCUITS | {"trace_repair"},
     "tables.py": TABLES,
     "tokens.py": {"tokenize_corpus", "check_prompts"} | RUNS_THE_MODEL,
+    "traced_repair.py": {"trace_repair"},
     "wording.py": SHOWS,
 }
 
+
+def drawn(*names: str) -> dict[str, int]:
+    """The jobs that show some figures."""
+    return {**{f"draw_{name}": 1 for name in names}, "write_findings": 1}
+
+
 # Jobs of the tiny run: three kinds of ablation on two shards.
-DRAWN = dict.fromkeys(SHOWS, 1)
-OF_CHOSEN = {
-    **{"tabulate_tokens": 1, "tabulate_scale_ratios": 3, "tabulate_ablation_type": 3},
-    **{"ablate_with_donors": 2, "tabulate_donor_noise": 1},
-}
+DRAWN = drawn(*NAMES)
 FROZEN = {"freeze_layernorm": 2, "compare_frozen_layernorm": 1}
-DRAWN_OF_CHOSEN = dict.fromkeys(
-    [
-        f"draw_{name}"
-        for name in ("token_noise", "layernorm_scale_ratio", "ablation_types", "layernorm_claim", "donor_noise")
-    ]
-    + ["write_findings"],
-    1,
-)
-NEURONS = {"measure_neurons": 2, "condense_neurons": 1, **dict.fromkeys(NEURON_FIGURES, 1), "write_findings": 1}
-CONDENSED = {
-    **{"condense_ablations": 3, "choose_heads": 1, "tabulate_layernorm_claim": 1},
-    **{"tabulate_selection_control": 1, "compare_published": 1},
-    **{**OF_CHOSEN, **FROZEN, **NEURONS, **DRAWN},
+NEURONS = {"measure_neurons": 2, "condense_neurons": 1, **drawn(*NEURON_FIGURES)}
+TRACED = {
+    **{"trace_repair": 2, "condense_traced_repair": 1, "correlate_next_layer": 1},
+    **drawn("who_repairs_whom", "next_layer_correlation"),
 }
-SELECTED = {"select_top_tokens": 1, "ablate_heads": 6, **CONDENSED}
-FROM_ACTIVATIONS = {"cache_activations": 2, "average_activations": 1, "project_other_donor": 2, **SELECTED}
+OF_CHOSEN = {
+    **{"choose_heads": 1, "tabulate_tokens": 1, "tabulate_scale_ratios": 3, "tabulate_ablation_type": 3},
+    **{"ablate_with_donors": 2, "tabulate_donor_noise": 1, "move_residual": 2},
+    **{**FROZEN, **NEURONS, **TRACED},
+    **drawn("token_noise", "layernorm_scale_ratio", "ablation_types", "layernorm_claim", "donor_noise"),
+}
+CONDENSED = {
+    **{"condense_ablations": 3, "tabulate_layernorm_claim": 1, "tabulate_selection_control": 1, "compare_published": 1},
+    **{"condense_reinforcement": 1, "tabulate_repair": 1, "condense_layer_ablation": 1},
+    **{**OF_CHOSEN, **DRAWN},
+}
+SELECTED = {"select_top_tokens": 1, "ablate_heads": 6, "reinforce_heads": 2, **CONDENSED}
+# Of every replay but those of the chosen heads, which follow the ablations.
+REPLAYED = {"ablate_heads": 6, "project_other_donor": 2, "ablate_layers": 2, **CONDENSED}
+FROM_ACTIVATIONS = {"cache_activations": 2, "average_activations": 1, **SELECTED, **REPLAYED}
 FROM_TOKENS = {"tokenize_corpus": 1, "check_prompts": 1, **FROM_ACTIVATIONS}
 FROM_SNAPSHOTS = {"snapshot_model": 1, "snapshot_corpus": 1, **FROM_TOKENS}
 
@@ -206,12 +199,13 @@ def test_an_edit_of_a_script_changes_the_code_of_its_rule(space: Space, digests:
     ("module", "jobs"),
     [
         ("config.py", {}),
-        ("figures/token_noise.py", {"draw_token_noise": 1, "write_findings": 1}),
+        ("figures/token_noise.py", drawn("token_noise")),
         ("figures/style.py", DRAWN),
         ("neuron_tables.py", {name: count for name, count in NEURONS.items() if name != "measure_neurons"}),
         ("statistics.py", CONDENSED),
-        ("averages.py", {"average_activations": 1, "ablate_heads": 6, "project_other_donor": 2, **CONDENSED}),
-        ("replay.py", {"ablate_heads": 6, "project_other_donor": 2, **CONDENSED}),
+        ("averages.py", {"average_activations": 1, **REPLAYED}),
+        ("replay.py", REPLAYED),
+        ("traced_repair.py", TRACED),
         ("activations.py", FROM_ACTIVATIONS),
         ("jobs.py", FROM_SNAPSHOTS),
     ],
@@ -250,27 +244,28 @@ def test_comments_docstrings_and_layout_make_nothing_stale(finished: Space, tmp_
         (
             "analyses.heads",
             [[0, 1]],
-            {"choose_heads": 1, **OF_CHOSEN, **FROZEN, **NEURONS, **DRAWN_OF_CHOSEN},
+            OF_CHOSEN,
         ),
         ("analyses.neuron_layer", 1, NEURONS),
         ("analyses.top_neurons", 20, NEURONS),
         (
-            "analyses.noise_donors",
-            2,
-            {"ablate_with_donors": 2, "tabulate_donor_noise": 1, "draw_donor_noise": 1, "write_findings": 1},
+            "analyses.reinforcement_scales",
+            [2],
+            {"reinforce_heads": 2, "condense_reinforcement": 1, **drawn("self_reinforcement")},
         ),
         (
-            "models.tiny.published",
-            "gpt2-small",
-            {"compare_published": 1, "draw_published_comparison": 1, "write_findings": 1},
+            "analyses.noise_donors",
+            2,
+            {"ablate_with_donors": 2, "tabulate_donor_noise": 1, **drawn("donor_noise")},
         ),
+        ("models.tiny.published", "gpt2-small", {"compare_published": 1, **drawn("published_comparison")}),
         (
             "ablations.zero.heads",
             [[0, 1], [1, 1]],
             # Zero ablation leaves the figures that show the chosen heads under each kind.
             {
-                **{"ablate_heads": 2, "condense_ablations": 1, "draw_effect_vs_logit_change": 1, "write_findings": 1},
-                **{"draw_layernorm_scale_ratio": 1, "draw_ablation_types": 1},
+                **{"ablate_heads": 2, "condense_ablations": 1},
+                **drawn("effect_vs_logit_change", "layernorm_scale_ratio", "ablation_types"),
             },
         ),
         ("compute.dtype", "float64", FROM_ACTIVATIONS),

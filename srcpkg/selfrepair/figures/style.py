@@ -372,7 +372,7 @@ def footer(figure: Figure, width_mm: float, run: Mapping[str, Any], *what: str, 
     items = [
         f"{run['model']} ({run['weights']})" if run["weights"] else str(run["model"]),
         str(run["corpus"]),
-        f"{kind} ablation",
+        *([f"{kind} ablation"] if kind else []),  # what ablates nothing has none in its settings
         f"n = {int(run['n_tokens']):,} tokens, {int(run['n_prompts']):,} prompts of length {int(run['prompt_length'])}",
         *(
             PHRASES.get(text, text).format(top=100 * run["top_fraction"], level=100 * run["confidence"])
@@ -649,6 +649,12 @@ def share_axis(ax: Axes, label: str) -> None:
     ax.set_ylim(-0.02, 1.02)
     ax.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0", "25", "50", "75", "100"])
     ax.set_ylabel(label)
+
+
+def legend_entries(*axes: Axes) -> tuple[list[Any], list[str]]:
+    """Handles and labels of several axes, for one legend."""
+    entries = [entry for ax in axes for entry in zip(*ax.get_legend_handles_labels(), strict=True)]
+    return [handle for handle, _ in entries], [label for _, label in entries]
 
 
 def line_style(look: Look, *, marker: bool = True) -> dict[str, Any]:

@@ -1,0 +1,16 @@
+"""Condense the ablations of whole layers into a table with slopes and intervals."""
+
+from pathlib import Path
+
+from selfrepair.jobs import job
+
+if __name__ == "__main__":
+    with job(snakemake):
+        from selfrepair.circuit_tables import condense_layer_ablation
+
+        condense_layer_ablation(
+            shards=[Path(path) for path in snakemake.input.ablations],
+            heads_table=Path(snakemake.input.heads),
+            out=Path(snakemake.output.table),
+            **snakemake.params.statistics,
+        )

@@ -1,0 +1,16 @@
+"""Condense self-reinforcement into a table that labels every head."""
+
+from pathlib import Path
+
+from selfrepair.jobs import job
+
+if __name__ == "__main__":
+    with job(snakemake):
+        from selfrepair.circuit_tables import condense_reinforcement
+
+        condense_reinforcement(
+            shards=[Path(path) for path in snakemake.input.reinforcement],
+            heads_table=Path(snakemake.input.heads),
+            out=Path(snakemake.output.table),
+            **snakemake.params.statistics,
+        )

@@ -1,0 +1,17 @@
+"""Correlate what a head's ablation and what a moved residual stream change in the next layer."""
+
+from pathlib import Path
+
+from selfrepair.jobs import job
+
+if __name__ == "__main__":
+    with job(snakemake):
+        from selfrepair.circuit_tables import correlate_next_layer
+
+        correlate_next_layer(
+            traced=[Path(path) for path in snakemake.input.traced],
+            moved=[Path(path) for path in snakemake.input.moved],
+            heads_table=Path(snakemake.input.heads),
+            tables={"correlations": Path(snakemake.output.correlations), "heads": Path(snakemake.output.next_heads)},
+            **snakemake.params.statistics,
+        )

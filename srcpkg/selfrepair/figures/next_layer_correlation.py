@@ -1,0 +1,119 @@
+"""Figure: do the next layer's heads answer to an ablated head as to a residual stream without the layer?"""
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from selfrepair.figures import style
+from selfrepair.wording import decimal, head_name, measured
+
+X, Y = "change_when_moved", "change_when_ablated"
+
+
+def draw(tables: dict[str, pd.DataFrame]) -> Figure:
+    """Draw a panel a chosen head: a dot a head of the next layer, its two changes against each other.
+
+    Args:
+        tables: "correlations" and "heads".
+
+    Returns:
+        The figure, two columns wide.
+
+    Raises:
+        ValueError: A table, a column or a setting is missing.
+    """
+    chosen, points = _tables(tables)
+    run = style.settings(tables, "correlations", "heads")
+    with style.context():
+        figure = style.new_figure(style.TWO_COLUMNS, 66.0)
+        axes = figure.subplots(1, len(chosen), squeeze=False)[0]
+        for letter, ax, (_, head) in zip("abcd", axes, chosen.iterrows(), strict=False):
+            rows = points[(points["layer"] == head["layer"]) & (points["head"] == head["head"])]
+            _panel(ax, head, rows)
+            style.panel_letter(ax, letter)
+        axes[0].set_ylabel("change of direct effect\nwhen the head is ablated (logits)")
+        for ax in axes:
+            ax.set_xlabel("change when the stream\nis moved down (logits)")
+        style.footer(
+            figure,
+            style.TWO_COLUMNS,
+            run,
+            "top",
+            "bars",
+            "a dot a head of the next layer; the one that changes most is named",
+        )
+    return figure
+
+
+def _tables(tables: dict[str, pd.DataFrame]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    chosen = style.table(tables, "correlations", ["layer", "head", "n_heads", "n_tokens", "note"])
+    names = style.with_interval("correlation")
+    keys = ["layer", "head", "next_layer", "next_head", *style.with_interval(X, Y)]
+    if (chosen["note"] == "").any():
+        style.table(tables, "correlations", names)
+        return chosen, style.table(tables, "heads", keys)
+    # No chosen head has a next layer: there is nothing to draw but that.
+    return chosen, tables["heads"] if "heads" in tables else style.table(tables, "heads", keys)
+
+
+def _panel(ax: Axes, head: pd.Series, rows: pd.DataFrame) -> None:
+    style.zero_line(ax)
+    ax.axvline(0, color=style.FAINT, linewidth=0.6, zorder=0.5)
+    if rows.empty:
+        ax.set_title(f"{head_name(head)}\n")
+        ax.text(
+            0.5, 0.6, str(head["note"]).replace(": ", ":\n"), transform=ax.transAxes, ha="center", color=style.FAINT
+        )
+        return
+    ends = [decimal(float(head[name]), 2) for name in style.with_interval("correlation")]
+    ax.set_xlim(style.bulk_range(include=[0.0, rows[style.with_interval(X)]]))
+    ax.set_ylim(style.bulk_range(include=[0.0, rows[style.with_interval(Y)]]))
+    ax.locator_params(axis="x", nbins=3)
+    ax.locator_params(axis="y", nbins=4)
+    ax.set_title(f"{head_name(head)}: r = {ends[0]}\n({ends[1]} to {ends[2]})")
+    colour = style.LOOKS["self_repair_from_heads"].colour
+    ax.errorbar(
+        rows[X], rows[Y],
+        xerr=(rows[X] - rows[f"{X}_low"], rows[f"{X}_high"] - rows[X]),
+        yerr=(rows[Y] - rows[f"{Y}_low"], rows[f"{Y}_high"] - rows[Y]),
+        fmt="o", color=colour, ecolor=colour, elinewidth=0.5, markersize=2.8, label="_heads",
+    )  # fmt: skip
+    span_x, span_y = (high - low for low, high in (ax.get_xlim(), ax.get_ylim()))
+    size = (rows[X] / span_x) ** 2 + (rows[Y] / span_y) ** 2
+    row = rows.loc[size.idxmax()]
+    right = row[X] < sum(ax.get_xlim()) / 2
+    ax.annotate(
+        f"L{int(row['next_layer'])}H{int(row['next_head'])}", (row[X], row[Y]), (3 if right else -3, 2.5),
+        textcoords="offset points", ha="left" if right else "right", fontsize=style.SMALL_SIZE, zorder=4,
+    )  # fmt: skip
+
+
+def finding(tables: dict[str, pd.DataFrame]) -> list[str]:
+    """The correlation for each chosen head.
+
+    Args:
+        tables: As for `draw`.
+
+    Returns:
+        Lines of Markdown, one a head.
+
+    Raises:
+        ValueError: As `draw`.
+    """
+    chosen, _ = _tables(tables)
+    lines = []
+    for _, head in chosen.iterrows():
+        if head["note"]:
+            lines.append(f"{head_name(head)} is {head['note']}, so that nothing is correlated.")
+            continue
+        lines.append(
+            f"{head_name(head)}, {int(head['n_tokens']):,} top tokens: over the {int(head['n_heads'])} heads of layer "
+            f"{int(head['next_layer'])}, the change of their direct effect when {head_name(head)} is ablated correlates with "
+            f"that when their attention reads the input of layer {int(head['layer'])} by {measured(head, 'correlation')}. The "
+            "interval is over prompts, with these heads."
+        )
+    lines[-1] += (
+        " Rushing & Nanda 2024 correlate the same in their supplementary code: a next layer that does the work of an ablated "
+        "head as it would do that of a skipped layer speaks for Iterative Inference. They publish no numbers for it."
+    )
+    return lines

@@ -1,0 +1,103 @@
+"""The residual stream moved one layer down: what the heads of a layer write when they read the input of the layer before."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from selfrepair.activations import open_activations
+from selfrepair.chosen_heads import read_chosen_heads
+from selfrepair.clean import CleanRun, Directions, head_direct_effects, project, prompt_chunks
+from selfrepair.models import load_model
+from selfrepair.selection import read_selected
+from selfrepair.single_attention import Attentions
+from selfrepair.storage import write_hdf5
+from selfrepair.tokens import read_shard
+
+
+def move_residual_of_shard(
+    *,
+    model_manifest: Path,
+    tokens: Path,
+    activations: Path,
+    thresholds: Path,
+    chosen_heads: Path,
+    out: Path,
+    prompts: tuple[int, int],
+    compute: dict[str, Any],
+    provenance: dict[str, Any],
+) -> None:
+    """Let the attention after each chosen head read the input of the head's own layer, on a shard whose clean run is cached.
+
+    Args:
+        model_manifest: Of the model snapshot.
+        tokens: Tokens file.
+        activations: The shard's activations file.
+        thresholds: Top tokens of each head.
+        chosen_heads: The heads (`selfrepair.chosen_heads`).
+        out: HDF5 file: moved_change [head, prompt, next_head], summed over the chosen head's top tokens; layer and head_index.
+        prompts: First prompt of the shard, and the one after its last.
+        compute: device, dtype, center_unembed.
+        provenance: From `selfrepair.jobs.job`.
+    """
+    model = load_model(model_manifest.parent, **compute)
+    chosen = read_chosen_heads(chosen_heads)
+    selected = read_selected(thresholds, chosen, slice(*prompts))
+    ids = torch.from_numpy(read_shard(tokens, slice(*prompts)).tokens).long()
+    attentions = Attentions(model, ids.shape[1])
+    with open_activations(activations, model) as cached:
+        parts = [
+            moved_changes(attentions, ids[chunk], cached.clean_run(chunk), chosen, selected[:, chunk])
+            for chunk in prompt_chunks(model, *ids.shape)
+        ]
+    with write_hdf5(
+        out, kind="moved_residual", provenance=provenance, attrs={"coordinates": "layer head_index"}
+    ) as file:
+        file.dims(head=len(chosen), prompt=len(ids), next_head=model.n_heads)
+        file.put("layer", ("head",), np.array([layer for layer, _ in chosen]))
+        file.put("head_index", ("head",), np.array([head for _, head in chosen]))
+        file.put(
+            "moved_change",
+            ("head", "prompt", "next_head"),
+            np.concatenate(parts, axis=1),
+            units="logits",
+            description="change of each next head's direct effect, summed over the head's top tokens",
+        )
+
+
+def moved_changes(
+    attentions: Attentions,
+    tokens: Tensor,
+    clean: CleanRun,
+    heads: Sequence[tuple[int, int]],
+    selected: Bool[np.ndarray, "head prompt predicted"],
+) -> Float[np.ndarray, "head prompt next_head"]:
+    """Change of the direct effect of every head of the next layer when its attention reads ``resid_pre`` of the layer before.
+
+    Args:
+        attentions: Of the model.
+        tokens: Token ids [prompt, pos].
+        clean: Their clean run.
+        heads: The (layer, head) pairs whose next layer is looked at.
+        selected: Tokens that are summed over, for each of them.
+
+    Returns:
+        In logits, summed over the selected tokens of each prompt, float64; NaN for heads of the last layer.
+    """
+    model = attentions.model
+    changes = np.full((len(heads), tokens.shape[0], model.n_heads), np.nan)
+    scaled = Directions.of(model, tokens).d / clean.scale[..., None]
+    for layer in sorted({layer for layer, _ in heads} - {model.n_layers - 1}):
+        after = layer + 1
+        with torch.inference_mode():
+            z = attentions.z(after, clean.resid_pre[layer]) - model.value_constant[after]
+            change = head_direct_effects(z, project(model, after, scaled)) - clean.head_direct_effect[after]
+        values = change.cpu().numpy().astype(float)
+        for row, (of, _) in enumerate(heads):
+            if of == layer:
+                changes[row] = np.einsum("pth,pt->ph", values, selected[row])
+    return changes

@@ -1,0 +1,63 @@
+"""One attention run again on a changed residual, against a forward pass of the whole model with that residual hooked in."""
+
+import numpy as np
+import pytest
+import torch
+
+import selfrepair
+from selfrepair.clean import by_head, run_clean
+from selfrepair.models import Model, hooked
+from selfrepair.single_attention import Attentions
+
+from conftest import CONFIGS, random_model
+
+pytestmark = pytest.mark.filterwarnings("error")
+
+
+def hooked_z(model: Model, tokens: torch.Tensor, layer: int, resid: torch.Tensor) -> torch.Tensor:
+    """``z`` of a layer whose input is ``resid`` in a forward pass of the whole model."""
+    seen = []
+
+    def put(_, args, kwargs):
+        return ((resid, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": resid})
+
+    def register():
+        return [
+            model.layers[layer].register_forward_pre_hook(put, with_kwargs=True),
+            model.attention_out(layer).register_forward_pre_hook(lambda _, args: seen.append(args[0])),
+        ]
+
+    with hooked(register), torch.no_grad():
+        model.hf(input_ids=tokens, use_cache=False)
+    return by_head(model, seen[0])
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_one_changed_position(name: str, tokens: np.ndarray) -> None:
+    model = selfrepair.load_model(random_model(name), dtype="float64")
+    ids = torch.from_numpy(tokens)
+    clean = run_clean(model, ids)
+    torch.manual_seed(3)
+    positions = torch.tensor([9, 0, 4, 4, 7])
+    for layer in (0, 2):
+        resid = clean.resid_pre[layer]
+        changed = resid[1, positions] + torch.randn(5, model.d_model, dtype=torch.float64)
+        found = Attentions(model, ids.shape[1]).z_at(layer, resid[1], positions, changed)
+        for row, position in enumerate(positions.tolist()):
+            other = resid.clone()
+            other[1, position] = changed[row]
+            wanted = hooked_z(model, ids, layer, other)[1, position]
+            assert float((found[row] - wanted).abs().max()) < 1e-6, (layer, row)
+            assert float((wanted - clean.z[layer][1, position]).abs().max()) > 1e-2
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_another_residual_everywhere(name: str, tokens: np.ndarray) -> None:
+    model = selfrepair.load_model(random_model(name), dtype="float64")
+    ids = torch.from_numpy(tokens)
+    clean = run_clean(model, ids)
+    found = Attentions(model, ids.shape[1]).z(2, clean.resid_pre[1])
+    wanted = hooked_z(model, ids, 2, clean.resid_pre[1])
+    assert float((found - wanted).abs().max()) < 1e-12
+    assert float((wanted - clean.z[2]).abs().max()) > 1e-2
+    assert not model._calls or set(model._calls) == {8}  # only the check at loading has recorded layers
