@@ -80,7 +80,7 @@ def _panel(ax: Axes, head: pd.Series, rows: pd.DataFrame) -> None:
     )  # fmt: skip
     span_x, span_y = (high - low for low, high in (ax.get_xlim(), ax.get_ylim()))
     size = (rows[X] / span_x) ** 2 + (rows[Y] / span_y) ** 2
-    row = rows.loc[size.idxmax()]
+    row = rows.iloc[int(size.to_numpy().argmax())]
     right = row[X] < sum(ax.get_xlim()) / 2
     ax.annotate(
         f"L{int(row['next_layer'])}H{int(row['next_head'])}", (row[X], row[Y]), (3 if right else -3, 2.5),
