@@ -106,7 +106,7 @@ def finding(tables: dict[str, pd.DataFrame]) -> list[str]:
             f"compensation {measured(best, 'compensation', 'logits')}. Slopes are {signs(rows, SLOPE, 'layers')}."
         )
     lines[0] += (
-        " McGrath et al. 2023 (arXiv 2307.15771) call this the Hydra effect: when an attention layer of a 7B Chinchilla is "
-        "ablated, later layers compensate, most in the middle and late layers."
+        " McGrath et al. 2023 (arXiv 2307.15771) call this the Hydra effect: when one attention layer is "
+        "ablated, another layer compensates."
     )
     return lines

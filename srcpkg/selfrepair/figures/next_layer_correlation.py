@@ -114,6 +114,6 @@ def finding(tables: dict[str, pd.DataFrame]) -> list[str]:
         )
     lines[-1] += (
         " Rushing & Nanda 2024 correlate the same in their supplementary code: a next layer that does the work of an ablated "
-        "head as it would do that of a skipped layer speaks for Iterative Inference. They publish no numbers for it."
+        "head as it would do that of a skipped layer speaks for Iterative Inference. No value of theirs stands beside it here."
     )
     return lines

@@ -161,5 +161,5 @@ def finding(tables: dict[str, pd.DataFrame]) -> list[str]:
         f"a direct effect of {measured(rises, 'direct_effect')}, and {measured(falls, CHANGE, 'logits')} in "
         f"{head_name(falls)}, from {measured(falls, 'direct_effect')}; n = "
         f"{int(rises['n_tokens']):,} top tokens each. Rushing & Nanda 2024 do this at scales 1, 3 and 5 in their supplementary "
-        "code, as evidence on Iterative Inference; they publish no numbers for it.",
+        "code, as evidence on Iterative Inference; no value of theirs stands beside it here.",
     ]
