@@ -167,7 +167,8 @@ def draw(figures: dict[str, Any], path: Path) -> None:
         _panel(axes[3], heads, figures["seconds_by_heads"], "heads", "time (s)", line)
         for letter, ax in zip("abcd", axes, strict=True):
             style.panel_letter(ax, letter)
-            ax.set_ylim(bottom=0)
+            ax.set_ylim(0, 1.05 * ax.get_ylim()[1])
+        axes[3].locator_params(axis="x", integer=True)
         figure.savefig(path, dpi=200)
 
 
