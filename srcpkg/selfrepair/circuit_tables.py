@@ -229,7 +229,7 @@ def _repairs(
 ) -> pd.DataFrame:
     row_of = _rows_of(repair)
     n_selected, by_head, by_mlp = (repair[name].values for name in ("n_selected", "repair_by_head", "repair_by_mlp"))
-    counts = np.array([n_selected[row_of[head]] for head, *_ in rows], float).reshape(len(rows), -1)
+    counts = n_selected[np.array([row_of[head] for head, *_ in rows], int)].astype(float)
     sums = np.empty(counts.shape)
     for number, (head, by, layer, of) in enumerate(rows):
         row = row_of[head]

@@ -14,6 +14,7 @@ from selfrepair.ablation import sweep
 from selfrepair.circuit_tables import (
     CONTROLS,
     _regression,
+    _repairs,
     condense_reinforcement,
     correlate_next_layer,
     repair_by_layer,
@@ -356,12 +357,14 @@ def test_repair_by_layer_means_over_the_heads_of_a_layer(parallel: bool, rng: np
     assert ((1, "mlp", 1) in table.index) != parallel
 
 
-def test_a_model_where_nothing_follows_has_an_empty_table() -> None:
+def test_a_model_where_nothing_follows_has_empty_tables() -> None:
     repair = repair_of(np.zeros((1, 4, 1, 1)), np.zeros((1, 4, 1)), np.ones((1, 4), int), [(0, 0)])
-    table = repair_by_layer(repair, True, estimate_weights(4, 30, 0))
+    weights = estimate_weights(4, 30, 0)
+    table = repair_by_layer(repair, True, weights)
     assert table.empty
     assert {"layer", "by", "by_layer", "n_heads", "repair", "repair_low", "repair_high"} == set(table)
     assert strongest_pairs(repair, 6) == []
+    assert _repairs([], repair, {}, weights).empty
 
 
 @pytest.mark.parametrize("kind", ["zero", "resample"])
