@@ -2,11 +2,10 @@
 
 Inputs: a model snapshot, tokens.h5, the shard's activations, thresholds.h5, chosen_heads.json, ablations and table heads of the
 main kind.
-Outputs: reinforcement/{shard}.h5, traced_repair/{shard}.h5, moved_residual/{shard}.h5, layer_ablations/{shard}.h5,
-strongest_pairs.json; tables self_reinforcement, repair_by_layer, repair_rows, repair_pairs, next_layer_correlation,
-next_layer_heads and layer_ablation.
-Steps: reinforce_heads, condense_reinforcement; tabulate_repair, trace_repair, condense_traced_repair; move_residual,
-correlate_next_layer; ablate_layers, condense_layer_ablation.
+Outputs: reinforcement/{shard}.h5, moved_residual/{shard}.h5, layer_ablations/{shard}.h5; tables self_reinforcement,
+repair_by_layer, repair_rows, repair_pairs, next_layer_correlation, next_layer_heads and layer_ablation.
+Steps: reinforce_heads, condense_reinforcement; tabulate_repair; move_residual, correlate_next_layer; ablate_layers,
+condense_layer_ablation.
 """
 
 
@@ -67,10 +66,13 @@ rule condense_reinforcement:
 rule tabulate_repair:
     input:
         ablations=expand(each_shard(ABLATIONS), kind=MAIN_KIND, allow_missing=True),
+        thresholds=THRESHOLDS,
+        chosen=CHOSEN_HEADS,
         heads=table("heads"),
     output:
         by_layer=table("repair_by_layer"),
-        pairs=STRONGEST_PAIRS,
+        rows=table("repair_rows"),
+        pairs=table("repair_pairs"),
     log:
         f"{LOGS}/tabulate_repair.log",
     conda:
@@ -80,70 +82,12 @@ rule tabulate_repair:
         mem_mb=memory(3000),
         runtime=15,
     params:
+        statistics={key: config["statistics"][key] for key in ("n_bootstrap", "bootstrap_seed")},
         code=code("tabulate_repair"),
     message:
         "Condense who repairs whom in {wildcards.model} on {wildcards.corpus}"
     script:
         "../scripts/tabulate_repair.py"
-
-
-rule trace_repair:
-    input:
-        model=MODEL,
-        tokens=TOKENS,
-        activations=ACTIVATIONS,
-        thresholds=THRESHOLDS,
-        mean_activations=MEAN_ACTIVATIONS if MAIN_KIND == "mean" else [],
-        chosen=CHOSEN_HEADS,
-        pairs=STRONGEST_PAIRS,
-    output:
-        traced=TRACED_REPAIR,
-    log:
-        f"{LOGS}/trace_repair/{{shard}}.log",
-    benchmark:
-        f"{BENCHMARKS}/trace_repair/{{shard}}.tsv"
-    conda:
-        "../environment.yml"
-    threads: 1
-    resources:
-        mem_mb=memory(3000),
-        runtime=4 * 60,
-        gpu=gpus(),
-    params:
-        prompts=prompts_of,
-        kind=MAIN_KIND,
-        compute=config["compute"],
-        code=code("trace_repair"),
-    message:
-        "Trace who repairs a few heads of {wildcards.model} on shard {wildcards.shard} of {wildcards.corpus}"
-    script:
-        "../scripts/trace_repair.py"
-
-
-rule condense_traced_repair:
-    input:
-        traced=each_shard(TRACED_REPAIR),
-        chosen=CHOSEN_HEADS,
-        pairs=STRONGEST_PAIRS,
-        heads=table("heads"),
-    output:
-        rows=table("repair_rows"),
-        pairs=table("repair_pairs"),
-    log:
-        f"{LOGS}/condense_traced_repair.log",
-    conda:
-        "../environment.yml"
-    threads: 1
-    resources:
-        mem_mb=memory(2000),
-        runtime=15,
-    params:
-        statistics={key: config["statistics"][key] for key in ("n_bootstrap", "bootstrap_seed")},
-        code=code("condense_traced_repair"),
-    message:
-        "Condense who repairs a few heads of {wildcards.model}"
-    script:
-        "../scripts/condense_traced_repair.py"
 
 
 rule move_residual:
@@ -178,7 +122,7 @@ rule move_residual:
 
 rule correlate_next_layer:
     input:
-        traced=each_shard(TRACED_REPAIR),
+        ablations=expand(each_shard(ABLATIONS), kind=MAIN_KIND, allow_missing=True),
         moved=each_shard(MOVED_RESIDUAL),
         heads=table("heads"),
     output:

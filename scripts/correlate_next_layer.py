@@ -9,7 +9,7 @@ if __name__ == "__main__":
         from selfrepair.circuit_tables import correlate_next_layer
 
         correlate_next_layer(
-            traced=[Path(path) for path in snakemake.input.traced],
+            ablations=[Path(path) for path in snakemake.input.ablations],
             moved=[Path(path) for path in snakemake.input.moved],
             heads_table=Path(snakemake.input.heads),
             tables={"correlations": Path(snakemake.output.correlations), "heads": Path(snakemake.output.next_heads)},

@@ -1,4 +1,4 @@
-"""Condense who repairs whom over all ablated heads, and find the strongest pairs."""
+"""Condense who repairs whom: by layer, for the chosen heads in full, and the strongest pairs."""
 
 from pathlib import Path
 
@@ -10,7 +10,9 @@ if __name__ == "__main__":
 
         tabulate_repair(
             shards=[Path(path) for path in snakemake.input.ablations],
+            thresholds=Path(snakemake.input.thresholds),
+            chosen_heads=Path(snakemake.input.chosen),
             heads_table=Path(snakemake.input.heads),
-            by_layer=Path(snakemake.output.by_layer),
-            pairs=Path(snakemake.output.pairs),
+            tables={name: Path(snakemake.output[name]) for name in ("by_layer", "rows", "pairs")},
+            **snakemake.params.statistics,
         )

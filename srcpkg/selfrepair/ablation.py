@@ -100,8 +100,7 @@ def ablate_shard(
         activations: The shard's activations file.
         thresholds: Top tokens of each head; its repair by every component is summed over them.
         mean_activations: Averages of z; wanted for kind "mean".
-        out: HDF5 file: the variables of `ablate_heads`, repair_by_head [head, by_layer, by_head] and repair_by_mlp
-            [head, by_layer], n_selected [head].
+        out: HDF5 file: the variables of `sweep`, each head's top tokens being the selected ones.
         prompts: First prompt of the shard, and the one after its last.
         kind: "resample", "mean" or "zero".
         heads: The (layer, head) pairs; None means all.
@@ -133,7 +132,6 @@ def ablate_shard(
                 replacement = constant_replacement(model, kind, ids[chunk].shape, mean_z)
             parts.append(sweep(model, ids[chunk], clean, replacement, chosen, bar, selected[:, chunk], which == "top"))
     dataset = _join(parts)
-    dataset["n_selected"] = ("head", selected.sum((1, 2)))
     # "coordinates" tells xarray which variables label the heads.
     attrs = {"ablation": kind, "tokens": which, "coordinates": "layer head_index"}
     with write_hdf5(out, kind="ablations", provenance=provenance, attrs=attrs) as file:
@@ -203,11 +201,13 @@ def sweep(
         replacement: Gives, for a layer, what takes the place of ``z`` [prompt, pos, head, d_head].
         heads: The (layer, head) pairs.
         progress: Told of every finished head.
-        selected: Boolean [head, prompt, pos-1]; adds each head's repair by every component, summed over these tokens.
+        selected: Boolean [head, prompt, pos-1]; adds each head's repair by every component, summed over these tokens
+            of each prompt.
         only_selected: Compute nothing that these tokens do not need; values of other tokens are NaN.
 
     Returns:
-        As `ablate_heads`; with ``selected`` also repair_by_head [head, by_layer, by_head] and repair_by_mlp [head, by_layer].
+        As `ablate_heads`; with ``selected`` also repair_by_head [head, prompt, by_layer, by_head] and repair_by_mlp
+        [head, prompt, by_layer], logits, and the number of tokens summed over, n_selected [head, prompt].
 
     Raises:
         ValueError: The identity of the three parts does not hold.
@@ -217,8 +217,10 @@ def sweep(
     shape = (len(heads), tokens.shape[0], tokens.shape[1] - 1)
     dtype = torch.zeros(0, dtype=model.dtype).numpy().dtype
     values = {name: np.full(shape, np.nan, dtype) for name in (*HEAD_TOKEN, "ablated_scale")}
-    by_head = np.zeros((len(heads), model.n_layers, model.n_heads), dtype)
-    by_mlp = np.zeros((len(heads), model.n_layers), dtype)
+    sums = {
+        "repair_by_head": np.zeros((*shape[:2], model.n_layers, model.n_heads), dtype),
+        "repair_by_mlp": np.zeros((*shape[:2], model.n_layers), dtype),
+    }
     for layer, of_layer in group_by_layer(heads).items():
         rows = np.array([index[layer, head] for head in of_layer])
         mask = torch.from_numpy(np.ones(shape, bool)[rows] if selected is None else selected[rows])
@@ -229,15 +231,23 @@ def sweep(
             found["self_repair"] = found["logit_change"] - (found["ablated_direct_effect"] - found["direct_effect"])
             check_identity(found, model)
             _place(values, found, here, batch, batch.of_selection(mask).numpy() if only_selected else None)
-            # Of pairs, the one row has several heads; of a row a head, the sum is over its prompts.
-            axis = 1 if batch.prompts is None else 0
-            np.add.at(by_head, here, result.repair_by_head.sum(axis).cpu().numpy())
-            np.add.at(by_mlp, here, result.repair_by_mlp.sum(axis).cpu().numpy())
+            for name, value in sums.items():
+                of_batch = getattr(result, name).cpu().numpy()
+                if batch.prompts is None:
+                    value[here] = of_batch
+                else:
+                    value[here, batch.prompts] = of_batch[0]
         progress.advance(len(of_layer))
     dataset = _labelled(values, clean, heads)
     if selected is not None:
-        dataset["repair_by_head"] = (("head", "by_layer", "by_head"), by_head)
-        dataset["repair_by_mlp"] = (("head", "by_layer"), by_mlp)
+        attrs = {
+            "units": "logits",
+            "description": "repair of the ablated head, summed over its top tokens of the prompt",
+        }
+        for name, value in sums.items():
+            dataset[name] = (("head", "prompt", "by_layer", "by_head")[: value.ndim], value, attrs)
+        attrs = {"description": "top tokens of the head in the prompt"}
+        dataset["n_selected"] = (("head", "prompt"), selected.sum(-1), attrs)
     return dataset
 
 
@@ -291,24 +301,8 @@ def identity_tolerance(model: Model) -> float:
 
 
 def _join(parts: Sequence[xr.Dataset]) -> xr.Dataset:
-    """Datasets of successive prompts as one; sums over tokens are added up."""
-    sums = ["repair_by_head", "repair_by_mlp"]
-    joined = xr.concat(
-        [part.drop_vars(sums, errors="ignore") for part in parts],
-        dim="prompt",
-        data_vars="minimal",
-        coords="minimal",
-        compat="override",
-        join="override",
-    )
-    for name in sums:
-        if name in parts[0]:
-            joined[name] = sum(part[name] for part in parts)
-            joined[name].attrs = {
-                "units": "logits",
-                "description": "repair of the ablated head, summed over its top tokens",
-            }
-    return joined
+    """Datasets of successive prompts as one."""
+    return xr.concat(parts, dim="prompt", data_vars="minimal", coords="minimal", compat="override", join="override")
 
 
 def _labelled(values: dict[str, np.ndarray], clean: CleanRun, heads: Heads) -> xr.Dataset:

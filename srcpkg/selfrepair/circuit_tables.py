@@ -3,25 +3,19 @@
 Every mean, slope and correlation has its 95% bootstrap interval over prompts, from sums that were kept by prompt.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import xarray as xr
+from jaxtyping import Float
 
 from selfrepair.chosen_heads import read_chosen_heads
 from selfrepair.quantities import HEAD_TOKEN
-from selfrepair.statistics import estimate_weights, estimated, ratios
+from selfrepair.selection import read_selected
+from selfrepair.statistics import estimate_weights, estimated, mean_over_heads, ratios
 from selfrepair.storage import open_hdf5
-from selfrepair.strongest_pairs import (
-    N_PAIRS,
-    Pair,
-    mean_repair,
-    read_strongest_pairs,
-    strongest_pairs,
-    write_strongest_pairs,
-)
 from selfrepair.tables import CONFIDENCE, relative_depth, write_table
 
 Head = tuple[int, int]
@@ -99,118 +93,152 @@ def _labels(table: pd.DataFrame) -> np.ndarray:
 # --- who repairs whom ------------------------------------------------------------------------------------------------
 
 
-def tabulate_repair(*, shards: Sequence[Path], heads_table: Path, by_layer: Path, pairs: Path) -> None:
-    """Condense who repairs whom over all ablated heads: by layer, and which pairs are strongest.
-
-    Args:
-        shards: Ablations files of one kind in the order of their prompts.
-        heads_table: Table "heads" of the same ablations; its settings are taken over.
-        by_layer: Parquet file to write, a row an ablated layer and a layer of later heads or a later MLP; a CSV is written
-            beside it. Sums of all heads are kept by shard, so that it has no intervals.
-        pairs: JSON file to write: the strongest pairs, of heads and of MLPs (`selfrepair.strongest_pairs`).
-    """
-    repair, attrs = mean_repair(shards), pd.read_parquet(heads_table).attrs
-    write_table(repair_by_layer(repair, parallel=attrs["parallel_attention_mlp"]), by_layer, attrs)
-    write_strongest_pairs(strongest_pairs(repair, N_PAIRS), pairs)
-
-
-def repair_by_layer(repair: xr.Dataset, parallel: bool) -> pd.DataFrame:
-    """Mean over the heads of a layer of their repair by the heads, and by the MLP, of each layer that can change.
-
-    Args:
-        repair: From `selfrepair.strongest_pairs.mean_repair`.
-        parallel: Attention and MLP of a layer read the same residual, so that a head's own layer cannot change.
-
-    Returns:
-        Columns layer, by ("heads" or "mlp"), by_layer, n_heads and repair (logits, mean over the layer's ablated heads).
-    """
-    layers = repair["layer"].values
-    by = {"heads": repair["repair_by_head"].values.sum(-1), "mlp": repair["repair_by_mlp"].values}
-    rows = [
-        {
-            "layer": int(layer),
-            "by": name,
-            "by_layer": later,
-            "n_heads": int((layers == layer).sum()),
-            "repair": float(values[layers == layer, later].mean()),
-        }
-        for name, values in by.items()
-        for layer in np.unique(layers)
-        for later in range(int(layer) + (name == "heads" or parallel), values.shape[1])
-    ]
-    return pd.DataFrame(rows, columns=["layer", "by", "by_layer", "n_heads", "repair"])
-
-
-def condense_traced_repair(
-    *,
-    shards: Sequence[Path],
-    chosen_heads: Path,
-    pairs: Path,
-    heads_table: Path,
-    tables: Mapping[str, Path],
-    n_bootstrap: int,
-    bootstrap_seed: int,
-) -> None:
-    """Write who repairs the chosen heads, and the strongest pairs of all heads, with intervals.
-
-    Args:
-        shards: Traced repair files in the order of their prompts.
-        chosen_heads: The heads whose repair is written in full.
-        pairs: The pairs to list.
-        heads_table: Table "heads" of the same ablations; its settings are taken over.
-        tables: "rows" and "pairs": Parquet files to write; a CSV is written beside each. In "rows" the repairs of a head by
-            heads, MLPs and the final norm add up to the row whose ``by`` is "all", its condensed self-repair.
-        n_bootstrap: Resamples of prompts.
-        bootstrap_seed: Of the resampling.
-    """
-    traced = _joined(shards, "traced_repair", "trace_repair")
-    attrs = pd.read_parquet(heads_table).attrs
-    chosen, listed = read_chosen_heads(chosen_heads), read_strongest_pairs(pairs)
-    rows = [key for head in chosen for key in _components(head, traced, attrs["parallel_attention_mlp"])]
-    table = _repairs(traced, rows, n_bootstrap, bootstrap_seed)
-    write_table(table, tables["rows"], attrs)
-    keys = [((pair.layer, pair.head), *_component(pair)) for pair in listed]
-    table = _repairs(traced, keys, n_bootstrap, bootstrap_seed)
-    table.insert(0, "rank", table.groupby("by").cumcount() + 1)
-    write_table(table, tables["pairs"], attrs)
-
+N_PAIRS = 6
+"""Pairs that are listed, of heads and of MLPs each."""
+WHOLE = {"layernorm": "self_repair_from_layernorm", "all": "self_repair"}
+"""What repairs a head beside single components, and the quantity of its tokens that says how much."""
 
 Repairer = tuple[Head, str, int | None, int | None]
 """An ablated head, what repairs it ("head", "mlp", "layernorm" or "all"), and the layer and head of that."""
 
 
-def _component(pair: Pair) -> tuple[str, int, int | None]:
-    return "mlp" if pair.by_head is None else "head", pair.by_layer, pair.by_head
+def tabulate_repair(
+    *,
+    shards: Sequence[Path],
+    thresholds: Path,
+    chosen_heads: Path,
+    heads_table: Path,
+    tables: Mapping[str, Path],
+    n_bootstrap: int,
+    bootstrap_seed: int,
+) -> None:
+    """Write who repairs whom: by layer, for the chosen heads in full, and the strongest pairs of all heads.
+
+    Args:
+        shards: Ablations files of one kind in the order of their prompts.
+        thresholds: Top tokens of each head.
+        chosen_heads: The heads whose repair is written in full.
+        heads_table: Table "heads" of the same ablations; its settings are taken over.
+        tables: "by_layer", "rows" and "pairs": Parquet files to write; a CSV is written beside each. In "rows" the repairs of a
+            head by heads, MLPs and the final norm add up to the row whose ``by`` is "all", its condensed self-repair.
+        n_bootstrap: Resamples of prompts.
+        bootstrap_seed: Of the resampling.
+    """
+    repair, chosen = _repair(shards), read_chosen_heads(chosen_heads)
+    attrs = pd.read_parquet(heads_table).attrs
+    parallel = attrs["parallel_attention_mlp"]
+    weights = estimate_weights(repair.sizes["prompt"], n_bootstrap, bootstrap_seed)
+    write_table(repair_by_layer(repair, parallel, weights), tables["by_layer"], attrs)
+    rows = [key for head in chosen for key in _components(head, repair, parallel)]
+    table = _repairs(rows, repair, _whole_repair(shards, thresholds, chosen), weights)
+    write_table(table, tables["rows"], attrs)
+    table = _repairs(strongest_pairs(repair, N_PAIRS), repair, {}, weights)
+    table.insert(0, "rank", table.groupby("by").cumcount() + 1)
+    write_table(table, tables["pairs"], attrs)
 
 
-def _components(head: Head, traced: xr.Dataset, parallel: bool) -> list[Repairer]:
+def repair_by_layer(repair: xr.Dataset, parallel: bool, weights: Float[np.ndarray, "resample prompt"]) -> pd.DataFrame:
+    """Mean over the heads of a layer of their repair by the heads, and by the MLP, of each layer that can change.
+
+    Args:
+        repair: Sums by prompt of ablations files: repair_by_head, repair_by_mlp, n_selected, layer.
+        parallel: Attention and MLP of a layer read the same residual, so that a head's own layer cannot change.
+        weights: From `estimate_weights`.
+
+    Returns:
+        Columns layer, by ("heads" or "mlp"), by_layer, n_heads and repair (logits, mean over the layer's ablated heads) with
+        its interval.
+    """
+    layers, counts = repair["layer"].values, repair["n_selected"].values.astype(float)
+    by = {"heads": repair["repair_by_head"].values.sum(-1), "mlp": repair["repair_by_mlp"].values}
+    keys, values = [], []
+    for name, sums in by.items():
+        for layer in np.unique(layers):
+            here = layers == layer
+            later = np.arange(layer + (name == "heads" or parallel), sums.shape[2])
+            numerator = np.moveaxis(sums[here][:, :, later], 1, 2).astype(float)
+            denominator = np.broadcast_to(counts[here][:, None], numerator.shape)
+            values.append(mean_over_heads(ratios(numerator, denominator, weights)))
+            keys += [(int(layer), name, at, int(here.sum())) for at in later.tolist()]
+    table = pd.DataFrame(keys, columns=["layer", "by", "by_layer", "n_heads"])
+    return table.assign(**with_interval({"repair": np.concatenate(values, axis=1)}))
+
+
+def strongest_pairs(repair: xr.Dataset, count: int) -> list[Repairer]:
+    """The pairs of largest repair or breakage: ``count`` where a head changes, then ``count`` where an MLP does.
+
+    Args:
+        repair: As for `repair_by_layer`, with head_index.
+        count: How many of each, or as many as there are with any repair at all.
+    """
+    heads = list(_rows_of(repair))
+    counts = repair["n_selected"].values.sum(1)
+
+    def largest(name: str) -> Iterator[list[int]]:
+        sums = repair[name].values.sum(1, dtype=float)
+        means = sums / counts.reshape(-1, *(1 for _ in sums.shape[1:]))
+        order = np.argsort(-np.abs(means), axis=None, kind="stable")[:count]
+        for place in order[means.flat[order] != 0]:
+            yield [int(at) for at in np.unravel_index(place, means.shape)]
+
+    by_head: list[Repairer] = [(heads[row], "head", at, of) for row, at, of in largest("repair_by_head")]
+    by_mlp: list[Repairer] = [(heads[row], "mlp", at, None) for row, at in largest("repair_by_mlp")]
+    return by_head + by_mlp
+
+
+def _repair(shards: Sequence[Path]) -> xr.Dataset:
+    """Each head's repair by every component, summed over its top tokens of each prompt, of all shards."""
+    names = ["repair_by_head", "repair_by_mlp", "n_selected", "layer", "head_index"]
+    return _joined(shards, "ablations", "ablate_heads", names)
+
+
+def _whole_repair(
+    shards: Sequence[Path], thresholds: Path, heads: Sequence[Head]
+) -> dict[tuple[Head, str], Float[np.ndarray, " prompt"]]:
+    """By head and name of `WHOLE`, the sum over the head's top tokens of each prompt."""
+    sums: dict[str, list[np.ndarray]] = {by: [] for by in WHOLE}
+    first = 0
+    for shard in shards:
+        with open_hdf5(shard, "ablations", remake="ablate_heads") as dataset:
+            row_of = _rows_of(dataset)
+            part = dataset[list(WHOLE.values())].isel(head=[row_of[head] for head in heads]).load()
+        after = first + part.sizes["prompt"]
+        selected = read_selected(thresholds, heads, slice(first, after))
+        for by, quantity in WHOLE.items():
+            sums[by].append(np.where(selected, part[quantity].values, 0).sum(-1, dtype=float))
+        first = after
+    joined = {by: np.concatenate(of, axis=1) for by, of in sums.items()}
+    return {(head, by): of[row] for by, of in joined.items() for row, head in enumerate(heads)}
+
+
+def _components(head: Head, repair: xr.Dataset, parallel: bool) -> list[Repairer]:
     """All that can repair a head, and the sum of it."""
-    layer, n_layers, n_heads = head[0], traced.sizes["by_layer"], traced.sizes["by_head"]
+    layer, n_layers, n_heads = head[0], repair.sizes["by_layer"], repair.sizes["by_head"]
     return [
         *((head, "head", at, of) for at in range(layer + 1, n_layers) for of in range(n_heads)),
         *((head, "mlp", at, None) for at in range(layer + parallel, n_layers)),
-        (head, "layernorm", None, None),
-        (head, "all", None, None),
+        *((head, by, None, None) for by in WHOLE),
     ]
 
 
-def _repairs(traced: xr.Dataset, rows: Sequence[Repairer], n_bootstrap: int, seed: int) -> pd.DataFrame:
-    row_of = _rows_of(traced)
-    counts = np.array([traced["n_selected"].values[row_of[head]] for head, *_ in rows], float)
+def _repairs(
+    rows: Sequence[Repairer],
+    repair: xr.Dataset,
+    whole: Mapping[tuple[Head, str], Float[np.ndarray, " prompt"]],
+    weights: Float[np.ndarray, "resample prompt"],
+) -> pd.DataFrame:
+    row_of = _rows_of(repair)
+    n_selected, by_head, by_mlp = (repair[name].values for name in ("n_selected", "repair_by_head", "repair_by_mlp"))
+    counts = n_selected[np.array([row_of[head] for head, *_ in rows], int)].astype(float)
     sums = np.empty(counts.shape)
     for number, (head, by, layer, of) in enumerate(rows):
         row = row_of[head]
         if by == "head":
-            sums[number] = traced["repair_by_head"].values[row, :, layer, of]
+            sums[number] = by_head[row, :, layer, of]
         elif by == "mlp":
-            sums[number] = traced["repair_by_mlp"].values[row, :, layer]
-        elif by == "layernorm":
-            sums[number] = traced["repair_by_layernorm"].values[row]
-        elif by == "all":
-            sums[number] = traced["self_repair"].values[row]
+            sums[number] = by_mlp[row, :, layer]
         else:
-            raise ValueError(f"by is {by!r}; wanted head, mlp, layernorm or all")
-    values = {"repair": ratios(sums, counts, estimate_weights(counts.shape[1], n_bootstrap, seed))}
+            sums[number] = whole[head, by]
     columns = {
         "layer": [head[0] for head, *_ in rows],
         "head": [head[1] for head, *_ in rows],
@@ -220,7 +248,7 @@ def _repairs(traced: xr.Dataset, rows: Sequence[Repairer], n_bootstrap: int, see
         "n_tokens": counts.sum(1).astype(int),
         "n_prompts": (counts > 0).sum(1),
     }
-    return pd.DataFrame({**columns, **with_interval(values)})
+    return pd.DataFrame({**columns, **with_interval({"repair": ratios(sums, counts, weights)})})
 
 
 # --- the next layer --------------------------------------------------------------------------------------------------
@@ -230,7 +258,7 @@ NO_NEXT_LAYER = "in the last layer: no layer follows"
 
 def correlate_next_layer(
     *,
-    traced: Sequence[Path],
+    ablations: Sequence[Path],
     moved: Sequence[Path],
     heads_table: Path,
     tables: Mapping[str, Path],
@@ -240,7 +268,7 @@ def correlate_next_layer(
     """Correlate, over the heads of the next layer, what a head's ablation and what a moved residual stream change.
 
     Args:
-        traced: Traced repair files in the order of their prompts.
+        ablations: Ablations files of one kind in the order of their prompts.
         moved: Moved residual files, likewise.
         heads_table: Table "heads" of the same ablations; its settings are taken over.
         tables: "correlations" (a row a chosen head; ``note`` says where there is no next layer) and "heads" (a row a chosen
@@ -248,7 +276,7 @@ def correlate_next_layer(
         n_bootstrap: Resamples of prompts; heads stay as they are.
         bootstrap_seed: Of the resampling.
     """
-    ablated = _joined(traced, "traced_repair", "trace_repair")
+    ablated = _repair(ablations)
     shifted = _joined(moved, "moved_residual", "move_residual")
     attrs = pd.read_parquet(heads_table).attrs
     n_prompts, n_layers, n_heads = shifted.sizes["prompt"], ablated.sizes["by_layer"], ablated.sizes["by_head"]
@@ -373,12 +401,12 @@ def with_interval(values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {key: column for name, of in values.items() for key, column in estimated(name, of, CONFIDENCE).items()}
 
 
-def _joined(shards: Sequence[Path], kind: str, remake: str) -> xr.Dataset:
-    """Files of successive prompts as one; variables without prompts are the same in all."""
+def _joined(shards: Sequence[Path], kind: str, remake: str, names: Sequence[str] | None = None) -> xr.Dataset:
+    """These variables (None: all) of files of successive prompts as one; those without prompts are the same in all."""
     parts = []
     for shard in shards:
         with open_hdf5(shard, kind, remake=remake) as dataset:
-            parts.append(dataset.load())
+            parts.append(dataset.load() if names is None else dataset[list(names)].load())
     return xr.concat(parts, "prompt", data_vars="minimal", coords="minimal", compat="override", join="override")
 
 

@@ -90,7 +90,8 @@ def interval(
     """Percentile bootstrap interval over the first axis; resamples that have no value are left out."""
     tail = (1 - confidence) / 2
     undefined = np.isnan(resampled).all(axis=0)
-    low, high = np.nanquantile(np.where(undefined, 0.0, resampled), [tail, 1 - tail], axis=0)
+    ends = np.nanquantile(np.where(undefined, 0.0, resampled), [tail, 1 - tail], axis=0)
+    low, high = ends.reshape(2, *undefined.shape)  # of no values, NumPy gives one end
     return np.where(undefined, np.nan, low), np.where(undefined, np.nan, high)
 
 
@@ -109,7 +110,7 @@ def ratios(
     return np.where(np.isfinite(ratio), ratio, np.nan)
 
 
-def mean_over_heads(values: Float[np.ndarray, "resample head"]) -> Float[np.ndarray, " resample"]:
+def mean_over_heads(values: Float[np.ndarray, "resample head *rest"]) -> Float[np.ndarray, "resample *rest"]:
     """Mean over heads, leaving out those without a value; NaN where none has one."""
     finite = np.isfinite(values)
     count = finite.sum(axis=1)

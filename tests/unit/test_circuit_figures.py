@@ -87,6 +87,7 @@ def repair_tables(n_layers: int = 4, n_heads: int = 3) -> Tables:
         + [{"layer": layer, "by": "mlp", "by_layer": at} for layer, at in later]
     ).assign(n_heads=n_heads)
     layers["repair"] = np.random.default_rng(0).normal(0, 0.1, len(layers))
+    with_interval(layers, ("repair",), spread=0.05)
     components = [
         {"layer": layer, "head": 0, "by": "head", "by_layer": at, "by_head": head}
         for layer in range(min(n_layers, 2))
@@ -222,6 +223,20 @@ def test_heat_maps_hold_every_repair_and_are_centred_on_zero() -> None:
         assert in_full[3 if row["by"] == "mlp" else row["by_head"], row["by_layer"]] == row["repair"]
 
 
+def test_cells_that_may_be_zero_are_crossed_and_the_others_counted() -> None:
+    tables = repair_tables(8, 3)
+    panels = [ax for ax in module("who_repairs_whom").draw(tables).axes if ax.get_title().startswith("repair by later")]
+    line = module("who_repairs_whom").finding(tables)[0]
+    for ax, by, name in zip(panels, ("heads", "mlp"), ("heads", "MLPs"), strict=True):
+        rows = tables["layers"][tables["layers"]["by"] == by]
+        unsure = rows.query("repair_low <= 0 <= repair_high")
+        assert 0 < len(unsure) < len(rows)
+        (crosses,) = [dots for dots in ax.collections if dots.get_label() == "_unsure"]
+        np.testing.assert_array_equal(crosses.get_offsets(), unsure[["by_layer", "layer"]])
+        above, below = (rows["repair_low"] > 0).sum(), (rows["repair_high"] < 0).sum()
+        assert f"by {name} above zero in {above} of {len(rows)} pairs of layers, below in {below}" in line
+
+
 def test_cells_beyond_the_range_are_counted() -> None:
     tables = repair_tables(12, 3)
     tables["layers"].loc[3, "repair"] = -9.0
@@ -261,7 +276,7 @@ def test_findings_quote_the_strongest_pair_and_the_best_layer() -> None:
     pair = tables["pairs"].query("by == 'mlp' and rank == 1").iloc[0]
     lines = module("who_repairs_whom").finding(tables)
     quoted = f"L{pair['layer']}H{pair['head']} → MLP {pair['by_layer']} {style_number(pair['repair'])} logits"
-    assert quoted in lines[1]
+    assert quoted in lines[2]
     table = layer_tables()["layers"]
     best = table[table["component"] == "attention"].nlargest(1, "r_squared_compensation").iloc[0]
     assert f"most closely in layer {best['layer']}, with R² " in module("layer_ablation").finding({"layers": table})[0]

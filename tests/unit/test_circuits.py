@@ -1,5 +1,6 @@
 """Heads that answer one another: against hooked runs of the whole model, and planted models in which the answer is known."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -9,13 +10,16 @@ import torch
 import xarray as xr
 
 import selfrepair
+from selfrepair.ablation import sweep
 from selfrepair.circuit_tables import (
     CONTROLS,
     _regression,
+    _repairs,
     condense_reinforcement,
-    condense_traced_repair,
     correlate_next_layer,
     repair_by_layer,
+    strongest_pairs,
+    tabulate_repair,
 )
 from selfrepair.clean import by_head, run_clean
 from selfrepair.models import Model, hooked
@@ -24,9 +28,8 @@ from selfrepair.progress import Progress
 from selfrepair.quantities import PARTS
 from selfrepair.reinforcement import ADDED, _added, reinforce_heads
 from selfrepair.single_attention import Attentions
+from selfrepair.statistics import estimate_weights
 from selfrepair.storage import write_hdf5
-from selfrepair.strongest_pairs import Pair, strongest_pairs, write_strongest_pairs
-from selfrepair.traced_repair import VARIABLES, trace_repair
 
 from conftest import random_model
 from planted import backup
@@ -221,106 +224,147 @@ def test_moved_residual_is_that_of_a_hooked_run(name: str, tokens: np.ndarray) -
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_traced_repair_adds_up_and_is_what_ablating_gives(
+def test_rows_add_up_to_self_repair_and_intervals_are_over_prompts(
     name: str, tokens: np.ndarray, donors: np.ndarray, tmp_path: Path
 ) -> None:
-    """The sum of a head's row is its condensed self-repair without the LayerNorm part."""
+    """From files of two shards, of which one holds top tokens alone, as sweeps of all heads write them."""
     model = load(name)
-    ids, other = torch.from_numpy(tokens), torch.from_numpy(donors)
-    heads = [(1, 2), (0, 3), (2, 0)]
-    selected = np.random.default_rng(5).random((3, 6, 9)) < 0.3
-    clean, donor = run_clean(model, ids), run_clean(model, other)
-    sums = trace_repair(model, ids, clean, donor.z.__getitem__, heads, selected, quiet())
-    whole = selfrepair.ablate_heads(model, tokens, donors, heads=heads)
+    heads = [(layer, head) for layer in range(3) for head in range(4)]
+    selected = np.random.default_rng(5).random((12, 6, 9)) < 0.3
+    parts = [slice(0, 4), slice(4, 6)]
+    shards = [tmp_path / "0.h5", tmp_path / "1.h5"]
+    for path, part in zip(shards, parts, strict=True):
+        ids = torch.from_numpy(tokens[part])
+        clean, donor = run_clean(model, ids), run_clean(model, torch.from_numpy(donors[part]))
+        replacement = donor.z.__getitem__
+        swept = sweep(model, ids, clean, replacement, heads, quiet(), selected[:, part], part.start > 0)
+        write_ablations(path, swept)
+    whole = selfrepair.ablate_heads(model, tokens, donors)
 
-    def condensed(quantity: str) -> np.ndarray:
-        return np.where(selected, whole[quantity], 0).sum(-1)
+    def condensed(quantity: str, pair: tuple[int, int]) -> float:
+        row = heads.index(pair)
+        return float(whole[quantity].values[row][selected[row]].mean())
 
-    for total, quantity in (
-        (sums["repair_by_head"].sum((2, 3)), "self_repair_from_heads"),
-        (sums["repair_by_mlp"].sum(2), "self_repair_from_mlps"),
-        (sums["repair_by_layernorm"], "self_repair_from_layernorm"),
-        (sums["self_repair"], "self_repair"),
-    ):
-        np.testing.assert_allclose(total, condensed(quantity), atol=TOLERANCE[name])
-        assert np.abs(total).max() > 1e-2
-
-    write_traced(tmp_path / "0.h5", sums, selected, heads)
-    (tmp_path / "chosen.json").write_text("[[1, 2], [0, 3]]")
-    write_strongest_pairs([Pair(2, 0, 2, None), Pair(0, 3, 1, 1)], tmp_path / "pairs.json")
-    condense_traced_repair(
-        shards=[tmp_path / "0.h5"],
+    chosen = [(1, 2), (0, 3)]
+    (tmp_path / "chosen.json").write_text(json.dumps(chosen))
+    names = ("by_layer", "rows", "pairs")
+    tabulate_repair(
+        shards=shards,
+        thresholds=write_thresholds(tmp_path / "thresholds.h5", selected),
         chosen_heads=tmp_path / "chosen.json",
-        pairs=tmp_path / "pairs.json",
         heads_table=settings_table(tmp_path / "heads.parquet", parallel_attention_mlp=model.parallel),
-        tables={"rows": tmp_path / "rows.parquet", "pairs": tmp_path / "repair_pairs.parquet"},
+        tables={name: tmp_path / f"{name}.parquet" for name in names},
         n_bootstrap=50,
         bootstrap_seed=0,
     )
-    rows = pd.read_parquet(tmp_path / "rows.parquet")
-    for row, (layer, head) in enumerate(heads[:2]):
+    by_layer, rows, pairs = (pd.read_parquet(tmp_path / f"{name}.parquet") for name in names)
+    for layer, head in chosen:
         of_head = rows[(rows["layer"] == layer) & (rows["head"] == head)]
         repair = of_head.groupby("by")["repair"].sum()
-        count = selected[row].sum()
-        self_repair = condensed("self_repair")[row].sum() / count
-        assert repair["all"] == pytest.approx(self_repair, abs=1e-6)
-        layernorm = condensed("self_repair_from_layernorm")[row].sum() / count
-        assert repair["head"] + repair["mlp"] == pytest.approx(self_repair - layernorm, abs=1e-6)
-        assert repair["layernorm"] == pytest.approx(layernorm, abs=1e-6)
-        assert (of_head["n_tokens"] == count).all()
-    pairs = pd.read_parquet(tmp_path / "repair_pairs.parquet")
-    wanted = [sums["repair_by_mlp"][2, :, 2].sum(), sums["repair_by_head"][1, :, 1, 1].sum()]
-    counts = [selected[2].sum(), selected[1].sum()]
-    np.testing.assert_allclose(pairs["repair"], np.array(wanted) / counts, atol=1e-12)
-    assert pairs["by"].tolist() == ["mlp", "head"]
-    assert pairs["rank"].tolist() == [1, 1]
+        for by, quantity in (
+            ("head", "self_repair_from_heads"),
+            ("mlp", "self_repair_from_mlps"),
+            ("layernorm", "self_repair_from_layernorm"),
+            ("all", "self_repair"),
+        ):
+            wanted = condensed(quantity, (layer, head))
+            assert repair[by] == pytest.approx(wanted, abs=TOLERANCE[name])
+            assert abs(wanted) > 1e-4
+        assert (of_head["n_tokens"] == selected[heads.index((layer, head))].sum()).all()
+
+    # The last layer's MLP, of heads of the layer before: each head's ratio of sums, resample by resample.
+    drawn = [np.arange(6), *np.random.default_rng(0).integers(6, size=(50, 6))]
+    repair = np.where(selected, whole["self_repair_from_mlps"], 0).sum(-1)[8:]
+    if not model.parallel:
+        means = [(repair[:, some].sum(1) / selected[8:, some].sum((1, 2))).mean() for some in drawn]
+        cell = by_layer.set_index(["layer", "by", "by_layer"]).loc[(2, "mlp", 2)]
+        wanted = [means[0], *np.quantile(means[1:], [0.025, 0.975])]
+        assert cell[["repair", "repair_low", "repair_high"]].tolist() == pytest.approx(wanted, abs=TOLERANCE[name])
+        assert cell["n_heads"] == 4
+    assert (by_layer["repair_low"] < by_layer["repair_high"]).all()
+    strongest = pairs[pairs["by"] == "head"].set_index("rank")["repair"].abs()
+    assert strongest.index.tolist() == [1, 2, 3, 4, 5, 6]
+    assert strongest.is_monotonic_decreasing
+    both = rows.merge(pairs, on=["layer", "head", "by", "by_layer", "by_head"])
+    assert len(both) > 0
+    for end in ("", "_low", "_high"):
+        np.testing.assert_array_equal(both[f"repair{end}_x"], both[f"repair{end}_y"])
 
 
-def write_traced(path: Path, sums: dict[str, np.ndarray], selected: np.ndarray, heads: list[tuple[int, int]]) -> None:
-    n_layers, n_heads = sums["repair_by_head"].shape[2:]
-    with write_hdf5(path, kind="traced_repair", provenance={}) as file:
-        file.dims(head=len(heads), prompt=selected.shape[1], by_layer=n_layers, by_head=n_heads)
-        file.put("layer", ("head",), np.array([layer for layer, _ in heads]))
-        file.put("head_index", ("head",), np.array([head for _, head in heads]))
-        file.put("n_selected", ("head", "prompt"), selected.sum(-1))
-        for name, (dims, _) in VARIABLES.items():
-            file.put(name, ("head", "prompt", *dims), sums[name])
+def write_ablations(path: Path, dataset: xr.Dataset) -> None:
+    with write_hdf5(path, kind="ablations", provenance={}) as file:
+        file.put_dataset(dataset)
 
 
-def repair_of(by_head: np.ndarray, by_mlp: np.ndarray) -> xr.Dataset:
-    """Mean repair of every head, layers and heads in order."""
-    layer, head = (at.ravel() for at in np.indices(by_head.shape[1:]))
+def write_thresholds(path: Path, selected: np.ndarray) -> Path:
+    """Top tokens of heads in order, 4 a layer; those of a head with few are listed more than once."""
+    n_pos = selected.shape[2]
+    tokens = [np.flatnonzero(of_head) for of_head in selected]
+    longest = max(map(len, tokens))
+    with write_hdf5(path, kind="thresholds", provenance={}, attrs={"n_pos": n_pos}) as file:
+        file.dims(layer=len(selected) // 4, head=4, top=longest)
+        top = np.stack([np.resize(of_head, longest) for of_head in tokens]).reshape(-1, 4, longest)
+        file.put("top_tokens", ("layer", "head", "top"), top)
+    return path
+
+
+def repair_of(by_head: np.ndarray, by_mlp: np.ndarray, counts: np.ndarray, heads: list[tuple[int, int]]) -> xr.Dataset:
+    """Sums by prompt, as ablations files hold them."""
     return xr.Dataset(
         {
-            "repair_by_head": (("head", "by_layer", "by_head"), by_head),
-            "repair_by_mlp": (("head", "by_layer"), by_mlp),
-            "layer": (("head",), layer),
-            "head_index": (("head",), head),
+            "repair_by_head": (("head", "prompt", "by_layer", "by_head"), by_head),
+            "repair_by_mlp": (("head", "prompt", "by_layer"), by_mlp),
+            "n_selected": (("head", "prompt"), counts),
+            "layer": (("head",), np.array([layer for layer, _ in heads])),
+            "head_index": (("head",), np.array([head for _, head in heads])),
         }
     )
 
 
-def test_strongest_pairs_are_the_largest_of_either_sign() -> None:
-    by_head, by_mlp = np.zeros((6, 3, 2)), np.zeros((6, 3))
-    by_head[1, 2, 0], by_head[2, 2, 1], by_head[0, 1, 1] = 0.5, -0.75, 0.1
-    by_mlp[5, 2], by_mlp[3, 1] = -2, 0.25
-    assert strongest_pairs(repair_of(by_head, by_mlp), 2) == [
-        Pair(1, 0, 2, 1),
-        Pair(0, 1, 2, 0),
-        Pair(2, 1, 2, None),
-        Pair(1, 1, 1, None),
+SIX_HEADS = [(layer, head) for layer in range(3) for head in range(2)]
+
+
+def test_strongest_pairs_are_the_largest_means_of_either_sign() -> None:
+    by_head, by_mlp = np.zeros((6, 2, 3, 2)), np.zeros((6, 2, 3))
+    by_head[1, :, 2, 0], by_head[2, 0, 2, 1], by_head[0, :, 1, 1] = 0.5, -1.5, 0.1
+    by_mlp[5, 0, 2], by_mlp[3, 1, 1] = -2, 0.25
+    # The largest sum is of many tokens.
+    by_head[4, :, 2, 0] = 8
+    counts = np.full((6, 2), 1)
+    counts[4] = 50
+    repair = repair_of(by_head, by_mlp, counts, SIX_HEADS)
+    assert strongest_pairs(repair, 2) == [
+        ((1, 0), "head", 2, 1),
+        ((0, 1), "head", 2, 0),
+        ((2, 1), "mlp", 2, None),
+        ((1, 1), "mlp", 1, None),
     ]
-    assert len(strongest_pairs(repair_of(by_head, by_mlp), 10)) == 5
+    assert len(strongest_pairs(repair, 10)) == 6
 
 
 @pytest.mark.parametrize("parallel", [False, True])
 def test_repair_by_layer_means_over_the_heads_of_a_layer(parallel: bool, rng: np.random.Generator) -> None:
-    by_head, by_mlp = rng.normal(size=(6, 3, 2)), rng.normal(size=(6, 3))
-    table = repair_by_layer(repair_of(by_head, by_mlp), parallel).set_index(["layer", "by", "by_layer"])["repair"]
-    assert table[0, "heads", 2] == pytest.approx(by_head[:2, 2].sum() / 2)
-    assert table[1, "mlp", 2] == pytest.approx(by_mlp[2:4, 2].mean())
+    by_head, by_mlp = rng.normal(size=(6, 4, 3, 2)), rng.normal(size=(6, 4, 3))
+    counts = rng.integers(0, 3, size=(6, 4)) + np.eye(6, 4, dtype=int)
+    counts[4:, 0] = 1
+    weights = estimate_weights(4, 30, 0)
+    table = repair_by_layer(repair_of(by_head, by_mlp, counts, SIX_HEADS), parallel, weights)
+    table = table.set_index(["layer", "by", "by_layer"])
+    n_tokens = counts.sum(1)
+    assert table["repair"][0, "heads", 2] == pytest.approx((by_head[:2, :, 2].sum((1, 2)) / n_tokens[:2]).mean())
+    assert table["repair"][1, "mlp", 2] == pytest.approx((by_mlp[2:4, :, 2].sum(1) / n_tokens[2:4]).mean())
     assert (1, "heads", 1) not in table.index
     assert ((1, "mlp", 1) in table.index) != parallel
+
+
+def test_a_model_where_nothing_follows_has_empty_tables() -> None:
+    repair = repair_of(np.zeros((1, 4, 1, 1)), np.zeros((1, 4, 1)), np.ones((1, 4), int), [(0, 0)])
+    weights = estimate_weights(4, 30, 0)
+    table = repair_by_layer(repair, True, weights)
+    assert table.empty
+    assert {"layer", "by", "by_layer", "n_heads", "repair", "repair_low", "repair_high"} == set(table)
+    assert strongest_pairs(repair, 6) == []
+    assert _repairs([], repair, {}, weights).empty
 
 
 @pytest.mark.parametrize("kind", ["zero", "resample"])
@@ -347,22 +391,20 @@ def test_planted_backup_head_carries_all_repair(kind: str, tmp_path: Path) -> No
         return model.value_constant[layer].expand(*tokens.shape, -1, -1)
 
     replacement = donor.z.__getitem__ if kind == "resample" else zero
-    sums = trace_repair(model, ids, clean, replacement, every, selected, quiet())
-    row = sums["repair_by_head"][every.index(primary)]
+    repair = sweep(model, ids, clean, replacement, every, quiet(), selected)
+    by_head = repair["repair_by_head"].values.copy()
+    row = by_head[every.index(primary)]
     np.testing.assert_allclose(row[:, *taking_over], heads, atol=1e-12)
     row[:, *taking_over] = 0
-    assert not row.any()
-    assert not sums["repair_by_mlp"].any()
-    # Nothing else is repaired by anything.
-    others = [number for number, pair in enumerate(every) if pair != primary]
-    assert not sums["repair_by_head"][others].any()
+    # Nothing else is repaired, and by nothing else.
+    assert not by_head.any()
+    assert not repair["repair_by_mlp"].values.any()
 
-    mean = repair_of(sums["repair_by_head"].mean(1), sums["repair_by_mlp"].mean(1))
-    mean["repair_by_head"][every.index(primary), taking_over[0], taking_over[1]] = heads.mean()
-    assert strongest_pairs(mean, 5) == [Pair(*primary, *taking_over)]
-    by_layer = repair_by_layer(mean, parallel=False).set_index(["layer", "by", "by_layer"])["repair"]
-    assert by_layer[0, "heads", 1] == pytest.approx(heads.mean() / 4)
-    assert by_layer.drop((0, "heads", 1)).abs().max() == 0
+    assert strongest_pairs(repair, 5) == [(primary, "head", *taking_over)]
+    table = repair_by_layer(repair, False, estimate_weights(len(tokens), 30, 0)).set_index(["layer", "by", "by_layer"])
+    assert table["repair"][0, "heads", 1] == pytest.approx(heads.mean() / 4)
+    assert table["repair_low"][0, "heads", 1] > 0
+    assert table.drop((0, "heads", 1))["repair"].abs().max() == 0
 
 
 def test_planted_backup_head_does_without_the_layer_before(tmp_path: Path) -> None:
@@ -375,8 +417,7 @@ def test_planted_backup_head_does_without_the_layer_before(tmp_path: Path) -> No
     selected = np.zeros((2, len(tokens), tokens.shape[1] - 1), bool)
     selected[..., backup.ASKED] = True
     moved = moved_changes(Attentions(model, tokens.shape[1]), ids, clean, heads, selected)
-    sums = trace_repair(model, ids, clean, donor.z.__getitem__, heads, selected, quiet())
-    write_traced(tmp_path / "traced.h5", sums, selected, heads)
+    write_ablations(tmp_path / "ablations.h5", sweep(model, ids, clean, donor.z.__getitem__, heads, quiet(), selected))
     write_moved(tmp_path / "moved.h5", moved, heads)
     correlations, points = correlate(tmp_path)
     first, last = correlations.iloc[0], correlations.iloc[1]
@@ -402,7 +443,7 @@ def write_moved(path: Path, moved: np.ndarray, heads: list[tuple[int, int]]) -> 
 
 def correlate(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     correlate_next_layer(
-        traced=[folder / "traced.h5"],
+        ablations=[folder / "ablations.h5"],
         moved=[folder / "moved.h5"],
         heads_table=settings_table(folder / "heads.parquet"),
         tables={"correlations": folder / "correlations.parquet", "heads": folder / "points.parquet"},
@@ -415,23 +456,17 @@ def correlate(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
 def test_correlation_is_that_of_means_over_tokens(tmp_path: Path, rng: np.random.Generator) -> None:
     heads = [(0, 1)]
     counts = rng.integers(0, 4, size=(1, 6))
-    selected = np.arange(4) < counts[..., None]
-    sums = {
-        "repair_by_head": rng.normal(size=(1, 6, 3, 5)),
-        "repair_by_mlp": rng.normal(size=(1, 6, 3)),
-        "repair_by_layernorm": rng.normal(size=(1, 6)),
-        "self_repair": rng.normal(size=(1, 6)),
-    }
+    by_head, by_mlp = rng.normal(size=(1, 6, 3, 5)), rng.normal(size=(1, 6, 3))
     moved = rng.normal(size=(1, 6, 5))
-    write_traced(tmp_path / "traced.h5", sums, selected, heads)
+    write_ablations(tmp_path / "ablations.h5", repair_of(by_head, by_mlp, counts, heads))
     write_moved(tmp_path / "moved.h5", moved, heads)
     correlations, points = correlate(tmp_path)
-    x, y = sums["repair_by_head"][0, :, 1].sum(0) / counts.sum(), moved[0].sum(0) / counts.sum()
+    x, y = by_head[0, :, 1].sum(0) / counts.sum(), moved[0].sum(0) / counts.sum()
     np.testing.assert_allclose(points["change_when_ablated"], x)
     np.testing.assert_allclose(points["change_when_moved"], y)
     assert correlations["correlation"].iloc[0] == pytest.approx(np.corrcoef(x, y)[0, 1])
     drawn = np.random.default_rng(0).integers(6, size=(50, 6))
-    resampled = [np.corrcoef(sums["repair_by_head"][0, some, 1].sum(0), moved[0, some].sum(0))[0, 1] for some in drawn]
+    resampled = [np.corrcoef(by_head[0, some, 1].sum(0), moved[0, some].sum(0))[0, 1] for some in drawn]
     low, high = np.quantile(resampled, [0.025, 0.975])
     assert correlations["correlation_low"].iloc[0] == pytest.approx(low)
     assert correlations["correlation_high"].iloc[0] == pytest.approx(high)
@@ -439,8 +474,9 @@ def test_correlation_is_that_of_means_over_tokens(tmp_path: Path, rng: np.random
 
 def test_heads_without_a_next_layer_give_an_empty_list(tmp_path: Path, tokens: np.ndarray) -> None:
     heads = [(2, 1)]
-    sums = {name: np.zeros((1, 6, *([3, 4][: len(dims)]))) for name, (dims, _) in VARIABLES.items()}
-    write_traced(tmp_path / "traced.h5", sums, np.ones((1, 6, 9), bool), heads)
+    counts = np.full((1, 6), 9)
+    repair = repair_of(np.zeros((1, 6, 3, 4)), np.zeros((1, 6, 3)), counts, heads)
+    write_ablations(tmp_path / "ablations.h5", repair)
     write_moved(tmp_path / "moved.h5", np.full((1, 6, 4), np.nan), heads)
     correlations, points = correlate(tmp_path)
     assert correlations["note"].tolist() == ["in the last layer: no layer follows"]

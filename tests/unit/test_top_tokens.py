@@ -32,6 +32,12 @@ def test_selected_tokens_alone(name: str, share: float, rng: np.random.Generator
         wanted = np.where(selected, everything[quantity], np.nan)
         # Tables of rotary angles are float32, and so differ a little between prompt lengths.
         assert np.allclose(alone[quantity], wanted, atol=1e-6, equal_nan=True), quantity
-    for sums in ("repair_by_head", "repair_by_mlp"):
+    for sums, part, of in (
+        ("repair_by_head", "heads", ("by_layer", "by_head")),
+        ("repair_by_mlp", "mlps", ("by_layer",)),
+    ):
         assert np.allclose(alone[sums], everything[sums], atol=1e-6)
+        by_prompt = np.where(selected, everything[f"self_repair_from_{part}"], 0).sum(-1)
+        assert np.allclose(everything[sums].sum(of), by_prompt, atol=1e-6)
+    assert np.array_equal(alone["n_selected"], selected.sum(-1))
     assert bool(np.isnan(alone["logit_change"]).all()) == (not selected.any())

@@ -50,6 +50,13 @@ def ablations(space: Space, kind: str) -> dict[str, np.ndarray]:
     return {name: np.concatenate([shard[name] for shard in shards], axis=1) for name in (*PER_TOKEN, "ablated_scale")}
 
 
+def repair(space: Space, kind: str) -> dict[str, np.ndarray]:
+    """Who repairs whom, by prompt of all shards."""
+    shards = [read(space.run / "ablations" / kind / f"{shard}.h5") for shard in SHARDS]
+    names = ("repair_by_head", "repair_by_mlp", "n_selected")
+    return {name: np.concatenate([shard[name] for shard in shards], axis=1) for name in names}
+
+
 def direct_effects(space: Space) -> np.ndarray:
     """Clean direct effects [layer * head, prompt * pos]."""
     shards = [read(space.run / "activations" / f"{shard}.h5")["head_direct_effect"] for shard in SHARDS]
@@ -120,8 +127,9 @@ def test_ablations_open_with_names_units_and_provenance(finished: Space, kind: s
             assert dataset[name].dtype == np.float32
             assert dataset[name].attrs["long_name"]
             assert dataset[name].attrs["units"] == ("" if name == "ablated_scale" else "logits")
-        assert dict(dataset["repair_by_head"].sizes) == {"head": 8, "by_layer": N_LAYERS, "by_head": N_HEADS}
-        assert dict(dataset["repair_by_mlp"].sizes) == {"head": 8, "by_layer": N_LAYERS}
+        by_prompt = {"head": 8, "prompt": IN_SHARD}
+        assert dict(dataset["repair_by_head"].sizes) == {**by_prompt, "by_layer": N_LAYERS, "by_head": N_HEADS}
+        assert dict(dataset["repair_by_mlp"].sizes) == {**by_prompt, "by_layer": N_LAYERS}
         pairs = list(zip(dataset["layer"].values.tolist(), dataset["head_index"].values.tolist(), strict=True))
         assert pairs == list(itertools.product(range(N_LAYERS), range(N_HEADS)))
         assert {"layer", "head_index"} <= set(dataset.coords)
@@ -200,13 +208,10 @@ def test_the_library_gives_what_the_workflow_wrote(finished: Space, kind: str) -
 def test_who_repairs_whom_adds_up_to_the_repair_of_the_top_tokens(finished: Space, kind: str) -> None:
     selected = top_mask(finished)
     values = ablations(finished, kind)
-    by = {
-        name: sum(read(finished.run / "ablations" / kind / f"{shard}.h5")[name] for shard in SHARDS)
-        for name in ("repair_by_head", "repair_by_mlp", "n_selected")
-    }
-    assert by["n_selected"].tolist() == [N_TOP] * 8
-    for part, total in (("heads", by["repair_by_head"].sum((1, 2))), ("mlps", by["repair_by_mlp"].sum(1))):
-        wanted = np.where(selected, values[f"self_repair_from_{part}"], 0).sum((1, 2))
+    by = repair(finished, kind)
+    np.testing.assert_array_equal(by["n_selected"], selected.sum(-1))
+    for part, total in (("heads", by["repair_by_head"].sum((2, 3))), ("mlps", by["repair_by_mlp"].sum(2))):
+        wanted = np.where(selected, values[f"self_repair_from_{part}"], 0).sum(-1)
         np.testing.assert_allclose(total, wanted, atol=1e-4)
 
 
@@ -492,7 +497,7 @@ def test_neurons_add_up_to_what_the_last_mlp_repairs(finished: Space) -> None:
     """On the top tokens of the chosen heads and no others; the ablations' files hold the same sums, made otherwise."""
     chosen = json.loads((finished.run / "chosen_heads.json").read_text())
     parts = [read(finished.run / "neurons" / "resample" / f"{shard}.h5") for shard in SHARDS]
-    by_mlp = sum(read(finished.run / "ablations" / "resample" / f"{shard}.h5")["repair_by_mlp"] for shard in SHARDS)
+    by_mlp = repair(finished, "resample")["repair_by_mlp"].sum(1)
     selected = top_mask(finished)
     leaders = pd.read_parquet(finished.run / "tables" / "resample" / "erasure_neurons.parquet")
     for row, (layer, head) in enumerate(chosen):
@@ -509,15 +514,15 @@ def test_neurons_add_up_to_what_the_last_mlp_repairs(finished: Space) -> None:
         assert change == pytest.approx(by_mlp[at, -1], abs=1e-4)
         rows = leaders[leaders["rank"] == row + 1]
         assert [*zip(rows["prompt"], rows["pos"], strict=True)] == sorted(tokens)
-        repair = rows["ablated_direct_effect"] - rows["direct_effect"]
-        assert ((repair > 0) == (rows["quadrant"] != "no_repair")).all()
-        assert (repair > 0).sum() > N_TOP / 2
+        change = rows["ablated_direct_effect"] - rows["direct_effect"]
+        assert ((change > 0) == (rows["quadrant"] != "no_repair")).all()
+        assert (change > 0).sum() > N_TOP / 2
     assert abs(by_mlp).max() > 0.05
     for part in parts:
-        repair = part["ablated_direct_effect"] - part["direct_effect"]
-        assert repair.shape[1] == 32, "as many neurons as there are, where fewer are there than asked for"
-        assert (np.diff(repair, axis=1) <= 1e-6).all()
-        np.testing.assert_allclose(np.abs(repair).sum(1), part["total_absolute_change"], atol=1e-4)
+        change = part["ablated_direct_effect"] - part["direct_effect"]
+        assert change.shape[1] == 32, "as many neurons as there are, where fewer are there than asked for"
+        assert (np.diff(change, axis=1) <= 1e-6).all()
+        np.testing.assert_allclose(np.abs(change).sum(1), part["total_absolute_change"], atol=1e-4)
         # A donor may have the same tokens so far.
         nothing = part["total_absolute_change"] == 0
         assert np.isnan(part["share_of_change"][nothing]).all()
@@ -536,10 +541,8 @@ def table(space: Space, name: str) -> pd.DataFrame:
 
 
 def test_strongest_pairs_are_those_of_the_ablations_and_rows_add_up(finished: Space) -> None:
-    """Ablated once more for their prompts' sums, the heads give what the sweep of all heads gave."""
-    shards = [read(finished.run / "ablations" / "resample" / f"{shard}.h5") for shard in SHARDS]
-    by_head = sum(shard["repair_by_head"] for shard in shards) / N_TOP
-    by_mlp = sum(shard["repair_by_mlp"] for shard in shards) / N_TOP
+    sums = repair(finished, "resample")
+    by_head, by_mlp = (sums[name].sum(1) / N_TOP for name in ("repair_by_head", "repair_by_mlp"))
     pairs = table(finished, "repair_pairs")
     for by, values in (("head", by_head), ("mlp", by_mlp)):
         rows = pairs[pairs["by"] == by].sort_values("rank")
@@ -548,14 +551,16 @@ def test_strongest_pairs_are_those_of_the_ablations_and_rows_add_up(finished: Sp
         np.testing.assert_allclose(rows["repair"].abs(), size, atol=2e-5)
     heads = table(finished, "heads").query("selection == 'top'").set_index(["layer", "head"])
     for pair, rows in table(finished, "repair_rows").groupby(["layer", "head"]):
-        repair = rows.groupby("by")["repair"].sum()
-        assert repair["all"] == pytest.approx(heads.loc[pair, "self_repair"], abs=2e-5)
+        total = rows.groupby("by")["repair"].sum()
+        assert total["all"] == pytest.approx(heads.loc[pair, "self_repair"], abs=2e-5)
         of_parts = heads.loc[pair, "self_repair"] - heads.loc[pair, "self_repair_from_layernorm"]
-        assert repair.get("head", 0) + repair.get("mlp", 0) == pytest.approx(of_parts, abs=2e-5)
+        assert total.get("head", 0) + total.get("mlp", 0) == pytest.approx(of_parts, abs=2e-5)
         whole = rows[rows["by"] == "all"].iloc[0]
         for end in ("low", "high"):
             assert whole[f"repair_{end}"] == pytest.approx(heads.loc[pair, f"self_repair_{end}"], abs=2e-5)
-    by_layer = table(finished, "repair_by_layer").set_index(["layer", "by", "by_layer"])["repair"]
+    table_by_layer = table(finished, "repair_by_layer").set_index(["layer", "by", "by_layer"])
+    assert (table_by_layer["repair_low"] < table_by_layer["repair_high"]).all()
+    by_layer = table_by_layer["repair"]
     assert by_layer[0, "heads", 1] == pytest.approx(by_head[:N_HEADS, 1].sum() / N_HEADS, abs=1e-6)
     assert by_layer[1, "mlp", 1] == pytest.approx(by_mlp[N_HEADS:, 1].mean(), abs=1e-6)
 

@@ -25,13 +25,12 @@ LAYERNORM = {
     *("tabulate_scale_ratios", "tabulate_ablation_type", "tabulate_layernorm_claim", "compare_frozen_layernorm")
 }
 CIRCUITS = {
-    *("condense_reinforcement", "tabulate_repair", "condense_traced_repair", "correlate_next_layer"),
-    "condense_layer_ablation",
+    *("condense_reinforcement", "tabulate_repair", "correlate_next_layer", "condense_layer_ablation"),
 }
 CONTROLS = {"tabulate_selection_control", "tabulate_donor_noise", "compare_published"}
 TABLES = {"condense_ablations", "tabulate_tokens", "condense_neurons", *LAYERNORM, *CIRCUITS, *CONTROLS}
 DONORS = {"project_other_donor", "ablate_with_donors"}
-REPLAYS = {"ablate_heads", "freeze_layernorm", "measure_neurons", "trace_repair", "ablate_layers", *DONORS}
+REPLAYS = {"ablate_heads", "freeze_layernorm", "measure_neurons", "ablate_layers", *DONORS}
 ONE_ATTENTION = {"reinforce_heads", "move_residual"}
 RUNS_THE_MODEL = {"cache_activations", *REPLAYS, *ONE_ATTENTION}
 READS_HDF5 = {
@@ -89,10 +88,8 @@ USERS = {
     "snapshots/wikitext.py": {"snapshot_corpus"},
     "statistics.py": TABLES | {"draw_token_noise", "write_findings"},
     "storage.py": READS_HDF5,
-    "strongest_pairs.py": CIRCUITS | {"trace_repair"},
     "tables.py": TABLES,
     "tokens.py": {"tokenize_corpus", "check_prompts"} | RUNS_THE_MODEL,
-    "traced_repair.py": {"trace_repair"},
     "wording.py": SHOWS,
 }
 
@@ -106,19 +103,17 @@ def drawn(*names: str) -> dict[str, int]:
 DRAWN = drawn(*NAMES)
 FROZEN = {"freeze_layernorm": 2, "compare_frozen_layernorm": 1}
 NEURONS = {"measure_neurons": 2, "condense_neurons": 1, **drawn(*NEURON_FIGURES)}
-TRACED = {
-    **{"trace_repair": 2, "condense_traced_repair": 1, "correlate_next_layer": 1},
-    **drawn("who_repairs_whom", "next_layer_correlation"),
-}
+MOVED = {"move_residual": 2, "correlate_next_layer": 1, **drawn("next_layer_correlation")}
 OF_CHOSEN = {
     **{"choose_heads": 1, "tabulate_tokens": 1, "tabulate_scale_ratios": 3, "tabulate_ablation_type": 3},
-    **{"ablate_with_donors": 2, "tabulate_donor_noise": 1, "move_residual": 2},
-    **{**FROZEN, **NEURONS, **TRACED},
+    **{"ablate_with_donors": 2, "tabulate_donor_noise": 1, "tabulate_repair": 1},
+    **{**FROZEN, **NEURONS, **MOVED},
     **drawn("token_noise", "layernorm_scale_ratio", "ablation_types", "layernorm_claim", "donor_noise"),
+    **drawn("who_repairs_whom"),
 }
 CONDENSED = {
     **{"condense_ablations": 3, "tabulate_layernorm_claim": 1, "tabulate_selection_control": 1, "compare_published": 1},
-    **{"condense_reinforcement": 1, "tabulate_repair": 1, "condense_layer_ablation": 1},
+    **{"condense_reinforcement": 1, "condense_layer_ablation": 1},
     **{**OF_CHOSEN, **DRAWN},
 }
 SELECTED = {"select_top_tokens": 1, "ablate_heads": 6, "reinforce_heads": 2, **CONDENSED}
@@ -205,7 +200,7 @@ def test_an_edit_of_a_script_changes_the_code_of_its_rule(space: Space, digests:
         ("statistics.py", CONDENSED),
         ("averages.py", {"average_activations": 1, **REPLAYED}),
         ("replay.py", REPLAYED),
-        ("traced_repair.py", TRACED),
+        ("next_layer.py", MOVED),
         ("activations.py", FROM_ACTIVATIONS),
         ("jobs.py", FROM_SNAPSHOTS),
     ],
