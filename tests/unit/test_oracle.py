@@ -25,6 +25,9 @@ QUANTITIES = (
     "ablated_scale",
 )
 
+# What the authors' own functions are off by in float32, logits (tests/data/oracle). Machines round differently: twice that.
+GPT2_NOISE, SMOLLM2_NOISE = 7e-6, 5e-5
+
 
 def difference(got: np.ndarray, wanted: np.ndarray) -> float:
     return float(np.abs(got - wanted).max())
@@ -81,7 +84,7 @@ def test_tiny_gpt2_float32_is_off_by_rounding_alone(gpt2_oracle: dict[str, np.nd
     dataset = ablate(tiny_gpt2("float32"), gpt2_oracle, 0)
     for name in QUANTITIES[:-1]:
         assert dataset[name].dtype == np.float32
-        assert difference(dataset[name].values, gpt2_oracle[name][:, 0]) < 7e-6, name
+        assert difference(dataset[name].values, gpt2_oracle[name][:, 0]) < 2 * GPT2_NOISE, name
 
 
 def test_clean_direct_effects_of_every_component(gpt2_oracle: dict[str, np.ndarray]) -> None:
@@ -101,7 +104,7 @@ def test_smollm2_float32(smollm2: Path, smollm2_oracle: dict[str, np.ndarray]) -
         names = QUANTITIES[:-1] if kind == "resample" else ("logit_change",)
         for name in names:
             wanted = smollm2_oracle[name if kind == "resample" else f"{kind}_{name}"][:, 0]
-            assert difference(dataset[name].values, wanted) < 5e-5, (kind, name)
+            assert difference(dataset[name].values, wanted) < 2 * SMOLLM2_NOISE, (kind, name)
 
 
 def test_smollm2_float64(smollm2: Path, smollm2_oracle: dict[str, np.ndarray]) -> None:
