@@ -98,7 +98,7 @@ def test_tiny_gpt2_has_the_authors_neurons(batch: int) -> None:
     assert np.abs(wanted["ablated"] - wanted["clean"]).max() > 0.01
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("float64", 1e-6)])
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 5e-5), ("float64", 1e-6)])
 def test_smollm2_has_the_authors_neurons(smollm2: Path, dtype: str, tolerance: float) -> None:
     """Tokens of largest direct effect and others; float64 is off by transformers' float32 rotary tables alone."""
     with np.load(ORACLE / "smollm2_layers_28_29.npz") as oracle, np.load(ORACLE / "smollm2_neurons.npz") as neurons:
