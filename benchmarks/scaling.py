@@ -106,12 +106,19 @@ def paper_scale() -> list[dict[str, Any]]:
         forward = sum(layer_flops(model, layer, LENGTH) for layer in range(model.n_layers))
         forward += 2 * LENGTH * model.W_U.numel()
         theirs = AUTHORS_FORWARDS * forward * n_prompts * len(heads)
-        hours = {name: {"ours": ours, "authors": theirs} for name in H100_PEAK}
-        for dtype, peak in H100_PEAK.items():
-            hours[dtype] = {who: flops / (peak * SHARE_OF_PEAK) / 3600 for who, flops in hours[dtype].items()}
+        operations = {"ours": ours, "authors": theirs}
+        hours = {
+            dtype: {who: flops / (peak * SHARE_OF_PEAK) / 3600 for who, flops in operations.items()}
+            for dtype, peak in H100_PEAK.items()
+        }
         rows.append(
-            {"model": name, "heads": len(heads), "exaflop": ours / 1e18, "exaflop_authors": theirs / 1e18}
-            | {"h100_hours": hours}
+            {
+                "model": name,
+                "heads": len(heads),
+                "exaflop": ours / 1e18,
+                "exaflop_authors": theirs / 1e18,
+                "h100_hours": hours,
+            }
         )
     return rows
 
