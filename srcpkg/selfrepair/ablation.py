@@ -64,17 +64,29 @@ def ablate_heads(
     chosen = check_heads(model, heads)
     chunks = prompt_chunks(model, *token_ids.shape)
     mean_z = mean_activation(model, [token_ids[chunk] for chunk in chunks]) if kind == "mean" else None
-    bar = Progress(len(chunks) * len(chosen), "ablating heads", unit="head", show=progress)
     parts = []
-    with bar:
+    with Progress(len(chunks) * len(chosen), "ablating heads", unit="head", show=progress) as bar:
         for chunk in chunks:
-            clean = run_clean(model, token_ids[chunk])
-            if donor_ids is not None:
-                replacement: Replacement = run_clean(model, donor_ids[chunk]).z.__getitem__
-            else:
-                replacement = constant_replacement(model, kind, clean.resid_pre[0].shape[:2], mean_z)
-            parts.append(sweep(model, token_ids[chunk], clean, replacement, chosen, bar))
+            # A function of its own, so that nothing of one chunk is in memory while the next one runs.
+            chunk_donors = None if donor_ids is None else donor_ids[chunk]
+            parts.append(_ablate_chunk(model, token_ids[chunk], chunk_donors, chosen, kind, mean_z, bar))
     return _join(parts)
+
+
+def _ablate_chunk(
+    model: Model,
+    tokens: Tensor,
+    donors: Tensor | None,
+    heads: Heads,
+    kind: str,
+    mean_z: Tensor | None,
+    progress: Progress,
+) -> xr.Dataset:
+    if donors is None:
+        replacement = constant_replacement(model, kind, tokens.shape, mean_z)
+    else:
+        replacement = run_clean(model, donors).z.__getitem__
+    return sweep(model, tokens, run_clean(model, tokens), replacement, heads, progress)
 
 
 def ablate_shard(

@@ -5,12 +5,14 @@ Direct effects come from projected directions (``W_O[head] @ d / s``), so no hea
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from selfrepair.allocator import block_of_its_own
 from selfrepair.models import Model, hooked
 
 
@@ -33,6 +35,10 @@ class Directions:
         return cls(d=model.direction(targets), constant=model.token_constant(targets))
 
 
+OfLayers = Float[Tensor, "layer prompt pos ..."] | Sequence[Float[Tensor, "prompt pos ..."]]
+"""Something of each layer, all in memory or each read when it is asked for."""
+
+
 @dataclass(frozen=True)
 class CleanRun:
     """The unablated run of some prompts, with what an ablation needs of it.
@@ -46,8 +52,8 @@ class CleanRun:
         mlp_direct_effect: [layer, prompt, pos-1], logits; the MLP's output bias is part of it.
     """
 
-    resid_pre: Sequence[Float[Tensor, "prompt pos d_model"]]
-    z: Sequence[Float[Tensor, "prompt pos head d_head"]]
+    resid_pre: OfLayers
+    z: OfLayers
     scale: Float[Tensor, "prompt predicted"]
     correct_logit: Float[Tensor, "prompt predicted"]
     head_direct_effect: Float[Tensor, "layer prompt predicted head"]
@@ -68,43 +74,55 @@ def run_clean(model: Model, tokens: Int[Tensor, "prompt pos"]) -> CleanRun:
         ValueError: The prompts have more tokens than the model has positions for.
     """
     model.check_length(tokens.shape[1])
-    resid_pre: list[Tensor] = []
-    z: list[Tensor] = []
-    mlp_out: list[Tensor] = []
+    n_prompts, length = tokens.shape
+    final: list[Tensor] = []
 
-    def keep_resid(_: nn.Module, args: tuple[Any, ...]) -> None:
-        resid_pre.append(args[0])
-
-    def keep_z(_: nn.Module, args: tuple[Any, ...]) -> None:
-        z.append(by_head(model, args[0]).to(model.dtype))
-
-    def keep_mlp(_: nn.Module, __: Any, out: Tensor | tuple[Any, ...]) -> None:
-        mlp_out.append(written(out, tokens.shape))
-
-    def register() -> list[Any]:
-        handles = [layer.register_forward_pre_hook(keep_resid) for layer in model.layers]
-        handles += [model.attention_out(i).register_forward_pre_hook(keep_z) for i in range(model.n_layers)]
-        handles += [model.mlp(i).register_forward_hook(keep_mlp) for i in range(model.n_layers)]
-        return [*handles, model.final_norm_module.register_forward_pre_hook(keep_resid)]
+    def block(*shape: int) -> Tensor:
+        return block_of_its_own((model.n_layers, n_prompts, *shape), model.dtype, model.device)
 
     with torch.inference_mode():
+        directions = Directions.of(model, tokens)
+        resid_pre = block(length, model.d_model)
+        z = block(length, model.n_heads, model.d_head)
+        mlp_along_d = block(length - 1)
+
+        def keep_resid(layer: int, _: nn.Module, args: tuple[Any, ...]) -> None:
+            resid_pre[layer] = args[0]
+
+        def keep_z(layer: int, _: nn.Module, args: tuple[Any, ...]) -> None:
+            z[layer] = by_head(model, args[0])
+
+        def keep_mlp(layer: int, _: nn.Module, __: Any, out: Tensor | tuple[Any, ...]) -> None:
+            mlp_along_d[layer] = (written(out, tokens.shape)[:, :-1] * directions.d).sum(-1)
+
+        def keep_final(_: nn.Module, args: tuple[Any, ...]) -> None:
+            final.append(args[0][:, :-1])
+
+        def register() -> list[Any]:
+            handles = [model.final_norm_module.register_forward_pre_hook(keep_final)]
+            for at in range(model.n_layers):
+                handles += [
+                    model.layers[at].register_forward_pre_hook(partial(keep_resid, at)),
+                    model.attention_out(at).register_forward_pre_hook(partial(keep_z, at)),
+                    model.mlp(at).register_forward_hook(partial(keep_mlp, at)),
+                ]
+            return handles
+
         with hooked(register), model.running():
             model.hf.base_model(input_ids=tokens.to(model.device), use_cache=False)
-        final = resid_pre.pop()[:, :-1]
-        directions = Directions.of(model, tokens)
-        scale = model.final_norm.scale(final)
+        scale = model.final_norm.scale(final[0])
         scaled = directions.d / scale[..., None]
         head_effects = [
-            head_direct_effects(z[layer] - model.value_constant[layer], project(model, layer, scaled))
+            head_direct_effects(z[layer, :, :-1] - model.value_constant[layer], project(model, layer, scaled))
             for layer in range(model.n_layers)
         ]
         return CleanRun(
             resid_pre=resid_pre,
             z=z,
             scale=scale,
-            correct_logit=(final * scaled).sum(-1) + directions.constant,
+            correct_logit=(final[0] * scaled).sum(-1) + directions.constant,
             head_direct_effect=torch.stack(head_effects),
-            mlp_direct_effect=torch.stack([(out[:, :-1] * scaled).sum(-1) for out in mlp_out]),
+            mlp_direct_effect=mlp_along_d / scale,
         )
 
 
@@ -131,5 +149,5 @@ def project(model: Model, layer: int, scaled: Tensor) -> Tensor:
 
 
 def head_direct_effects(z: Tensor, projected: Tensor) -> Tensor:
-    """``z . (W_O @ d) / s`` [..., prompt, pos-1, head] from z without its constant [..., prompt, pos, head, d_head]."""
-    return torch.linalg.vecdot(z[..., :-1, :, :], projected)
+    """``z . (W_O @ d) / s`` [..., head] from ``z`` without its constant [..., head, d_head], at predicting positions."""
+    return torch.linalg.vecdot(z, projected)

@@ -28,18 +28,21 @@ def head_flops(model: Model, layer: int, length: int) -> int:
     """Operations of ablating one head on a prompt: its own write, then every layer whose residual it changes.
 
     Of the head's own layer, only the MLP runs again, and nothing of it where attention and MLP run in parallel. Each later
-    layer adds the sums over tokens of what its heads repair.
+    layer adds the sums over tokens of what its heads repair. The last position predicts nothing and is never run.
 
     Args:
         model: The model.
         layer: The head's layer.
         length: Tokens of the prompt.
     """
-    write = 2 * length * model.d_head * model.d_model
-    who_repairs = 2 * (length - 1) * model.n_heads
-    own = module_flops(model.layers[layer], length) - module_flops(model.attention(layer), length)
+    predicting = length - 1
+    write = 2 * predicting * model.d_head * model.d_model
+    who_repairs = 2 * predicting * model.n_heads
+    own = module_flops(model.layers[layer], predicting) - module_flops(model.attention(layer), predicting)
     later = range(layer + 1, model.n_layers)
-    return write + (0 if model.parallel else own) + sum(layer_flops(model, at, length) + who_repairs for at in later)
+    return (
+        write + (0 if model.parallel else own) + sum(layer_flops(model, at, predicting) + who_repairs for at in later)
+    )
 
 
 def sweep_flops(model: Model, heads: Sequence[tuple[int, int]], n_prompts: int, length: int) -> int:

@@ -94,7 +94,7 @@ def moved_changes(
     for layer in sorted({layer for layer, _ in heads} - {model.n_layers - 1}):
         after = layer + 1
         with torch.inference_mode():
-            z = attentions.z(after, clean.resid_pre[layer]) - model.value_constant[after]
+            z = attentions.z(after, clean.resid_pre[layer])[:, :-1] - model.value_constant[after]
             change = head_direct_effects(z, project(model, after, scaled)) - clean.head_direct_effect[after]
         values = change.cpu().numpy().astype(float)
         for row, (of, _) in enumerate(heads):

@@ -44,7 +44,7 @@ def ablated_direct_effect(
         Logits [prompt, pos-1, head].
     """
     scaled = Directions.of(model, tokens).d / clean.scale[..., None]
-    return head_direct_effects(replacement - model.value_constant[layer], project(model, layer, scaled))
+    return head_direct_effects(replacement[:, :-1] - model.value_constant[layer], project(model, layer, scaled))
 
 
 def project_other_donor(

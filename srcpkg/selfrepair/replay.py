@@ -2,6 +2,7 @@
 
 An ablated head changes nothing before its own write, so its ablated run starts from the clean ``resid_pre`` of its layer, adds
 what the head would write to the clean output of that layer's attention, and calls the model's own decoder layers from there on.
+The last position of a prompt predicts nothing and no other position reads it, so ablated runs leave it out.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,6 +15,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from selfrepair.allocator import block_of_its_own
 from selfrepair.clean import CleanRun, Directions, by_head, head_direct_effects, project, written
 from selfrepair.models import Model, hooked
 
@@ -50,7 +52,7 @@ LENGTH_STEP = 8
 
 @dataclass(frozen=True)
 class Batch:
-    """Ablated runs that go through the layers together, as a grid [row, prompt, pos].
+    """Ablated runs that go through the layers together, as a grid [row, prompt, pos-1].
 
     Either a row a head, on all prompts; or one row of (head, prompt) pairs, each pair a "prompt", cut after some tokens.
 
@@ -58,7 +60,7 @@ class Batch:
         rows: Of each run's head, its place in the list of heads asked for.
         heads: The heads' indices within their layer.
         prompts: The pairs' prompts; None for a row a head.
-        cut: Tokens left out at the end of each prompt.
+        cut: Predicting positions left out at the end of each prompt.
     """
 
     rows: list[int]
@@ -71,11 +73,11 @@ class Batch:
         return (len(self.heads), n_prompts) if self.prompts is None else (1, len(self.heads))
 
     def of_prompts(self, values: Tensor) -> Tensor:
-        """Per-prompt values [prompt, pos or pos-1, ...] as they meet the grid."""
+        """Per-prompt values [prompt, pos-1, ...] as they meet the grid."""
         return values if self.prompts is None else values[self.prompts, : values.shape[1] - self.cut][None]
 
     def of_heads(self, values: Tensor) -> Tensor:
-        """Per-head values [prompt, pos or pos-1, head, ...] of the ablated heads [row, prompt, pos or pos-1, ...]."""
+        """Per-head values [prompt, pos-1, head, ...] of the ablated heads [row, prompt, pos-1, ...]."""
         if self.prompts is None:
             return values[:, :, self.heads].movedim(2, 0)
         return values[self.prompts, :, self.heads][:, : values.shape[1] - self.cut][None]
@@ -87,7 +89,7 @@ class Batch:
         return selected[self.rows, self.prompts, : selected.shape[2] - self.cut][None]
 
     def write(self, z: Tensor, W_O: Tensor) -> Tensor:
-        """What the heads write [row, prompt, pos, d_model] for ``z`` [row, prompt, pos, d_head]."""
+        """What the heads write [row, prompt, pos-1, d_model] for ``z`` [row, prompt, pos-1, d_head]."""
         return torch.einsum("rptd,rdm->rptm" if self.prompts is None else "rptd,pdm->rptm", z, W_O[self.heads])
 
 
@@ -103,11 +105,14 @@ class SuffixReplay:
     def __init__(self, model: Model, tokens: Int[Tensor, "prompt pos"], clean: CleanRun) -> None:
         self.model = model
         self.clean = clean
-        self.n_prompts, self.length = tokens.shape
+        self.n_prompts, self.length = tokens.shape[0], tokens.shape[1] - 1
         with torch.inference_mode():
             self.directions = Directions.of(model, tokens)
             self.scaled = self.directions.d / clean.scale[..., None]
-            self.projected = [project(model, layer, self.scaled) for layer in range(model.n_layers)]
+            shape = (model.n_layers, *self.scaled.shape[:2], model.n_heads, model.d_head)
+            self.projected = block_of_its_own(shape, model.dtype, model.device)
+            for layer in range(model.n_layers):
+                self.projected[layer] = project(model, layer, self.scaled)
 
     def ablate(
         self,
@@ -177,13 +182,13 @@ class SuffixReplay:
             start = self._start(layer)
         for batch in self._pairs(heads, selected):
             with torch.inference_mode():
-                yield batch, self._run(start, batch, replacement, _Changes(self, batch, selected))[..., :-1, :]
+                yield batch, self._run(start, batch, _predicting(replacement), _Changes(self, batch, selected))
 
     def _pairs(self, heads: Sequence[int], selected: Tensor) -> Iterator[Batch]:
         """Batches of (head, prompt) pairs of similar length, longest first."""
-        last = torch.where(selected, torch.arange(1, self.length), 0).amax(-1)  # 0 where nothing is selected
+        last = torch.where(selected, torch.arange(1, self.length + 1), 0).amax(-1)  # 0 where nothing is selected
         row, prompt = torch.nonzero(last, as_tuple=True)
-        needed = (last[row, prompt] + 1).tolist()  # position k predicts token k + 1, which has to be there
+        needed = last[row, prompt].tolist()
         order = sorted(range(len(needed)), key=needed.__getitem__, reverse=True)
         while order:
             # Few lengths, so that the layers' arguments are recorded for few.
@@ -200,7 +205,7 @@ class SuffixReplay:
             start = self._start(layer)
         for batch in batches:
             with torch.inference_mode():
-                yield batch, self._ablate_batch(start, batch, replacement, selected)
+                yield batch, self._ablate_batch(start, batch, _predicting(replacement), selected)
 
     def ablate_layer(self, layer: int, component: str, change: Float[Tensor, "prompt pos d_model"]) -> Ablated:
         """Let the whole attention or the whole MLP of a layer write something else, on every prompt.
@@ -217,46 +222,46 @@ class SuffixReplay:
         Raises:
             ValueError: Another component.
         """
-        clean = self.clean
+        clean, change = self.clean, _predicting(change)
         if component not in LAYER_COMPONENTS:
             raise ValueError(f"component is {component!r}; wanted one of {', '.join(LAYER_COMPONENTS)}")
         with torch.inference_mode():
             if component == "attention":
                 start, effect = self._start(layer), clean.head_direct_effect[layer].sum(-1)
             else:
-                start = _Start(layer, clean.z[layer], resid=self._after(layer), attention=None)
+                start = _Start(layer, _predicting(clean.z[layer]), resid=self._after(layer), attention=None)
                 effect = clean.mlp_direct_effect[layer]
             batch = Batch(rows=[0], heads=[0])
-            changes = _Changes(self, batch, torch.ones(1, self.n_prompts, self.length - 1, dtype=torch.bool))
+            changes = _Changes(self, batch, torch.ones(1, self.n_prompts, self.length, dtype=torch.bool))
             return self._measure(
                 batch,
                 self._run_changed(start, batch, change[None], changes),
                 changes,
                 direct_effect=effect[None],
-                ablated_direct_effect=(effect + (change[:, :-1] * self.scaled).sum(-1))[None],
+                ablated_direct_effect=(effect + (change * self.scaled).sum(-1))[None],
             )
 
     def _start(self, layer: int) -> "_Start":
         """What the ablated runs of all heads of a layer share, which is all but the head's own write."""
-        z = self.clean.z[layer]
+        z = _predicting(self.clean.z[layer])
         if not self.model.parallel:
             with self.model.running():
                 attention = self.model.attention_out(layer)(z.flatten(-2)).to(self.model.dtype)
-            return _Start(layer, z, resid=self.clean.resid_pre[layer], attention=attention)
+            return _Start(layer, z, resid=_predicting(self.clean.resid_pre[layer]), attention=attention)
         # Attention and MLP read the same residual, so that the layer's MLP repeats its clean output too.
         return _Start(layer, z, resid=self._after(layer), attention=None)
 
-    def _after(self, layer: int) -> Float[Tensor, "prompt pos d_model"]:
+    def _after(self, layer: int) -> Float[Tensor, "prompt predicted d_model"]:
         """The clean residual that leaves a layer."""
         if layer + 1 < self.model.n_layers:
-            return self.clean.resid_pre[layer + 1]
+            return _predicting(self.clean.resid_pre[layer + 1])
         call = self.model.layer_calls(self.length)[layer]
         with self.model.running():
-            return call.replay(self.model.layers[layer], self.clean.resid_pre[layer])
+            return call.replay(self.model.layers[layer], _predicting(self.clean.resid_pre[layer]))
 
     def _ablate_batch(self, start: "_Start", batch: Batch, replacement: Tensor, selected: Tensor) -> Ablated:
         model, clean, layer = self.model, self.clean, start.layer
-        z_ablated = batch.of_heads(replacement - model.value_constant[layer])[..., :-1, :]
+        z_ablated = batch.of_heads(replacement - model.value_constant[layer])
         changes = _Changes(self, batch, selected)
         return self._measure(
             batch,
@@ -269,8 +274,7 @@ class SuffixReplay:
     def _measure(
         self, batch: Batch, final: Tensor, changes: "_Changes", *, direct_effect: Tensor, ablated_direct_effect: Tensor
     ) -> Ablated:
-        """What an ablated run gives, from its final residual [row, prompt, pos, d_model] and what was seen on the way."""
-        final = final[..., :-1, :]
+        """What an ablated run gives, from its final residual [row, prompt, pos-1, d_model] and what was seen on the way."""
         scale = batch.of_prompts(self.clean.scale)
         ablated_scale = self.model.final_norm.scale(final)
         frozen_logit = (final * batch.of_prompts(self.scaled)).sum(-1)  # r' . d / s
@@ -290,14 +294,14 @@ class SuffixReplay:
 
     def _run(
         self, start: "_Start", batch: Batch, replacement: Tensor, changes: "_Changes"
-    ) -> Float[Tensor, "row prompt pos d_model"]:
+    ) -> Float[Tensor, "row prompt predicted d_model"]:
         """The final residual with each head ablated; ``changes`` sees every component on the way."""
         write = batch.write(batch.of_heads(replacement - start.z), self.model.W_O[start.layer])
         return self._run_changed(start, batch, write, changes)
 
     def _run_changed(
         self, start: "_Start", batch: Batch, change: Tensor, changes: "_Changes"
-    ) -> Float[Tensor, "row prompt pos d_model"]:
+    ) -> Float[Tensor, "row prompt predicted d_model"]:
         """The final residual with ``change`` added where it starts; ``changes`` sees every component on the way."""
         model, layer = self.model, start.layer
         clean_resid = batch.of_prompts(start.resid)
@@ -317,15 +321,20 @@ class SuffixReplay:
         return resid.unflatten(0, change.shape[:2])
 
 
+def _predicting(values: Tensor) -> Tensor:
+    """Per-position values [prompt, pos, ...] at the predicting positions, in one piece, as some models' maps want it."""
+    return values[:, :-1].contiguous()
+
+
 @dataclass(frozen=True)
 class _Start:
     """Where ablated runs of a layer begin.
 
     Attributes:
         layer: The layer.
-        z: Its clean ``z`` [prompt, pos, head, d_head].
-        resid: Clean residual [prompt, pos, d_model] that enters the layer; that leaves it, where nothing in it changes.
-        attention: Clean output of its attention [prompt, pos, d_model]; None where ``resid`` is what leaves the layer.
+        z: Its clean ``z`` [prompt, pos-1, head, d_head].
+        resid: Clean residual [prompt, pos-1, d_model] that enters the layer; that leaves it, where nothing in it changes.
+        attention: Clean output of its attention [prompt, pos-1, d_model]; None where ``resid`` is what leaves the layer.
     """
 
     layer: int
@@ -340,17 +349,16 @@ class _Changes:
     def __init__(self, replay: SuffixReplay, batch: Batch, selected: Tensor) -> None:
         model = replay.model
         self.replay, self.batch = replay, batch
-        self.scaled = batch.of_prompts(replay.scaled)
+        self.d, self.scale = batch.of_prompts(replay.directions.d), batch.of_prompts(replay.clean.scale)
         shape = batch.shape(replay.n_prompts)
-        length = replay.length - batch.cut
-        self.shape = (*shape, length)
+        self.shape = (*shape, replay.length - batch.cut)
         self.selected = batch.of_selection(selected).to(model.device)
         self.weight = self.selected.to(model.dtype)
 
         def zeros(*shape: int) -> Tensor:
             return torch.zeros(shape, dtype=model.dtype, device=model.device)
 
-        self.from_heads, self.from_mlps = (zeros(*shape, length - 1) for _ in range(2))
+        self.from_heads, self.from_mlps = zeros(*self.shape), zeros(*self.shape)
         self.by_head, self.by_mlp = zeros(*shape, model.n_layers, model.n_heads), zeros(*shape, model.n_layers)
 
     def hooks(self, layer: int) -> list[Any]:
@@ -373,16 +381,16 @@ class _Changes:
             self.by_head[:, :, layer] = torch.einsum("rpth,rpt->rph", change, self.weight)
 
     def _see_mlp(self, layer: int, _: nn.Module, __: Any, out: Tensor | tuple[Any, ...]) -> None:
-        write = written(out, self.shape)[..., :-1, :]
+        write = written(out, self.shape)
         clean = self.batch.of_prompts(self.replay.clean.mlp_direct_effect[layer])
-        change = (write * self.scaled).sum(-1) - clean
+        change = (write * self.d).sum(-1) / self.scale - clean
         self.from_mlps += change
         self.by_mlp[:, :, layer] = (change * self.weight).sum(-1)
 
 
 @contextmanager
 def attention_gives(attention: nn.Module, out: Tensor | None) -> Iterator[None]:
-    """Let an attention module give ``out`` [row, prompt, pos, d_model], known already; None lets it compute."""
+    """Let an attention module give ``out`` [row, prompt, pos or pos-1, d_model], known already; None lets it compute."""
     if out is None:
         yield
         return
@@ -403,7 +411,7 @@ def _mlp_runs_on(mlp: nn.Module, needed: Bool[Tensor, "row prompt predicted"] | 
     if needed is None:
         yield
         return
-    rows = torch.nonzero(nn.functional.pad(needed, (0, 1)).flatten()).squeeze(1)
+    rows = torch.nonzero(needed.flatten()).squeeze(1)
     forward = mlp.forward
 
     def some(hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
