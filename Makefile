@@ -4,13 +4,15 @@ CORES ?= all
 BIN := .venv/bin
 ENV := PATH="$(CURDIR)/$(BIN):$$PATH"
 
-.PHONY: help setup reproduce report test check bench scaling format lock
+.PHONY: help setup reproduce report test check bench bench-authors scaling variants format lock
 
 help:
 	@echo "make reproduce   run the whole workflow on the default model and text, and write the report"
 	@echo "make test        run all tests"
 	@echo "make check       format, lint and types"
 	@echo "make bench       throughput of the ablation engine, beside a plain TransformerLens sweep"
+	@echo "make bench-authors  the procedure of the authors' code, in an environment of its own, beside it"
+	@echo "make variants    what each idea to speed it up gains"
 	@echo "make scaling     how its cost grows with tokens, prompt length and heads; draws docs/scaling.png"
 	@echo "make setup       make .venv with pinned dependencies; the others do this themselves"
 
@@ -61,6 +63,20 @@ $(BENCH_TOKENS): setup
 
 bench: $(BENCH_TOKENS)
 	$(ENV) python benchmarks/ablation.py $(BENCH_MODEL) $(BENCH_TOKENS) results/benchmarks/ablation.json
+
+# The procedure of the authors' code needs a TransformerLens of the paper's time.
+.venv-authors/done: benchmarks/authors-requirements.txt
+	$(PYTHON) -m venv --clear .venv-authors
+	.venv-authors/bin/python -m pip install --quiet --disable-pip-version-check -r benchmarks/authors-requirements.txt
+	@touch $@
+
+bench-authors: .venv-authors/done $(BENCH_TOKENS)
+	@test -e results/benchmarks/ablation.json || $(MAKE) --no-print-directory bench
+	HF_HUB_OFFLINE=1 .venv-authors/bin/python benchmarks/authors.py $(BENCH_MODEL) $(BENCH_TOKENS) \
+	  results/benchmarks/ablation.json results/benchmarks/authors.json
+
+variants: $(BENCH_TOKENS)
+	$(ENV) python benchmarks/variants.py $(BENCH_MODEL) $(BENCH_TOKENS) --out results/benchmarks/variants.json
 
 scaling: $(BENCH_TOKENS)
 	$(ENV) python benchmarks/scaling.py $(BENCH_MODEL) $(BENCH_TOKENS) \

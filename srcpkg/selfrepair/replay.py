@@ -179,10 +179,10 @@ class SuffixReplay:
             Which heads and prompts, and r' at the positions up to the batch's last; at tokens not wanted it means nothing.
         """
         with torch.inference_mode():
-            start = self._start(layer)
+            start, replacement = self._start(layer), _predicting(replacement)
         for batch in self._pairs(heads, selected):
             with torch.inference_mode():
-                yield batch, self._run(start, batch, _predicting(replacement), _Changes(self, batch, selected))
+                yield batch, self._run(start, batch, replacement, _Changes(self, batch, selected))
 
     def _pairs(self, heads: Sequence[int], selected: Tensor) -> Iterator[Batch]:
         """Batches of (head, prompt) pairs of similar length, longest first."""
@@ -202,10 +202,10 @@ class SuffixReplay:
         self, layer: int, batches: Iterable[Batch], replacement: Tensor, selected: Tensor
     ) -> Iterator[tuple[Batch, Ablated]]:
         with torch.inference_mode():
-            start = self._start(layer)
+            start, replacement = self._start(layer), _predicting(replacement)
         for batch in batches:
             with torch.inference_mode():
-                yield batch, self._ablate_batch(start, batch, _predicting(replacement), selected)
+                yield batch, self._ablate_batch(start, batch, replacement, selected)
 
     def ablate_layer(self, layer: int, component: str, change: Float[Tensor, "prompt pos d_model"]) -> Ablated:
         """Let the whole attention or the whole MLP of a layer write something else, on every prompt.
