@@ -11,8 +11,8 @@ help:
 	@echo "make test        run all tests"
 	@echo "make check       format, lint and types"
 	@echo "make bench       throughput of the ablation engine, beside a plain TransformerLens sweep"
-	@echo "make bench-authors  the procedure of the authors' code, in an environment of its own, beside it"
-	@echo "make variants    what each idea to speed it up gains"
+	@echo "make bench-authors  the same for the procedure of the authors' code, in an environment of its own"
+	@echo "make variants    what each idea to speed the engine up gains"
 	@echo "make scaling     how its cost grows with tokens, prompt length and heads; draws docs/scaling.png"
 	@echo "make setup       make .venv with pinned dependencies; the others do this themselves"
 

@@ -145,7 +145,7 @@ def main() -> None:
     parser.add_argument("model", type=Path, help="model snapshot folder")
     parser.add_argument("tokens", type=Path, help="tokens file")
     parser.add_argument("--out", type=Path, help="JSON file to write")
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--variant", help="time this one alone, in this process")
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
