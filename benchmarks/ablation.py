@@ -381,7 +381,7 @@ def show(figures: dict[str, Any]) -> str:
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """All figures of the benchmark; first those of one thread, then those of as many as there are cores."""
-    cores = len(os.sched_getaffinity(0))
+    cores = torch.get_num_threads()
     torch.set_num_threads(1)
     model = selfrepair.load_model(options.model)
     default = prompts(options.tokens)

@@ -10,6 +10,7 @@ takes beside what `make bench` found for the engine.
 import argparse
 import ctypes
 import json
+import platform
 import resource
 import statistics
 import time
@@ -137,9 +138,10 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
     torch.set_grad_enabled(False)
-    # Freed memory is kept, as the engine keeps its own: how fast a system hands out gigabytes is not what is compared.
-    mallopt = ctypes.CDLL(None).mallopt
-    mallopt(M_MMAP_THRESHOLD, 2**30), mallopt(M_TRIM_THRESHOLD, 2**30)
+    if platform.libc_ver()[0] == "glibc":
+        # Freed memory is kept, as the engine keeps its own: how fast a system hands out gigabytes is not what is compared.
+        for parameter in (M_MMAP_THRESHOLD, M_TRIM_THRESHOLD):
+            ctypes.CDLL(None).mallopt(parameter, 2**30)
     with h5py.File(options.tokens) as file:
         tokens = torch.from_numpy(file["tokens"][: options.prompts].astype("int64"))
     procedure = Procedure(hooked_transformer(options.model), tokens, tokens.roll(1, 0))
