@@ -18,14 +18,10 @@ from selfrepair.models import Model, load_model
 from selfrepair.progress import Progress
 from selfrepair.quantities import ABLATION_KINDS, HEAD_TOKEN, PARTS, QUANTITIES
 from selfrepair.replay import Batch, SuffixReplay, group_by_layer
+from selfrepair.rounding import identity_tolerance
 from selfrepair.selection import read_selected
 from selfrepair.storage import write_hdf5
 from selfrepair.tokens import read_shard
-
-IDENTITY_TOLERANCE = 256
-"""Rounding errors of the model's dtype, relative to the longest residual's logit, that the identity may be off by."""
-BFLOAT16_IDENTITY_TOLERANCE = 16
-"""The same where activations are bfloat16: what rounds is each attention's output, which is few numbers' sum."""
 
 Heads = Sequence[tuple[int, int]]
 Replacement = Callable[[int], Float[Tensor, "prompt pos head d_head"]]
@@ -64,6 +60,7 @@ def ablate_heads(
     chosen = check_heads(model, heads)
     chunks = prompt_chunks(model, *token_ids.shape)
     mean_z = mean_activation(model, [token_ids[chunk] for chunk in chunks]) if kind == "mean" else None
+    model.check_causal(token_ids[0])
     parts = []
     with Progress(len(chunks) * len(chosen), "ablating heads", unit="head", show=progress) as bar:
         for chunk in chunks:
@@ -241,7 +238,7 @@ def sweep(
             here = rows[batch.rows]
             found = {name: getattr(result, name).cpu().numpy() for name in values if name != "self_repair"}
             found["self_repair"] = found["logit_change"] - (found["ablated_direct_effect"] - found["direct_effect"])
-            check_identity(found, model)
+            check_identity(found, result.summed.cpu().numpy(), model)
             _place(values, found, here, batch, batch.of_selection(mask).numpy() if only_selected else None)
             for name, value in sums.items():
                 of_batch = getattr(result, name).cpu().numpy()
@@ -280,36 +277,25 @@ def _place(
             value[rows[pair], np.array(batch.prompts)[pair], pos] = found[name][0, pair, pos]
 
 
-def check_identity(values: dict[str, np.ndarray], model: Model) -> float:
+def check_identity(values: dict[str, np.ndarray], summed: np.ndarray, model: Model) -> None:
     """Check self_repair = from_heads + from_mlps + from_layernorm on every token.
 
     Args:
         values: Arrays of one shape, by quantity, in logits.
+        summed: Sizes of the terms that cancel, of the same shape (`selfrepair.replay.Ablated`).
         model: The model, for its rounding and its name.
-
-    Returns:
-        The largest difference, in logits.
 
     Raises:
         ValueError: A difference beyond float rounding, or values that are not finite.
     """
     off = np.abs(values["self_repair"] - sum(values[part] for part in PARTS))
-    # Rounding errors come from the logits and parts that cancel, so they are measured against the largest of those.
-    size = max(1.0, *(float(np.abs(values[part]).max()) for part in (*PARTS, "logit_change", "direct_effect")))
-    allowed = identity_tolerance(model) * size
-    if not float(off.max()) <= allowed:
+    allowed = identity_tolerance(model) * summed
+    if not (off <= allowed).all():
+        worst = np.unravel_index(np.argmax(np.nan_to_num(off - allowed, nan=np.inf)), off.shape)
         raise ValueError(
-            f"self_repair is not the sum of its parts for {model.name}: off by {off.max():.3g} logits where rounding explains "
-            f"{allowed:.1g}; the definitions do not cover this model, or its weights are not finite"
+            f"self_repair is not the sum of its parts for {model.name}: off by {off[worst]:.3g} logits where rounding explains "
+            f"{allowed[worst]:.1g}; the definitions do not cover this model, or its weights are not finite"
         )
-    return float(off.max())
-
-
-def identity_tolerance(model: Model) -> float:
-    """What two ways to one number may differ by, relative to the largest effect: rounding of what the model computes in."""
-    if model.bfloat16:
-        return BFLOAT16_IDENTITY_TOLERANCE * torch.finfo(torch.bfloat16).eps
-    return IDENTITY_TOLERANCE * torch.finfo(model.dtype).eps
 
 
 def _join(parts: Sequence[xr.Dataset]) -> xr.Dataset:

@@ -13,7 +13,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from selfrepair.allocator import block_of_its_own
-from selfrepair.models import Model, hooked
+from selfrepair.calls import hooked
+from selfrepair.models import Model
 
 
 @dataclass(frozen=True)

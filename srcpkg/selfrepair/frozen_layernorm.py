@@ -16,14 +16,16 @@ import xarray as xr
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from selfrepair.ablation import Replacement, check_heads, constant_replacement, identity_tolerance
+from selfrepair.ablation import Replacement, check_heads, constant_replacement
 from selfrepair.activations import open_activations
 from selfrepair.averages import read_mean_activations
+from selfrepair.calls import hooked
 from selfrepair.clean import prompt_chunks
-from selfrepair.models import Model, hooked, load_model
+from selfrepair.models import Model, load_model
 from selfrepair.progress import Progress
 from selfrepair.quantities import QUANTITIES
 from selfrepair.replay import SuffixReplay, group_by_layer
+from selfrepair.rounding import identity_tolerance
 from selfrepair.selection import read_selected
 from selfrepair.storage import write_hdf5
 from selfrepair.tokens import read_shard

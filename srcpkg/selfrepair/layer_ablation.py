@@ -14,11 +14,12 @@ from torch import Tensor, nn
 
 from selfrepair.ablation import check_identity
 from selfrepair.activations import open_activations
+from selfrepair.calls import gives, hooked
 from selfrepair.clean import CleanRun, prompt_chunks, written
-from selfrepair.models import Model, hooked, load_model
+from selfrepair.models import Model, load_model
 from selfrepair.progress import Progress
 from selfrepair.quantities import HEAD_TOKEN, QUANTITIES
-from selfrepair.replay import LAYER_COMPONENTS, SuffixReplay, attention_gives
+from selfrepair.replay import LAYER_COMPONENTS, SuffixReplay
 from selfrepair.storage import write_hdf5
 from selfrepair.tokens import read_shard
 
@@ -123,7 +124,7 @@ def ablate_layers(
             result = replay.ablate_layer(layer, component, changes[component])
             found = {name: getattr(result, name)[0].cpu().numpy() for name in HEAD_TOKEN if name != "self_repair"}
             found["self_repair"] = found["logit_change"] - (found["ablated_direct_effect"] - found["direct_effect"])
-            check_identity(found, model)
+            check_identity(found, result.summed[0].cpu().numpy(), model)
             for name, value in values.items():
                 value[row, layer] = found[name]
         progress.advance()
@@ -141,7 +142,7 @@ def mlp_output(model: Model, layer: int, clean: CleanRun) -> Float[Tensor, "prom
 
     with torch.inference_mode(), model.running():
         attention = model.attention_out(layer)(clean.z[layer].flatten(-2)).to(model.dtype)
-        given = attention_gives(model.attention(layer), attention[None])
+        given = gives(model.attention(layer), attention)
         with hooked(lambda: [model.mlp(layer).register_forward_hook(keep)]), given:
             call.replay(model.layers[layer], resid)
     return captured[0]

@@ -7,10 +7,10 @@ layer (docs/definitions.md). The tensors are the model's own: nothing is folded,
 import json
 import logging
 import math
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from functools import reduce
+from functools import cached_property, partial, reduce
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,6 +21,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from selfrepair.allocator import keep_freed_memory
+from selfrepair.calls import LENGTHS, Call, Recorder, gives, hooked, left_as_it_was
 from selfrepair.families import FAMILIES, Family, is_parallel, refuse_architecture
 from selfrepair.snapshots.manifest import read_manifest
 
@@ -34,8 +35,11 @@ BATCH_TOKENS = 1024
 ACCELERATOR_BATCH_TOKENS = 16384
 """The same elsewhere: enough to fill a card, and some GiB of activations for a model of 7 billion weights."""
 
-CHECK_LENGTH = 8
-CHECK_TOLERANCE = 1e-3
+CHECK_LENGTH = LENGTHS[0]
+CHECK_TOLERANCE = 1e-4
+"""Of the sizes of the terms that are summed, what sums of a short prompt's run may be off by at loading, in any dtype."""
+CAUSAL_TOLERANCE = 1e-4
+"""Of the largest ``z`` of a layer, what positions may differ by when later tokens do: matrix products of other rows."""
 
 
 @dataclass(frozen=True)
@@ -59,20 +63,6 @@ class Norm:
         if self.centred:
             return (resid.var(dim=-1, correction=0) + self.eps).sqrt()
         return (resid.pow(2).mean(dim=-1) + self.eps).sqrt()
-
-
-@dataclass(frozen=True)
-class Call:
-    """The arguments a module's forward was called with, to call it again on another residual."""
-
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-
-    def replay(self, module: nn.Module, hidden: Tensor) -> Tensor:
-        """Call ``module`` with the recorded arguments and ``hidden`` [batch, pos, d_model] as its input."""
-        args, kwargs = ((hidden, *self.args[1:]), {}) if self.args else ((), {"hidden_states": hidden})
-        out = module(*args, **{**self.kwargs, **kwargs})
-        return out[0] if isinstance(out, tuple) else out
 
 
 @dataclass(eq=False)
@@ -108,7 +98,6 @@ class Model:
     value_constant: Float[Tensor, "layer head d_head"] = field(init=False)
     _unembed_mean: Float[Tensor, " d_model"] = field(init=False)
     _token_constant: Float[Tensor, " vocab"] = field(init=False)
-    _calls: dict[int, list[Call]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Derive what depends on the unembedding alone."""
@@ -205,17 +194,59 @@ class Model:
         """const(t) in logits: what the final norm's bias and the unembedding's bias add to a token's logit."""
         return self._token_constant[targets]
 
-    def layer_calls(self, length: int) -> list[Call]:
-        """The arguments of every layer for prompts of ``length`` tokens, recorded once from a batch of one.
+    def layer_calls(self, length: int, cut: int = 0) -> list[Call]:
+        """The arguments of every layer for whole prompts of ``length`` tokens, less their last ``cut`` positions."""
+        calls = self._layer_recorder.calls(length)
+        return [call.at(slice(length - cut)) for call in calls] if cut else calls
 
-        They depend on positions alone (no padding), and their batch dimension of one broadcasts over any batch.
-        """
-        if length not in self._calls:
-            tokens = torch.zeros(1, length, dtype=torch.long, device=self.device)
-            with recorded_calls(self.layers) as calls, torch.inference_mode():
+    def attention_calls(self, length: int) -> list[Call]:
+        """The arguments of every layer's attention for whole prompts of ``length`` tokens."""
+        return self._attention_recorder.calls(length)
+
+    @cached_property
+    def _layer_recorder(self) -> Recorder:
+        return self._recorder(self.layers)
+
+    @cached_property
+    def _attention_recorder(self) -> Recorder:
+        return self._recorder([self.attention(layer) for layer in range(self.n_layers)])
+
+    def _recorder(self, modules: list[nn.Module]) -> Recorder:
+        def run(tokens: Tensor) -> None:
+            with self.running():
                 self.hf.base_model(input_ids=tokens, use_cache=False)
-            self._calls[length] = calls
-        return self._calls[length]
+
+        return Recorder(modules, run, check_tokens(self)[:2], self.name)
+
+    def check_causal(self, tokens: Int[Tensor, " pos"]) -> None:
+        """Refuse a model in which an earlier position of a prompt answers to a later one, as seen on the prompt itself.
+
+        Ablated runs leave positions out at a prompt's end; that changes nothing only where no other position reads them.
+
+        Args:
+            tokens: Token ids of one prompt.
+
+        Raises:
+            ValueError: A layer's ``z`` at the first half of the prompt changes when the tokens of the second half do.
+        """
+        half = max(1, len(tokens) // 2)
+        pair = torch.stack([tokens, torch.cat([tokens[:half], (tokens[half:] + 1) % self.vocab_size])]).to(self.device)
+        off: list[Tensor] = []
+
+        def compare(_: nn.Module, args: tuple[Any, ...]) -> None:
+            z = args[0].unflatten(0, (2, -1))[:, :half] if args[0].ndim == 2 else args[0][:, :half]
+            off.append((z[0] - z[1]).abs().max() / z.abs().max().clamp(min=torch.finfo(z.dtype).tiny))
+
+        outs = [self.attention_out(layer) for layer in range(self.n_layers)]
+        with torch.inference_mode(), hooked(lambda: [out.register_forward_pre_hook(compare) for out in outs]):
+            self.hf.base_model(input_ids=pair, use_cache=False)
+        largest = float(torch.stack(off).max())
+        if not largest <= CAUSAL_TOLERANCE:
+            raise ValueError(
+                f"{self.name} is not causal: its heads at the first {half} tokens of a prompt change by {largest:.2g} of their "
+                "size with the tokens after them. Self-repair is measured on models that predict the next token from those "
+                "before it; if this one should, correct its config (is_causal, use_bidirectional_attention) or its masks"
+            )
 
     def check_length(self, length: int) -> None:
         """Refuse prompts of more tokens than the model has positions for."""
@@ -227,30 +258,6 @@ class Model:
     def name(self) -> str:
         """What error messages call the model."""
         return f"{type(self.hf).__name__} ({self.hf.config.model_type})"
-
-
-@contextmanager
-def hooked(handles: Callable[[], list[Any]]) -> Iterator[None]:
-    """Hold the hooks that ``handles`` registers for the length of the block, and remove them whatever happens."""
-    registered: list[Any] = []
-    try:
-        registered.extend(handles())
-        yield
-    finally:
-        for handle in registered:
-            handle.remove()
-
-
-@contextmanager
-def recorded_calls(modules: list[nn.Module]) -> Iterator[list[Call]]:
-    """Collect, for each module in order, the arguments of its first call within the block."""
-    calls: list[Call] = []
-
-    def record(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        calls.append(Call(args, dict(kwargs)))
-
-    with hooked(lambda: [m.register_forward_pre_hook(record, with_kwargs=True) for m in modules]):
-        yield calls
 
 
 def load_model(
@@ -294,10 +301,18 @@ def load_model(
     if device == "cpu":
         keep_freed_memory()
     model = find_parts(hf, center_unembed, weights, bfloat16=dtype == "bfloat16")
-    with torch.inference_mode():
+    with left_as_it_was(hf), torch.inference_mode():
+        model.check_causal(check_tokens(model)[0])
+        model.parallel = _observed_parallel(model)
         model.value_constant = _value_constant(model)
         _check_definitions_hold(model)
     return model
+
+
+def check_tokens(model: Model) -> Int[Tensor, "prompt pos"]:
+    """Three short prompts of random tokens, by which a model is checked when it is loaded."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(model.vocab_size, (3, CHECK_LENGTH), generator=generator).to(model.device)
 
 
 def _read_folder(folder: Path, device: str, dtype: torch.dtype) -> tuple[PreTrainedModel, str]:
@@ -415,10 +430,7 @@ def _value_constant(model: Model) -> Float[Tensor, "layer head d_head"]:
 
     Running the attention itself reads the values out of any layout of fused query, key and value weights.
     """
-    tokens = torch.zeros(1, CHECK_LENGTH, dtype=torch.long, device=model.device)
-    attentions = [model.attention(layer) for layer in range(model.n_layers)]
-    with recorded_calls(attentions) as calls:
-        model.hf.base_model(input_ids=tokens, use_cache=False)
+    calls = model.attention_calls(CHECK_LENGTH)
     captured: list[Tensor] = []
 
     def capture(_: nn.Module, args: tuple[Any, ...]) -> None:
@@ -429,16 +441,50 @@ def _value_constant(model: Model) -> Float[Tensor, "layer head d_head"]:
         for layer, call in enumerate(calls):
             bias = getattr(model.attention_norm(layer), "bias", None)
             hidden = torch.zeros(1, CHECK_LENGTH, model.d_model, dtype=model.dtype, device=model.device)
-            call.replay(attentions[layer], hidden if bias is None else hidden + bias)
+            call.replay(model.attention(layer), hidden if bias is None else hidden + bias)
     constant = torch.stack([z[0].unflatten(-1, (model.n_heads, model.d_head)) for z in captured])
-    _refuse_if_off(model, constant[:, 1:], constant[:, :1], "attention rows do not sum to one")
+    summed = constant.abs().amax() + torch.zeros_like(constant[:, 1:])
+    _refuse_if_off(model, constant[:, 1:] - constant[:, :1], summed, "attention rows do not sum to one")
     return constant[:, 0].clone()
+
+
+def _observed_parallel(model: Model) -> bool:
+    """Whether attention and MLP of a layer read the same residual, whatever the config says.
+
+    What the MLP reads is watched while the attention's output is changed.
+    """
+    generator = torch.Generator().manual_seed(0)
+    shape = (1, CHECK_LENGTH, model.d_model)
+    resid, out = (torch.randn(shape, generator=generator, dtype=model.dtype).to(model.device) for _ in range(2))
+    read: list[Tensor] = []
+
+    def keep(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        read.append(args[0] if args else kwargs["hidden_states"])
+
+    answers = []
+    for layer, call in enumerate(model.layer_calls(CHECK_LENGTH)):
+        read.clear()
+        mlp = model.mlp(layer)
+        with hooked(partial(_watch, mlp, keep)):
+            for change in (out, -out):
+                with gives(model.attention(layer), change):
+                    call.replay(model.layers[layer], resid)
+        if len(read) != 2:
+            raise ValueError(
+                f"{model.name} does not fit the definitions: the MLP of layer {layer} is not run once a layer"
+            )
+        answers.append(torch.equal(*read))
+    if len(set(answers)) > 1:
+        raise ValueError(
+            f"{model.name} does not fit the definitions: the MLP reads what the attention beside it writes in layers "
+            f"{[layer for layer, parallel in enumerate(answers) if not parallel]} and not in the others"
+        )
+    return answers[0]
 
 
 def _check_definitions_hold(model: Model) -> None:
     """Hold the model to the definitions on a short prompt, so that nothing is measured that they do not cover."""
-    generator = torch.Generator().manual_seed(0)
-    tokens = torch.randint(model.vocab_size, (1, CHECK_LENGTH), generator=generator).to(model.device)
+    tokens = check_tokens(model)[2:]
     seen: dict[str, list[Tensor]] = {"z": [], "attention": [], "mlp": [], "resid": []}
 
     def keep_input(name: str) -> Callable[..., None]:
@@ -465,25 +511,60 @@ def _check_definitions_hold(model: Model) -> None:
     for layer in range(model.n_layers):
         bias = getattr(model.attention_out(layer), "bias", None)
         z = seen["z"][layer].unflatten(-1, (model.n_heads, model.d_head))
-        write = torch.einsum("bphd,hdm->bpm", z, model.W_O[layer])
-        write = write if bias is None else write + bias
-        _refuse_if_off(model, write, seen["attention"][layer], f"heads of layer {layer} do not add up to its attention")
-    final = seen["resid"][1]
+        write, summed = _sum_of_heads(z, model.W_O[layer], bias), _sum_of_heads(z.abs(), model.W_O[layer].abs(), None)
+        off = write - seen["attention"][layer]
+        _refuse_if_off(model, off, summed, f"heads of layer {layer} do not add up to its attention")
+    first, final = seen["resid"]
     # reshape: some models flatten prompts and positions before their MLP.
-    writes = seen["resid"][0] + sum(write.reshape(final.shape) for write in (*seen["attention"], *seen["mlp"]))
-    _refuse_if_off(model, writes, final, "components do not add up to the final residual")
-    resid = seen["resid"][0]
+    terms = torch.stack([first, *(write.reshape(final.shape) for write in (*seen["attention"], *seen["mlp"]))])
+    summed = terms.abs().sum(0)
+    _refuse_if_off(model, terms.sum(0) - final, summed, "components do not add up to the final residual")
+    resid = first
     for module, call in zip(model.layers, model.layer_calls(CHECK_LENGTH), strict=True):
         resid = call.replay(module, resid)
-    _refuse_if_off(model, resid, final, "its layers give another result when called again")
-    direct = (final * model.direction(tokens)).sum(-1) / model.final_norm.scale(final) + model.token_constant(tokens)
+    # What rounds in one dimension reaches all others through the norms.
+    _refuse_if_off(
+        model, resid - final, summed.amax(-1, keepdim=True), "its layers give another result when called again"
+    )
+    direction, scale = model.direction(tokens), model.final_norm.scale(final)
+    direct = (final * direction).sum(-1) / scale + model.token_constant(tokens)
     own = logits.gather(-1, tokens[..., None])[..., 0]
     own = own - logits.mean(-1) if model.center_unembed else own
-    _refuse_if_off(model, direct, own, "its logits are not r . d / s + const (a norm, cap or factor in between)")
+    summed = final.norm(dim=-1) * direction.norm(dim=-1) / scale + own.abs() + logits.abs().mean(-1)
+    _refuse_if_off(
+        model, direct - own, summed, "its logits are not r . d / s + const (a norm, cap or factor in between)"
+    )
+    _check_mlp_by_position(model, first)
 
 
-def _refuse_if_off(model: Model, got: Tensor, wanted: Tensor, reason: str) -> None:
-    off = float((got - wanted).abs().max())
-    size = float(wanted.abs().max())
-    if not math.isfinite(off) or off > CHECK_TOLERANCE * max(size, 1.0):
-        raise ValueError(f"{model.name} does not fit the definitions: {reason} (off by {off:.2g} of {size:.2g})")
+def _watch(module: nn.Module, hook: Callable[..., None]) -> list[Any]:
+    return [module.register_forward_pre_hook(hook, with_kwargs=True)]
+
+
+def _sum_of_heads(z: Tensor, W_O: Tensor, bias: Any) -> Tensor:
+    """What the heads of a layer write together, [..., d_model]."""
+    write = torch.einsum("...hd,hdm->...m", z, W_O)
+    return write if bias is None else write + bias
+
+
+def _check_mlp_by_position(model: Model, resid: Tensor) -> None:
+    """Refuse an MLP that mixes positions: ablated runs let the last one run at the tokens that are wanted alone."""
+    inputs: list[Tensor] = []
+    mlp = model.mlp(model.n_layers - 1)
+    with hooked(lambda: [mlp.register_forward_pre_hook(lambda _, args: inputs.append(args[0]))]):
+        model.layer_calls(CHECK_LENGTH)[-1].replay(model.layers[-1], resid)
+    hidden = inputs[0]
+    places = torch.tensor([5, 2], device=hidden.device)
+    whole, part = (out[0] if isinstance(out, tuple) else out for out in (mlp(hidden), mlp(hidden[..., places, :])))
+    off = whole[..., places, :] - part
+    _refuse_if_off(model, off, whole.abs().amax() + torch.zeros_like(off), "the last layer's MLP mixes positions")
+
+
+def _refuse_if_off(model: Model, off: Tensor, summed: Tensor, reason: str) -> None:
+    """Refuse a difference beyond rounding of the ``summed`` sizes of the terms that should cancel in it."""
+    largest = float((off.abs() - CHECK_TOLERANCE * summed).max())
+    if not math.isfinite(largest) or largest > 0:
+        raise ValueError(
+            f"{model.name} does not fit the definitions: {reason} (off by {float(off.abs().max()):.2g} of "
+            f"{float(summed.max()):.2g})"
+        )

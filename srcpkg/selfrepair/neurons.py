@@ -19,26 +19,28 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from selfrepair.ablation import (
-    IDENTITY_TOLERANCE,
     Heads,
     Replacement,
     check_heads,
     constant_replacement,
-    identity_tolerance,
 )
 from selfrepair.activations import open_activations
 from selfrepair.averages import read_mean_activations
+from selfrepair.calls import hooked
 from selfrepair.chosen_heads import read_chosen_heads
 from selfrepair.clean import CleanRun, prompt_chunks
-from selfrepair.models import Model, hooked, load_model
+from selfrepair.models import Model, load_model
 from selfrepair.progress import Progress
 from selfrepair.replay import SuffixReplay, group_by_layer
+from selfrepair.rounding import identity_tolerance
 from selfrepair.selection import read_selected
 from selfrepair.storage import write_hdf5
 from selfrepair.tokens import read_shard
 
 logger = logging.getLogger(__name__)
 
+UNCHANGED_ROUNDINGS = 256
+"""Rounding errors, relative to the neurons' direct effects, below which a change of all neurons together is none."""
 CURVE_POINTS = 50
 """About how many points of each token's cumulative curves are kept, evenly spaced on a logarithmic axis."""
 
@@ -95,6 +97,7 @@ def neuron_effects(
         return
     replay = SuffixReplay(model, tokens, clean)
     W_out = model.W_out[neuron_layer]
+    lengths = W_out.norm(dim=-1)
     post = _clean_post(model, neuron_layer, clean, tokens.shape)
     index = {pair: row for row, pair in enumerate(heads)}
     for layer, of_layer in group_by_layer(heads).items():
@@ -119,26 +122,46 @@ def neuron_effects(
                         mlp_clean=clean.mlp_direct_effect[neuron_layer][prompt, pos],
                         head_clean=result.direct_effect[0, pair, pos],
                     )
-                    repair = torch.zeros_like(result.repair_by_mlp[0, :, neuron_layer])
-                    repair.index_add_(0, pair.to(model.device), (effects.ablated - effects.clean).sum(-1))
-                    wanted = result.repair_by_mlp[0, :, neuron_layer]
-                    _check_neurons(model, effects, scaled, neuron_layer, repair - wanted)
+                    sizes = (post[prompt, pos].abs() + ablated_post.abs()) @ lengths * scaled.norm(dim=-1)
+                    mlp_repair = result.repair_by_mlp[0, :, neuron_layer]
+                    _check_neurons(model, effects, scaled, neuron_layer, sizes, pair.to(model.device), mlp_repair)
                 yield effects
 
 
-def _check_neurons(model: Model, effects: NeuronEffects, scaled: Tensor, neuron_layer: int, off_repair: Tensor) -> None:
-    """Refuse neurons that do not add up to what their MLP writes, or to what it changes by."""
+def _check_neurons(
+    model: Model,
+    effects: NeuronEffects,
+    scaled: Tensor,
+    neuron_layer: int,
+    summed: Tensor,
+    pair: Tensor,
+    mlp_repair: Tensor,
+) -> None:
+    """Refuse neurons that do not add up to what their MLP writes, or to what it changes by.
+
+    Args:
+        model: The model.
+        effects: Of some tokens.
+        scaled: d / s of each token [token, d_model].
+        neuron_layer: The MLP's layer.
+        summed: Sizes of what the neurons write along d, clean and ablated, that cancel [token].
+        pair: Of each token, its place in ``mlp_repair`` [token].
+        mlp_repair: The MLP's repair, summed over the tokens of each (head, prompt) [pair].
+    """
     bias = getattr(model.mlp_out(neuron_layer), "bias", None)
     total = effects.clean.sum(-1) + (0 if bias is None else scaled @ cast(Tensor, bias))
-    off = max(float((total - effects.mlp_clean).abs().max()), float(off_repair.abs().max()))
-    size = max(1.0, float(effects.clean.abs().sum(-1).max()), float(effects.ablated.abs().sum(-1).max()))
-    # A pair's repair is a sum over its tokens.
-    allowed = identity_tolerance(model) * size * len(effects.pos)
-    if not off <= allowed:
-        raise ValueError(
-            f"the neurons of layer {neuron_layer} do not add up to the MLP of {model.name}: off by {off:.3g} logits where "
-            f"rounding explains {allowed:.1g}; its architecture's mlp_out is not the MLP's output projection"
-        )
+    repair, sizes = torch.zeros_like(mlp_repair), torch.zeros_like(mlp_repair)
+    repair.index_add_(0, pair, (effects.ablated - effects.clean).sum(-1))
+    sizes.index_add_(0, pair, summed)
+    tolerance = identity_tolerance(model)
+    for off, size in ((total - effects.mlp_clean, summed), (repair - mlp_repair, sizes)):
+        if not bool((off.abs() <= tolerance * size).all()):
+            worst = int((off.abs() - tolerance * size).nan_to_num(nan=torch.inf).argmax())
+            raise ValueError(
+                f"the neurons of layer {neuron_layer} do not add up to the MLP of {model.name}: off by {float(off[worst]):.3g} "
+                f"logits where rounding explains {float(tolerance * size[worst]):.1g}; its architecture's mlp_out is not the "
+                "MLP's output projection, or its weights are not finite"
+            )
 
 
 @contextmanager
@@ -196,7 +219,7 @@ def summarise(effects: NeuronEffects, top_neurons: int) -> xr.Dataset:
         that is zero is NaN.
     """
     change = effects.ablated - effects.clean
-    rounding = IDENTITY_TOLERANCE * torch.finfo(change.dtype).eps * effects.clean.abs().sum(-1)
+    rounding = UNCHANGED_ROUNDINGS * torch.finfo(change.dtype).eps * effects.clean.abs().sum(-1)
     change = torch.where((change.abs().sum(-1) > rounding)[:, None], change, 0)
     by_repair = change.sort(dim=-1, descending=True, stable=True)
     best = by_repair.indices[:, :top_neurons]

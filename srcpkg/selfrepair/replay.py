@@ -16,8 +16,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from selfrepair.allocator import block_of_its_own
+from selfrepair.calls import forward_is, gives, hooked
 from selfrepair.clean import CleanRun, Directions, by_head, head_direct_effects, project, written
-from selfrepair.models import Model, hooked
+from selfrepair.models import Model
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,8 @@ class Ablated:
         ablated_scale: Final norm's scale in the ablated run [head, prompt, pos-1].
         repair_by_head: [head, prompt, layer, head], summed over the selected tokens of the ablated head; logits.
         repair_by_mlp: [head, prompt, layer], likewise.
+        summed: Sizes of the terms that cancel in the identity [head, prompt, pos-1], logits: all direct effects and what they
+            change by, and the longest residual of the run times |d| / s. Rounding errors grow with these.
     """
 
     direct_effect: Float[Tensor, "row prompt predicted"]
@@ -41,6 +44,7 @@ class Ablated:
     ablated_scale: Float[Tensor, "row prompt predicted"]
     repair_by_head: Float[Tensor, "row prompt layer head"]
     repair_by_mlp: Float[Tensor, "row prompt layer"]
+    summed: Float[Tensor, "row prompt predicted"]
 
 
 LAYER_COMPONENTS = ("attention", "mlp")
@@ -109,6 +113,8 @@ class SuffixReplay:
         with torch.inference_mode():
             self.directions = Directions.of(model, tokens)
             self.scaled = self.directions.d / clean.scale[..., None]
+            self.d_length = self.scaled.norm(dim=-1)
+            self.effect_sizes = clean.head_direct_effect.abs().sum((0, -1)) + clean.mlp_direct_effect.abs().sum(0)
             shape = (model.n_layers, *self.scaled.shape[:2], model.n_heads, model.d_head)
             self.projected = block_of_its_own(shape, model.dtype, model.device)
             for layer in range(model.n_layers):
@@ -255,7 +261,7 @@ class SuffixReplay:
         """The clean residual that leaves a layer."""
         if layer + 1 < self.model.n_layers:
             return _predicting(self.clean.resid_pre[layer + 1])
-        call = self.model.layer_calls(self.length)[layer]
+        call = self.model.layer_calls(self.length + 1, cut=1)[layer]
         with self.model.running():
             return call.replay(self.model.layers[layer], _predicting(self.clean.resid_pre[layer]))
 
@@ -290,6 +296,9 @@ class SuffixReplay:
             ablated_scale=ablated_scale,
             repair_by_head=changes.by_head,
             repair_by_mlp=changes.by_mlp,
+            summed=batch.of_prompts(self.effect_sizes)
+            + changes.sizes
+            + changes.longest * batch.of_prompts(self.d_length),
         )
 
     def _run(
@@ -311,13 +320,15 @@ class SuffixReplay:
             first, resid = layer, clean_resid.expand_as(change)
             attention = batch.of_prompts(start.attention) + change
         resid = resid.flatten(0, 1)
-        calls = model.layer_calls(self.length - batch.cut)
-        given = attention_gives(model.attention(layer), attention)
+        calls = model.layer_calls(self.length + 1, cut=batch.cut + 1)
+        given = gives(model.attention(layer), None if attention is None else attention.flatten(0, 1))
         needed = None if batch.prompts is None else changes.selected
         last = _mlp_runs_on(model.mlp(model.n_layers - 1), needed)
         with hooked(lambda: changes.hooks(layer)), given, last, model.running():
+            changes.meet(resid)
             for at in range(first, model.n_layers):
                 resid = calls[at].replay(model.layers[at], resid)
+                changes.meet(resid)
         return resid.unflatten(0, change.shape[:2])
 
 
@@ -359,6 +370,7 @@ class _Changes:
             return torch.zeros(shape, dtype=model.dtype, device=model.device)
 
         self.from_heads, self.from_mlps = zeros(*self.shape), zeros(*self.shape)
+        self.sizes, self.longest = zeros(*self.shape), zeros(*self.shape)
         self.by_head, self.by_mlp = zeros(*shape, model.n_layers, model.n_heads), zeros(*shape, model.n_layers)
 
     def hooks(self, layer: int) -> list[Any]:
@@ -371,6 +383,10 @@ class _Changes:
             *(model.mlp(at).register_forward_hook(partial(self._see_mlp, at)) for at in mlps),
         ]
 
+    def meet(self, resid: Tensor) -> None:
+        """Keep the length of the longest residual that a token meets on its way, [row, prompt, pos-1]."""
+        torch.maximum(self.longest, resid.norm(dim=-1).unflatten(0, self.shape[:2]), out=self.longest)
+
     def _see_heads(self, layer: int, _: nn.Module, args: tuple[Any, ...]) -> None:
         replay, view = self.replay, self.batch.of_prompts
         with replay.model.measuring():
@@ -378,6 +394,7 @@ class _Changes:
             effects = head_direct_effects(z, view(replay.projected[layer]))
             change = effects - view(replay.clean.head_direct_effect[layer])
             self.from_heads += change.sum(-1)
+            self.sizes += change.abs().sum(-1)
             self.by_head[:, :, layer] = torch.einsum("rpth,rpt->rph", change, self.weight)
 
     def _see_mlp(self, layer: int, _: nn.Module, __: Any, out: Tensor | tuple[Any, ...]) -> None:
@@ -385,21 +402,8 @@ class _Changes:
         clean = self.batch.of_prompts(self.replay.clean.mlp_direct_effect[layer])
         change = (write * self.d).sum(-1) / self.scale - clean
         self.from_mlps += change
+        self.sizes += change.abs()
         self.by_mlp[:, :, layer] = (change * self.weight).sum(-1)
-
-
-@contextmanager
-def attention_gives(attention: nn.Module, out: Tensor | None) -> Iterator[None]:
-    """Let an attention module give ``out`` [row, prompt, pos or pos-1, d_model], known already; None lets it compute."""
-    if out is None:
-        yield
-        return
-    given = (out.flatten(0, 1), None)
-    attention.forward = lambda *_, **__: given
-    try:
-        yield
-    finally:
-        del attention.forward
 
 
 @contextmanager
@@ -415,15 +419,14 @@ def _mlp_runs_on(mlp: nn.Module, needed: Bool[Tensor, "row prompt predicted"] | 
     forward = mlp.forward
 
     def some(hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        found = forward(hidden.flatten(0, -2)[rows], *args, **kwargs)
+        wanted = hidden.flatten(0, -2)[rows]
+        # As many dimensions as the MLP gets in the model's own run.
+        found = forward(wanted.unsqueeze(0) if hidden.ndim > 2 else wanted, *args, **kwargs).flatten(0, -2)
         out = found.new_zeros(hidden[..., 0].numel(), found.shape[-1])
         return out.index_copy_(0, rows, found).unflatten(0, hidden.shape[:-1])
 
-    mlp.forward = some
-    try:
+    with forward_is(mlp, some):
         yield
-    finally:
-        del mlp.forward
 
 
 def group_by_layer(heads: Iterable[tuple[int, int]]) -> dict[int, list[int]]:

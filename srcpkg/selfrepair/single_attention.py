@@ -3,18 +3,16 @@
 An attention module is called with the arguments that it got in the model's own run, so that no architecture is special here.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from selfrepair.calls import MASK, Call, hooked
 from selfrepair.clean import by_head, prompt_chunks
-from selfrepair.models import Call, Model, hooked, recorded_calls
+from selfrepair.models import Model
 
-BY_POSITION = ("position_embeddings", "position_ids")
-"""Arguments of an attention module that hold a value a position, in dimension 1."""
 CHANGES_AT_ONCE = 1024
 """Changed positions in one call; memory is proportional to the square."""
 
@@ -29,11 +27,7 @@ class Attentions:
 
     def __init__(self, model: Model, length: int) -> None:
         self.model, self.length = model, length
-        tokens = torch.zeros(1, length, dtype=torch.long, device=model.device)
-        attentions = [model.attention(layer) for layer in range(model.n_layers)]
-        with recorded_calls(attentions) as calls, torch.inference_mode(), model.running():
-            model.hf.base_model(input_ids=tokens, use_cache=False)
-        self.calls: list[Call] = calls
+        self.calls = model.attention_calls(length)
 
     def z(self, layer: int, resid: Float[Tensor, "prompt pos d_model"]) -> Float[Tensor, "prompt pos head d_head"]:
         """``z`` of a layer whose attention reads ``resid`` instead of its own residual."""
@@ -86,12 +80,8 @@ class Attentions:
 
     def _with_tokens(self, layer: int, place: Tensor) -> Call:
         """The layer's call for a sequence with more tokens: ``place`` of each token, the prompt's own ones first."""
-        call = self.calls[layer]
-        kwargs = dict(call.kwargs)
-        for name in BY_POSITION:
-            if kwargs.get(name) is not None:
-                kwargs[name] = _at(kwargs[name], place)
-        kwargs["attention_mask"] = self._mask(kwargs.get("attention_mask"), place)
+        call = self.calls[layer].at(place)
+        kwargs = {**call.kwargs, MASK: self._mask(self.calls[layer].kwargs.get(MASK), place)}
         return Call(call.args, kwargs)
 
     def _mask(self, mask: Tensor | None, place: Tensor) -> Tensor:
@@ -111,8 +101,3 @@ class Attentions:
         return torch.zeros(1, 1, total, total, dtype=self.model.dtype, device=place.device).masked_fill_(
             ~allowed, lowest
         )
-
-
-def _at(value: Any, place: Tensor) -> Any:
-    """A position argument [1, pos, ...], or a tuple of such, at other places."""
-    return tuple(_at(part, place) for part in value) if isinstance(value, Sequence) else value[:, place]

@@ -11,6 +11,7 @@ import xarray as xr
 
 import selfrepair
 from selfrepair.ablation import sweep
+from selfrepair.calls import hooked
 from selfrepair.circuit_tables import (
     CONTROLS,
     _regression,
@@ -22,7 +23,7 @@ from selfrepair.circuit_tables import (
     tabulate_repair,
 )
 from selfrepair.clean import by_head, run_clean
-from selfrepair.models import Model, hooked
+from selfrepair.models import Model
 from selfrepair.next_layer import moved_changes
 from selfrepair.progress import Progress
 from selfrepair.quantities import PARTS

@@ -8,9 +8,10 @@ import torch
 from transformers import PreTrainedModel
 
 import selfrepair
+from selfrepair.calls import hooked
 from selfrepair.clean import CleanRun, run_clean
 from selfrepair.layer_ablation import ablate_layers, mlp_output
-from selfrepair.models import Model, hooked
+from selfrepair.models import Model
 from selfrepair.progress import Progress
 from selfrepair.quantities import HEAD_TOKEN, PARTS
 from selfrepair.replay import LAYER_COMPONENTS, SuffixReplay
