@@ -8,14 +8,16 @@ from typing import Any
 import numpy as np
 import torch
 import xarray as xr
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from selfrepair.activations import open_activations
 from selfrepair.averages import read_mean_activations
+from selfrepair.calls import left_as_it_was
 from selfrepair.clean import CleanRun, prompt_chunks, run_clean
 from selfrepair.models import Model, load_model
 from selfrepair.progress import Progress
+from selfrepair.proof import PlainReplacements, Proof, plain_replacement, prove_heads
 from selfrepair.quantities import ABLATION_KINDS, HEAD_TOKEN, PARTS, QUANTITIES
 from selfrepair.replay import Batch, SuffixReplay, group_by_layer
 from selfrepair.rounding import identity_tolerance
@@ -59,15 +61,24 @@ def ablate_heads(
     donor_ids = _donor_ids(model, donors, token_ids, kind)
     chosen = check_heads(model, heads)
     chunks = prompt_chunks(model, *token_ids.shape)
-    mean_z = mean_activation(model, [token_ids[chunk] for chunk in chunks]) if kind == "mean" else None
-    model.check_causal(token_ids[0])
+    proof = Proof(model, f"{kind} ablations", seed=0)
+    repeated = proof.choose(np.ones((len(chosen), len(token_ids)), bool), layers_run(model, chosen))
     parts = []
-    with Progress(len(chunks) * len(chosen), "ablating heads", unit="head", show=progress) as bar:
+    with (
+        left_as_it_was(model.hf),
+        Progress(len(chunks) * len(chosen), "ablating heads", unit="head", show=progress) as bar,
+    ):
+        model.check_causal(token_ids[0])
+        mean_z = mean_activation(model, [token_ids[chunk] for chunk in chunks]) if kind == "mean" else None
         for chunk in chunks:
             # A function of its own, so that nothing of one chunk is in memory while the next one runs.
             chunk_donors = None if donor_ids is None else donor_ids[chunk]
-            parts.append(_ablate_chunk(model, token_ids[chunk], chunk_donors, chosen, kind, mean_z, bar))
-    return _join(parts)
+            part = _ablate_chunk(model, token_ids[chunk], chunk_donors, chosen, kind, mean_z, bar)
+            of_prompt = None if chunk_donors is None else chunk_donors[:, None].numpy()
+            again = plain_replacements(model, kind, of_prompt, mean_z)
+            prove_heads(proof, proof.within(repeated, chunk), chosen, token_ids[chunk], again, arrays(part))
+            parts.append(part)
+    return _join(parts).assign_attrs(proof.attrs())
 
 
 def _ablate_chunk(
@@ -84,6 +95,36 @@ def _ablate_chunk(
     else:
         replacement = run_clean(model, donors).z.__getitem__
     return sweep(model, tokens, run_clean(model, tokens), replacement, heads, progress)
+
+
+def arrays(dataset: xr.Dataset) -> dict[str, np.ndarray]:
+    """A dataset's variables as plain arrays."""
+    return {str(name): variable.values for name, variable in dataset.variables.items()}
+
+
+def layers_run(model: Model, heads: Heads) -> np.ndarray:
+    """Layers that run again for each head's ablation [head]."""
+    return np.array([model.n_layers - layer for layer, _ in heads])
+
+
+def plain_replacements(
+    model: Model,
+    kind: str,
+    donors: Int[np.ndarray, "prompt donor pos"] | None,
+    mean_z: Float[Tensor, "layer head d_head"] | None,
+) -> PlainReplacements:
+    """What takes the place of ``z`` in plain runs of the prompts: as in the sweep, but from the donors' token ids.
+
+    Args:
+        model: The model.
+        kind: "resample", "mean" or "zero".
+        donors: Token ids of each prompt's donors, for "resample".
+        mean_z: The mean, for "mean".
+    """
+    if donors is not None:
+        return lambda prompt: plain_replacement(model, list(torch.from_numpy(donors[prompt]).long()))
+    constant = constant_replacement(model, kind, (1, 1), mean_z)
+    return lambda prompt: lambda layer: constant(layer)[0]
 
 
 def ablate_shard(
@@ -126,6 +167,9 @@ def ablate_shard(
         mean_z = torch.from_numpy(read_mean_activations(mean_activations)).to(model.device)
     ids = torch.from_numpy(shard.tokens).long()
     chunks = prompt_chunks(model, *ids.shape)
+    proof = Proof(model, f"{kind} ablations", seed=prompts[0])
+    measured = np.asarray(selected.any(-1)) | (which != "top")
+    repeated = proof.choose(measured, layers_run(model, chosen))
     parts = []
     with (
         open_activations(activations, model) as cached,
@@ -139,10 +183,21 @@ def ablate_shard(
                 replacement: Replacement = partial(cached.donor_z, donors=shard.donors[chunk])
             else:
                 replacement = constant_replacement(model, kind, ids[chunk].shape, mean_z)
-            parts.append(sweep(model, ids[chunk], clean, replacement, chosen, bar, selected[:, chunk], which == "top"))
+            part = sweep(model, ids[chunk], clean, replacement, chosen, bar, selected[:, chunk], which == "top")
+            donors = shard.donor_tokens(chunk) if kind == "resample" else None
+            again = plain_replacements(model, kind, donors, mean_z)
+            found = {**arrays(part), "selected": selected[:, chunk]}
+            prove_heads(proof, proof.within(repeated, chunk), chosen, ids[chunk], again, found)
+            parts.append(part)
     dataset = _join(parts)
-    # "coordinates" tells xarray which variables label the heads.
-    attrs = {"ablation": kind, "tokens": which, "coordinates": "layer head_index"}
+    attrs = {
+        "ablation": kind,
+        "tokens": which,
+        "parallel_attention_mlp": int(model.parallel),
+        # Tells xarray which variables label the heads.
+        "coordinates": "layer head_index",
+        **proof.attrs(),
+    }
     with write_hdf5(out, kind="ablations", provenance=provenance, attrs=attrs) as file:
         file.put_dataset(dataset, chunk={"head": 1, "prompt": 1})
 

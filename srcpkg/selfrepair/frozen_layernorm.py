@@ -4,7 +4,7 @@ The closed form (docs/definitions.md, Effects) takes the LayerNorm part off the 
 goes through the model's own final norm, made to divide by the clean scale, and through its own unembedding. The two must agree.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -16,16 +16,24 @@ import xarray as xr
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from selfrepair.ablation import Replacement, check_heads, constant_replacement
+from selfrepair.ablation import (
+    Heads,
+    Replacement,
+    check_heads,
+    constant_replacement,
+    layers_run,
+    plain_replacements,
+)
 from selfrepair.activations import open_activations
 from selfrepair.averages import read_mean_activations
 from selfrepair.calls import hooked
 from selfrepair.clean import prompt_chunks
 from selfrepair.models import Model, load_model
 from selfrepair.progress import Progress
+from selfrepair.proof import PlainPrompt, PlainReplacements, Proof, correct_logits, replaced_z
 from selfrepair.quantities import QUANTITIES
 from selfrepair.replay import SuffixReplay, group_by_layer
-from selfrepair.rounding import identity_tolerance
+from selfrepair.rounding import repeated_tolerance
 from selfrepair.selection import read_selected
 from selfrepair.storage import write_hdf5
 from selfrepair.tokens import read_shard
@@ -82,7 +90,7 @@ def frozen_layernorm_change(
     heads: list[int],
     replacement: Float[Tensor, "prompt pos head d_head"],
     selected: Bool[Tensor, "row prompt predicted"],
-) -> Float[Tensor, "row prompt predicted"]:
+) -> tuple[Float[Tensor, "row prompt predicted"], Float[Tensor, "row prompt predicted"]]:
     """The logit change of each head's ablation with the final scale frozen at its clean value.
 
     Args:
@@ -94,11 +102,12 @@ def frozen_layernorm_change(
         selected: The tokens wanted of each head [len(heads), prompt, pos-1].
 
     Returns:
-        frozen_layernorm_logit_change [len(heads), prompt, pos-1], in logits; NaN where a token is not wanted.
+        frozen_layernorm_logit_change [len(heads), prompt, pos-1], and what it may differ from the closed form by, in logits; NaN
+        where a token is not wanted.
     """
     model, clean = replay.model, replay.clean
     targets = tokens[:, 1:].to(model.device)
-    change = torch.full(selected.shape, torch.nan, dtype=model.dtype, device=model.device)
+    change, rounding = (torch.full(selected.shape, torch.nan, dtype=model.dtype, device=model.device) for _ in range(2))
     for batch, resid in replay.ablated_residuals(layer, heads, replacement, selected):
         assert batch.prompts is not None
         pair, pos = torch.nonzero(batch.of_selection(selected)[0], as_tuple=True)
@@ -106,7 +115,10 @@ def frozen_layernorm_change(
         with torch.inference_mode(), frozen_scale(model, clean.scale[prompt, pos]):
             frozen = own_correct_logit(model, resid[0, pair, pos], targets[prompt, pos])
             change[row, prompt, pos] = frozen - clean.correct_logit[prompt, pos]
-    return change
+            along = replay.d_length[prompt, pos] + model.offset_length / clean.scale[prompt, pos]
+            summed = replay.effect_sizes[prompt, pos] + resid[0, pair, pos].norm(dim=-1) * along
+            rounding[row, prompt, pos] = repeated_tolerance(model) * summed
+    return change, rounding
 
 
 def freeze_layernorm(
@@ -131,8 +143,8 @@ def freeze_layernorm(
         activations: The shard's activations file.
         thresholds: Top tokens of each head.
         mean_activations: Averages of z; wanted for kind "mean".
-        out: HDF5 file: frozen_layernorm_logit_change [head, prompt, pos], NaN at other tokens. Attribute rounding: what it may
-            differ from the closed form by, relative to the largest effect.
+        out: HDF5 file: frozen_layernorm_logit_change [head, prompt, pos], and rounding, what it may differ from the closed form
+            by; NaN at other tokens.
         prompts: First prompt of the shard, and the one after its last.
         kind: "resample", "mean" or "zero".
         heads: The (layer, head) pairs.
@@ -148,8 +160,11 @@ def freeze_layernorm(
     if mean_activations is not None:
         mean_z = torch.from_numpy(read_mean_activations(mean_activations)).to(model.device)
     ids = torch.from_numpy(shard.tokens).long()
-    change = np.full(selected.shape, np.nan, torch.zeros(0, dtype=model.dtype).numpy().dtype)
+    dtype = torch.zeros(0, dtype=model.dtype).numpy().dtype
+    change, rounding = np.full(selected.shape, np.nan, dtype), np.full(selected.shape, np.nan, dtype)
     chunks = prompt_chunks(model, *ids.shape)
+    proof = Proof(model, "logit changes with the final scale frozen", seed=prompts[0])
+    repeated = proof.choose(selected.any(-1).numpy(), layers_run(model, chosen))
     with (
         open_activations(activations, model) as cached,
         Progress(len(chunks) * len(chosen), f"{kind} ablation with the final scale frozen", "head") as bar,
@@ -164,16 +179,63 @@ def freeze_layernorm(
                 rows = [index[layer, head] for head in of_layer]
                 wanted = selected[rows][:, chunk]
                 found = frozen_layernorm_change(replay, ids[chunk], layer, of_layer, replacement(layer), wanted)
-                change[rows, chunk] = found.cpu().numpy()
+                change[rows, chunk], rounding[rows, chunk] = (each.cpu().numpy() for each in found)
                 bar.advance(len(of_layer))
+            donors = shard.donor_tokens(chunk) if kind == "resample" else None
+            again = plain_replacements(model, kind, donors, mean_z)
+            prove_frozen(proof, proof.within(repeated, chunk), chosen, ids[chunk], again, change[:, chunk])
     quantity = QUANTITIES[NAME]
     dataset = xr.Dataset(
-        {NAME: (("head", "prompt", "pos"), change, {"units": quantity.unit, "description": quantity.description})},
+        {
+            NAME: (("head", "prompt", "pos"), change, {"units": quantity.unit, "description": quantity.description}),
+            "rounding": (
+                ("head", "prompt", "pos"),
+                rounding,
+                {"units": "logits", "description": "what it may differ from the closed form by"},
+            ),
+        },
         coords={
             "layer": ("head", np.array([layer for layer, _ in chosen])),
             "head_index": ("head", np.array([head for _, head in chosen])),
         },
     )
-    attrs = {"ablation": kind, "coordinates": "layer head_index", "rounding": identity_tolerance(model)}
+    attrs = {"ablation": kind, "coordinates": "layer head_index", **proof.attrs()}
     with write_hdf5(out, kind="frozen_layernorm", provenance=provenance, attrs=attrs) as file:
         file.put_dataset(dataset, chunk={"head": 1, "prompt": 1})
+
+
+def prove_frozen(
+    proof: Proof,
+    chosen: Sequence[tuple[int, list[int]]],
+    heads: Heads,
+    tokens: Int[Tensor, "prompt pos"],
+    replacement: PlainReplacements,
+    found: Float[np.ndarray, "head prompt predicted"],
+) -> None:
+    """Repeat some of `frozen_layernorm_change`: what the model's own norm gives is multiplied by s' / s before its unembedding.
+
+    Args:
+        proof: Where it is counted.
+        chosen: Prompts, each with rows of ``heads``.
+        heads: The (layer, head) pairs.
+        tokens: Token ids.
+        replacement: What takes the place of ``z``, from token ids.
+        found: frozen_layernorm_logit_change.
+
+    Raises:
+        ValueError: A difference beyond rounding.
+    """
+    model = proof.model
+    for prompt, rows in chosen:
+        of_prompt, z = PlainPrompt(model, tokens[prompt]), replacement(prompt)
+        for row in rows:
+            layer, head = heads[row]
+            plain = of_prompt.ablated(replaced_z(model, layer, head, z(layer)[:, head]), layer, head)
+            with torch.inference_mode():
+                bias = model.final_norm.bias
+                ratio = (plain.values["ablated_scale"] / of_prompt.clean.scale)[:, None]
+                frozen = (plain.run.normed[:-1] - bias) * ratio + bias
+                wanted = correct_logits(model, frozen, tokens[prompt]) - of_prompt.clean.logit
+            where = f"{NAME} of head (layer {layer}, head {head})"
+            proof.compare(where, found[row, prompt], wanted, plain.summed)
+            proof.ablations += 1

@@ -3,13 +3,13 @@
 After McGrath et al., "The Hydra Effect: Emergent Self-repair in Language Model Computations" (2023, arXiv 2307.15771).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from selfrepair.ablation import check_identity
@@ -18,6 +18,7 @@ from selfrepair.calls import gives, hooked
 from selfrepair.clean import CleanRun, prompt_chunks, written
 from selfrepair.models import Model, load_model
 from selfrepair.progress import Progress
+from selfrepair.proof import PlainPrompt, Proof, plain_run, prove_values, replaced_mlp, replaced_z
 from selfrepair.quantities import HEAD_TOKEN, QUANTITIES
 from selfrepair.replay import LAYER_COMPONENTS, SuffixReplay
 from selfrepair.storage import write_hdf5
@@ -69,6 +70,8 @@ def ablate_layers_of_shard(
             )
             for name in HEAD_TOKEN
         }
+        proof = Proof(model, "ablations of layers", seed=prompts[0])
+        repeated = proof.choose(np.ones((len(LAYER_COMPONENTS) * model.n_layers, n_prompts), bool), layers_run(model))
         for chunk in chunks:
             donors = shard.donors[chunk]
             rows, of_donor = np.unique(donors, return_inverse=True)
@@ -82,8 +85,51 @@ def ablate_layers_of_shard(
                 return mlp_output(model, layer, donor)[at].mean(1)
 
             found = ablate_layers(model, ids[chunk], cached.clean_run(chunk), donor_z, donor_mlp, bar)
+            again = proof.within(repeated, chunk)
+            prove_layers(proof, again, ids[chunk], torch.from_numpy(shard.donor_tokens(chunk)).long(), found)
             for name, variable in variables.items():
                 variable[:, :, chunk] = found[name]
+        file.attrs(**proof.attrs())
+
+
+def layers_run(model: Model) -> np.ndarray:
+    """Layers that run again for the ablation of each component of each layer, components first."""
+    return np.tile(np.arange(model.n_layers, 0, -1), len(LAYER_COMPONENTS))
+
+
+def prove_layers(
+    proof: Proof,
+    chosen: Sequence[tuple[int, list[int]]],
+    tokens: Int[Tensor, "prompt pos"],
+    donors: Int[Tensor, "prompt donor pos"],
+    found: Mapping[str, np.ndarray],
+) -> None:
+    """Repeat some of `ablate_layers` by plain runs.
+
+    Args:
+        proof: Where it is counted.
+        chosen: Prompts, each with numbers ``component * n_layers + layer``.
+        tokens: Token ids.
+        donors: Token ids of each prompt's donors.
+        found: What `ablate_layers` gives.
+
+    Raises:
+        ValueError: A difference beyond rounding.
+    """
+    model = proof.model
+    for prompt, numbers in chosen:
+        of_prompt, runs = PlainPrompt(model, tokens[prompt]), [plain_run(model, donor) for donor in donors[prompt]]
+        for number in numbers:
+            row, layer = divmod(number, model.n_layers)
+            component = LAYER_COMPONENTS[row]
+            if component == "mlp":
+                edit = replaced_mlp(model, layer, torch.stack([run.mlp[layer] for run in runs]).mean(0))
+            else:
+                edit = replaced_z(model, layer, slice(None), torch.stack([run.z[layer] for run in runs]).mean(0))
+            plain = of_prompt.ablated(edit, layer, None, component)
+            values = {name: value[row, layer, prompt] for name, value in found.items()}
+            prove_values(proof, f"with the {component} of layer {layer} ablated", plain, values)
+            proof.ablations += 1
 
 
 def ablate_layers(

@@ -190,6 +190,11 @@ class Model:
         d = self.final_norm.weight * (self.W_U[targets] - self._unembed_mean)
         return d - d.mean(dim=-1, keepdim=True) if self.final_norm.centred else d
 
+    @property
+    def offset_length(self) -> float:
+        """Length of what centring takes off every direction; logits of the unembedding itself have it, and round with it."""
+        return float((self.final_norm.weight * self._unembed_mean).norm())
+
     def token_constant(self, targets: Int[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
         """const(t) in logits: what the final norm's bias and the unembedding's bias add to a token's logit."""
         return self._token_constant[targets]

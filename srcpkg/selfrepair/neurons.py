@@ -23,6 +23,8 @@ from selfrepair.ablation import (
     Replacement,
     check_heads,
     constant_replacement,
+    layers_run,
+    plain_replacements,
 )
 from selfrepair.activations import open_activations
 from selfrepair.averages import read_mean_activations
@@ -31,6 +33,7 @@ from selfrepair.chosen_heads import read_chosen_heads
 from selfrepair.clean import CleanRun, prompt_chunks
 from selfrepair.models import Model, load_model
 from selfrepair.progress import Progress
+from selfrepair.proof import Effects, PlainPrompt, PlainReplacements, Proof, replaced_z
 from selfrepair.replay import SuffixReplay, group_by_layer
 from selfrepair.rounding import identity_tolerance
 from selfrepair.selection import read_selected
@@ -323,6 +326,8 @@ def measure_neurons(
     chunks = prompt_chunks(model, *ids.shape)
     n_neurons = model.W_out[layer].shape[0]
     parts = [_no_tokens(n_neurons, top_neurons, model.dtype)]
+    proof = Proof(model, f"neurons of layer {layer}", seed=prompts[0])
+    repeated = proof.choose(np.asarray(selected.any(-1)), layers_run(model, heads))
     title = f"neurons of layer {layer}, {kind} ablation of prompts {prompts[0]} to {prompts[1] - 1}"
     with open_activations(activations, model) as cached, Progress(len(chunks), title, "batch") as bar:
         for chunk in chunks:
@@ -331,7 +336,11 @@ def measure_neurons(
                 replacement: Replacement = partial(cached.donor_z, donors=shard.donors[chunk])
             else:
                 replacement = constant_replacement(model, kind, ids[chunk].shape, mean_z)
+            donors = shard.donor_tokens(chunk) if kind == "resample" else None
+            plain = plain_replacements(model, kind, donors, mean_z)
+            again = _PlainNeurons(proof, proof.within(repeated, chunk), heads, ids[chunk], plain, layer)
             for effects in neuron_effects(model, ids[chunk], clean, replacement, heads, selected[:, chunk], layer):
+                again.prove(effects)
                 part = summarise(effects, top_neurons)
                 parts.append(part.assign(prompt=part["prompt"] + chunk.start))
             bar.advance()
@@ -339,9 +348,67 @@ def measure_neurons(
         out,
         parts,
         heads,
-        attrs={"ablation": kind, "neuron_layer": layer, "n_neurons": n_neurons, "n_prompts": prompts[1] - prompts[0]},
+        attrs={
+            "ablation": kind,
+            "neuron_layer": layer,
+            "n_neurons": n_neurons,
+            "n_prompts": prompts[1] - prompts[0],
+            **proof.attrs(),
+        },
         provenance=provenance,
     )
+
+
+class _PlainNeurons:
+    """Some of `neuron_effects` repeated by plain runs.
+
+    Args:
+        proof: Where it is counted.
+        chosen: Prompts, each with rows of ``heads``.
+        heads: The (layer, head) pairs.
+        tokens: Token ids [prompt, pos].
+        replacement: What takes the place of ``z``, from token ids.
+        layer: The neurons' layer.
+    """
+
+    def __init__(
+        self,
+        proof: Proof,
+        chosen: Sequence[tuple[int, list[int]]],
+        heads: Heads,
+        tokens: Int[Tensor, "prompt pos"],
+        replacement: PlainReplacements,
+        layer: int,
+    ) -> None:
+        model, watch = proof.model, [proof.model.mlp_out(layer)]
+        self.proof, self.layer, self.heads = proof, layer, heads
+        self.runs: dict[tuple[int, int], tuple[PlainPrompt, Effects]] = {}
+        for prompt, rows in chosen:
+            of_prompt, z = PlainPrompt(model, tokens[prompt], watch), replacement(prompt)
+            for row in rows:
+                at, head = heads[row]
+                edit = replaced_z(model, at, head, z(at)[:, head])
+                self.runs[row, prompt] = of_prompt, of_prompt.ablated(edit, at, head, watch=watch)
+
+    def prove(self, found: NeuronEffects) -> None:
+        """Hold a batch of tokens against what was repeated of it.
+
+        Raises:
+            ValueError: A difference beyond rounding.
+        """
+        W_out = self.proof.model.W_out[self.layer]
+        for (row, prompt), (of_prompt, plain) in self.runs.items():
+            of_batch = torch.nonzero((found.row == row) & (found.prompt == prompt)).squeeze(1)
+            if not len(of_batch):
+                continue
+            pos = found.pos[of_batch]
+            with torch.inference_mode():
+                along = of_prompt.scaled[pos] @ W_out.T
+                clean, ablated = (run.watched[0][pos] * along for run in (of_prompt.clean.run, plain.run))
+            where = f"with head {self.heads[row]} ablated"
+            self.proof.compare(f"clean neurons {where}", found.clean[of_batch].cpu(), clean, plain.summed[pos, None])
+            self.proof.compare(f"neurons {where}", found.ablated[of_batch].cpu(), ablated, plain.summed[pos, None])
+            self.proof.ablations += 1
 
 
 def write_neurons(

@@ -6,13 +6,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from selfrepair.activations import open_activations
 from selfrepair.chosen_heads import read_chosen_heads
 from selfrepair.clean import CleanRun, Directions, head_direct_effects, project, prompt_chunks
 from selfrepair.models import load_model
+from selfrepair.proof import PlainPrompt, Proof, plain_run, replaced_attention_input
 from selfrepair.selection import read_selected
 from selfrepair.single_attention import Attentions
 from selfrepair.storage import write_hdf5
@@ -49,14 +50,15 @@ def move_residual_of_shard(
     selected = read_selected(thresholds, chosen, slice(*prompts))
     ids = torch.from_numpy(read_shard(tokens, slice(*prompts)).tokens).long()
     attentions = Attentions(model, ids.shape[1])
+    proof = Proof(model, "changes by a moved residual", seed=prompts[0])
     with open_activations(activations, model) as cached:
-        parts = [
-            moved_changes(attentions, ids[chunk], cached.clean_run(chunk), chosen, selected[:, chunk])
-            for chunk in prompt_chunks(model, *ids.shape)
-        ]
-    with write_hdf5(
-        out, kind="moved_residual", provenance=provenance, attrs={"coordinates": "layer head_index"}
-    ) as file:
+        parts = []
+        for chunk in prompt_chunks(model, *ids.shape):
+            part = moved_changes(attentions, ids[chunk], cached.clean_run(chunk), chosen, selected[:, chunk])
+            prove_moved(proof, ids[chunk], chosen, selected[:, chunk], part)
+            parts.append(part)
+    attrs = {"coordinates": "layer head_index", **proof.attrs()}
+    with write_hdf5(out, kind="moved_residual", provenance=provenance, attrs=attrs) as file:
         file.dims(head=len(chosen), prompt=len(ids), next_head=model.n_heads)
         file.put("layer", ("head",), np.array([layer for layer, _ in chosen]))
         file.put("head_index", ("head",), np.array([head for _, head in chosen]))
@@ -101,3 +103,42 @@ def moved_changes(
             if of == layer:
                 changes[row] = np.einsum("pth,pt->ph", values, selected[row])
     return changes
+
+
+def prove_moved(
+    proof: Proof,
+    tokens: Int[Tensor, "prompt pos"],
+    heads: Sequence[tuple[int, int]],
+    selected: Bool[np.ndarray, "head prompt predicted"],
+    found: Float[np.ndarray, "head prompt next_head"],
+) -> None:
+    """Repeat one head's `moved_changes` in one prompt by a plain run.
+
+    Args:
+        proof: Where it is counted.
+        tokens: Token ids of some prompts.
+        heads: The (layer, head) pairs.
+        selected: Tokens that are summed over, for each of them.
+        found: What `moved_changes` gives.
+
+    Raises:
+        ValueError: A difference beyond rounding.
+    """
+    model = proof.model
+    followed = np.array([layer < model.n_layers - 1 for layer, _ in heads])
+    candidates = np.argwhere(selected.any(-1) & followed[:, None])
+    if not len(candidates):
+        return
+    row, prompt = proof.rng.choice(candidates).tolist()
+    layer, head = heads[row]
+    of_prompt = PlainPrompt(model, tokens[prompt])
+    with torch.inference_mode():
+        with model.running():
+            hidden = model.attention_norm(layer + 1)(of_prompt.clean.run.resid[layer][None])[0]
+        moved = of_prompt.seen(plain_run(model, tokens[prompt], [replaced_attention_input(model, layer + 1, hidden)]))
+        wanted = torch.from_numpy(selected[row, prompt]).to(model.device)
+        clean = of_prompt.clean.heads[layer + 1]
+        change = (moved.heads[layer + 1] - clean)[wanted].sum(0)
+        summed = (of_prompt.clean.sizes + moved.sizes)[wanted].sum()
+    proof.compare(f"moved_change of head (layer {layer}, head {head})", found[row, prompt], change, summed)
+    proof.ablations += 1

@@ -3,25 +3,28 @@
 A prompt's donors are the next prompts of its shard, in a ring (docs/definitions.md, Ablations); further ones follow on.
 """
 
+import itertools
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import xarray as xr
 from jaxtyping import Float
 from torch import Tensor
 
-from selfrepair.ablation import check_heads, sweep
+from selfrepair.ablation import arrays, check_heads, layers_run, plain_replacements, sweep
 from selfrepair.activations import open_activations
 from selfrepair.clean import CleanRun, Directions, head_direct_effects, project, prompt_chunks
 from selfrepair.models import Model, load_model
 from selfrepair.progress import Progress
+from selfrepair.proof import Proof, prove_heads
 from selfrepair.quantities import HEAD_TOKEN
 from selfrepair.selection import read_selected
 from selfrepair.storage import write_hdf5
-from selfrepair.tokens import assign_donors, read_shard
+from selfrepair.tokens import Prompts, assign_donors, read_shard
 
 
 def ablated_direct_effect(
@@ -130,36 +133,30 @@ def ablate_with_donors(
     """
     model = load_model(model_manifest.parent, **compute)
     chosen = check_heads(model, heads)
-    ids = torch.from_numpy(read_shard(tokens, slice(*prompts)).tokens).long()
+    shard = read_shard(tokens, slice(*prompts))
+    ids = torch.from_numpy(shard.tokens).long()
     selected = read_selected(thresholds, chosen, slice(*prompts))
     rows = assign_donors(len(ids), len(ids), donors)
     chunks = prompt_chunks(model, *ids.shape)
+    proof = Proof(model, "ablations with several donors", seed=prompts[0])
+    repeated = proof.choose(np.asarray(selected.any(-1)), layers_run(model, chosen))
+    proven = int(proof.rng.integers(donors))  # with one of the donors
+    found: list[list[xr.Dataset]] = [[] for _ in range(donors)]
+    label = f"{donors} donors of prompts {prompts[0]} to {prompts[1] - 1}"
     with (
         open_activations(activations, model) as cached,
-        Progress(
-            donors * len(chunks) * len(chosen), f"{donors} donors of prompts {prompts[0]} to {prompts[1] - 1}", "head"
-        ) as bar,
+        Progress(donors * len(chunks) * len(chosen), label, "head") as bar,
     ):
-        found = [
-            xr.concat(
-                [
-                    sweep(
-                        model,
-                        ids[chunk],
-                        cached.clean_run(chunk),
-                        partial(cached.donor_z, donors=rows[chunk, donor : donor + 1]),
-                        chosen,
-                        bar,
-                        selected[:, chunk],
-                        only_selected=True,
-                    )[list(HEAD_TOKEN)]
-                    for chunk in chunks
-                ],
-                dim="prompt",
-            )
-            for donor in range(donors)
-        ]
-    dataset = xr.concat(found, dim="donor")
-    attrs = {"coordinates": "layer head_index"}
+        for donor, chunk in itertools.product(range(donors), chunks):
+            of_donor = Prompts(shard.tokens, rows[:, donor : donor + 1])
+            clean, z = cached.clean_run(chunk), partial(cached.donor_z, donors=of_donor.donors[chunk])
+            part = sweep(model, ids[chunk], clean, z, chosen, bar, selected[:, chunk], only_selected=True)
+            if donor == proven:
+                again = plain_replacements(model, "resample", of_donor.donor_tokens(chunk), None)
+                checked = {**arrays(part), "selected": selected[:, chunk]}
+                prove_heads(proof, proof.within(repeated, chunk), chosen, ids[chunk], again, checked)
+            found[donor].append(part[list(HEAD_TOKEN)])
+    dataset = xr.concat([xr.concat(parts, dim="prompt") for parts in found], dim="donor")
+    attrs = {"coordinates": "layer head_index", **proof.attrs()}
     with write_hdf5(out, kind="donor_noise", provenance=provenance, attrs=attrs) as file:
         file.put_dataset(dataset, chunk={"donor": 1, "head": 1})

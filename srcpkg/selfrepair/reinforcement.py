@@ -3,19 +3,20 @@
 After the authors' supplementary code of Rushing & Nanda (2024): evidence for or against iterative inference.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from selfrepair.activations import open_activations
 from selfrepair.clean import CleanRun, Directions, prompt_chunks
 from selfrepair.models import load_model
 from selfrepair.progress import Progress
+from selfrepair.proof import PlainPrompt, Proof, plain_run, replaced_attention_input
 from selfrepair.selection import read_selected
 from selfrepair.single_attention import Attentions
 from selfrepair.storage import write_hdf5
@@ -60,16 +61,17 @@ def reinforce_shard(
     ids = torch.from_numpy(read_shard(tokens, slice(*prompts)).tokens).long()
     chunks = prompt_chunks(model, *ids.shape)
     attentions = Attentions(model, ids.shape[1])
+    proof = Proof(model, "self-reinforcement", seed=prompts[0])
     label = f"self-reinforcement, prompts {prompts[0]} to {prompts[1] - 1}"
     with open_activations(activations, model) as cached, Progress(len(chunks) * model.n_layers, label, "layer") as bar:
         parts = []
         for chunk in chunks:
             numbers = prompts[0] + np.arange(len(ids))[chunk]
             clean = cached.clean_run(chunk)
-            parts.append(
-                reinforce_heads(attentions, ids[chunk], clean, selected[:, :, chunk], scales, seed, numbers, bar)
-            )
-    with write_hdf5(out, kind="reinforcement", provenance=provenance) as file:
+            part = reinforce_heads(attentions, ids[chunk], clean, selected[:, :, chunk], scales, seed, numbers, bar)
+            prove_reinforcement(proof, ids[chunk], selected[:, :, chunk], scales, part)
+            parts.append(part)
+    with write_hdf5(out, kind="reinforcement", provenance=provenance, attrs=proof.attrs()) as file:
         file.dims(layer=model.n_layers, head=model.n_heads, prompt=len(ids), added=len(ADDED), scale=len(scales))
         file.put("scale", ("scale",), np.array(scales, float), description="times the output is added")
         dims = ("layer", "head", "prompt")
@@ -147,6 +149,54 @@ def reinforce_heads(
             np.add.at(sums["direct_effect"][layer, :, prompt], head, of_head)
         progress.advance()
     return sums
+
+
+def prove_reinforcement(
+    proof: Proof,
+    tokens: Int[Tensor, "prompt pos"],
+    selected: Bool[np.ndarray, "layer head prompt predicted"],
+    scales: Sequence[float],
+    found: Mapping[str, np.ndarray],
+) -> None:
+    """Repeat one head's self-reinforcement in one prompt by plain runs: its attention reads its own output too, at one token.
+
+    Args:
+        proof: Where it is counted.
+        tokens: Token ids of some prompts.
+        selected: Tokens at which outputs are added, for each head.
+        scales: How many times an output is added.
+        found: What `reinforce_heads` gives of them.
+
+    Raises:
+        ValueError: A difference beyond rounding.
+    """
+    model, count = proof.model, selected.sum(-1)
+    if not count.any():
+        return
+    # Each token takes a run of its own: one of the heads with fewest in a prompt.
+    layer, head, prompt = proof.rng.choice(np.argwhere(count == count[count > 0].min())).tolist()
+    of_prompt, scale = PlainPrompt(model, tokens[prompt]), int(proof.rng.integers(len(scales)))
+    with torch.inference_mode():
+        z, resid = (
+            of_prompt.clean.run.z[layer][:, head] - model.value_constant[layer, head],
+            of_prompt.clean.run.resid[layer],
+        )
+        W_O = model.W_O[layer][head]
+        effect = summed = torch.zeros((), dtype=model.dtype, device=model.device)
+        for pos in np.flatnonzero(selected[layer, head, prompt]).tolist():
+            changed = resid[pos] + scales[scale] * (z[pos] @ W_O)
+            with model.running():
+                hidden = model.attention_norm(layer)(changed[None])
+            run = plain_run(
+                model, tokens[prompt], [replaced_attention_input(model, layer, hidden, slice(pos, pos + 1))]
+            )
+            written = run.z[layer][pos, head] - model.value_constant[layer, head]
+            effect = effect + (written @ W_O) @ of_prompt.scaled[pos]
+            summed = summed + written.norm() * W_O.norm() * of_prompt.scaled[pos].norm()
+    where = f"of head (layer {layer}, head {head})"
+    at = (layer, head, prompt)
+    proof.compare(f"reinforced_direct_effect {where}", found["reinforced_direct_effect"][at][0, scale], effect, summed)
+    proof.ablations += 1
 
 
 def _added(

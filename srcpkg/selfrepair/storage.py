@@ -24,6 +24,11 @@ class Writer:
     def __init__(self, file: h5netcdf.File) -> None:
         self._file = file
 
+    def attrs(self, **values: Any) -> None:
+        """Write root attributes that are known at the end alone."""
+        for name, value in values.items():
+            self._file.attrs[name] = value
+
     def dims(self, **sizes: int) -> None:
         """Declare dimensions and their sizes."""
         self._file.dimensions.update(sizes)

@@ -8,7 +8,6 @@ import numpy as np
 import pandas as pd
 
 from selfrepair.chosen_heads import read_chosen_heads
-from selfrepair.families import is_parallel
 from selfrepair.quantities import MEANS, SELECTIONS
 from selfrepair.selection import read_selected
 from selfrepair.snapshots.manifest import read_manifest
@@ -51,7 +50,7 @@ def condense_ablations(
         with open_hdf5(shard, "ablations", remake="ablate_heads") as dataset:
             heads = _heads(dataset)
             n_prompts, n_pos = dataset.sizes["prompt"], dataset.sizes["pos"]
-            computed = dataset.attrs["tokens"]
+            computed, parallel = dataset.attrs["tokens"], bool(dataset.attrs["parallel_attention_mlp"])
             tokens = token_values(dataset)
         if computed == "all":
             counted = np.zeros((len(heads), n_prompts, n_pos), bool)
@@ -63,6 +62,7 @@ def condense_ablations(
     attrs = {
         **labels,
         **config,
+        "parallel_attention_mlp": parallel,
         "tokens": computed,
         "n_prompts": first,
         "prompt_length": n_pos + 1,
@@ -186,7 +186,6 @@ def _model_config(manifest: Path) -> dict[str, Any]:
         "weights": read_manifest(manifest, kind="model")["weights"],
         "n_layers": config.num_hidden_layers,
         "n_heads": config.num_attention_heads,
-        "parallel_attention_mlp": is_parallel(config),
     }
 
 
