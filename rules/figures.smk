@@ -147,6 +147,7 @@ rule write_findings:
     input:
         **{f"{name}_tables": list(figure["tables"].values()) for name, figure in FIGURES.items()},
         heads=table("heads"),
+        checks=table("checks"),
         figures=expand(FIGURE, figure=FIGURES, allow_missing=True),
     output:
         findings=report(

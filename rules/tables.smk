@@ -1,9 +1,21 @@
 """Tables: means over tokens with intervals, and the tokens of a few heads.
 
 Inputs: ablations of one kind, thresholds.h5.
-Outputs: tables/{kind}/{heads,layers,model,token_noise}.parquet, and a CSV beside each; chosen_heads.json.
-Steps: condense_ablations, choose_heads, tabulate_tokens.
+Outputs: tables/{kind}/{heads,layers,model,token_noise,checks}.parquet, and a CSV beside each; chosen_heads.json.
+Steps: condense_ablations, choose_heads, tabulate_tokens; tabulate_checks, of every measurement.
 """
+
+# Measurements that repeat some of their ablations by plain runs of the whole model, with the rule of each.
+PROVEN = {
+    "ablations": (ABLATIONS, KINDS, "ablate_heads"),
+    "frozen_layernorm": (FROZEN_LAYERNORM, [MAIN_KIND], "freeze_layernorm"),
+    "neurons": (NEURONS, [MAIN_KIND], "measure_neurons"),
+    "layer_ablations": (LAYER_ABLATIONS, [MAIN_KIND], "ablate_layers"),
+    "reinforcement": (REINFORCEMENT, [MAIN_KIND], "reinforce_heads"),
+    "moved_residual": (MOVED_RESIDUAL, [MAIN_KIND], "move_residual"),
+}
+if MAIN_KIND == "resample" and NOISE_DONORS > 1:
+    PROVEN["donor_noise"] = (DONOR_NOISE, [MAIN_KIND], "ablate_with_donors")
 
 
 rule condense_ablations:
@@ -79,3 +91,29 @@ rule tabulate_tokens:
         "List every token of the chosen heads of {wildcards.model}"
     script:
         "../scripts/tabulate_tokens.py"
+
+
+rule tabulate_checks:
+    input:
+        **{
+            name: expand(path, kind=kinds, shard=SHARDS, allow_missing=True)
+            for name, (path, kinds, _) in PROVEN.items()
+        },
+        heads=table("heads"),
+    output:
+        checks=table("checks"),
+    log:
+        f"{LOGS}/tabulate_checks.log",
+    conda:
+        "../environment.yml"
+    threads: 1
+    resources:
+        mem_mb=memory(1000),
+        runtime=15,
+    params:
+        remake={name: rule for name, (*_, rule) in PROVEN.items()},
+        code=code("tabulate_checks"),
+    message:
+        "Gather how far measurements of {wildcards.model} are from plain runs of the whole model"
+    script:
+        "../scripts/tabulate_checks.py"

@@ -11,6 +11,7 @@ if __name__ == "__main__":
         files = {figure: snakemake.input[f"{figure}_tables"] for figure in snakemake.params.tables}
         write_findings(
             heads=Path(snakemake.input.heads),
+            checks=Path(snakemake.input.checks),
             tables={
                 figure: {name: Path(path) for name, path in zip(names, files[figure], strict=True)}
                 for figure, names in snakemake.params.tables.items()

@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from selfrepair.figures import finding, read_tables
 
 INTRODUCTION = (
@@ -16,12 +18,13 @@ INTRODUCTION = (
 
 
 def write_findings(
-    *, heads: Path, tables: Mapping[str, Mapping[str, Path]], figures: Sequence[Path], out: Path
+    *, heads: Path, checks: Path, tables: Mapping[str, Mapping[str, Path]], figures: Sequence[Path], out: Path
 ) -> None:
     """Write what every figure shows as Markdown.
 
     Args:
         heads: Table "heads" of the main kind of ablation, whose settings head the file.
+        checks: Table "checks" (`selfrepair.checks`).
         tables: By figure, the file of each table that it takes.
         figures: The figures' PNG files, in the same order.
         out: Markdown file.
@@ -29,15 +32,17 @@ def write_findings(
     Raises:
         ValueError: A table lacks what a finding states.
     """
-    run = read_tables({"heads": heads})["heads"].attrs
-    parts = [_head(run)]
+    settings = read_tables({"heads": heads, "checks": checks})
+    parts = [
+        _head(settings["heads"].attrs, f"{_checked(settings['checks'])} ({_link(checks.with_suffix('.csv'), out)})")
+    ]
     for (name, files), picture in zip(tables.items(), figures, strict=True):
         lines = finding(name, files)
         parts.append("\n".join([f"## {name}", "", *(f"- {line}" for line in lines), "", _sources(picture, files, out)]))
     out.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
 
 
-def _head(run: Mapping[Any, Any]) -> str:
+def _head(run: Mapping[Any, Any], checks: str) -> str:
     first = int(run["first_position"])
     counted = "position 0 counted" if first == 0 else f"positions below {first} left out"
     facts = {
@@ -47,11 +52,20 @@ def _head(run: Mapping[Any, Any]) -> str:
         "Ablation": f"{run['ablation']} where a line names no other, {run['donors']} donor{'s' * (run['donors'] > 1)} a prompt",
         "Top tokens": f"{100 * run['top_fraction']:g}% of all tokens, for each head its own",
         "Intervals": f"{100 * run['confidence']:g}%, {run['n_bootstrap']:,} resamples, seed {run['bootstrap_seed']}",
+        "Checked": checks,
     }
     rows = [f"| {name} | {text} |" for name, text in facts.items()]
     introduction = INTRODUCTION.format(level=100 * run["confidence"], top=100 * run["top_fraction"])
     return "\n".join(
         [f"# Findings: {run['model']} on {run['corpus']}", "", "| | |", "|---|---|", *rows, "", introduction]
+    )
+
+
+def _checked(table: pd.DataFrame) -> str:
+    """Table "checks" in a sentence."""
+    return (
+        f"{table['repeated'].sum():,} ablations in {len(table)} measurements repeated by plain runs of the whole model, "
+        f"{table['numbers'].sum():,} numbers, largest difference {table['largest_difference'].max():.1g} logits"
     )
 
 

@@ -102,7 +102,7 @@ def frozen_layernorm_change(
         selected: The tokens wanted of each head [len(heads), prompt, pos-1].
 
     Returns:
-        frozen_layernorm_logit_change [len(heads), prompt, pos-1], and what it may differ from the closed form by, in logits; NaN
+        frozen_layernorm_logit_change [len(heads), prompt, pos-1] and what it may differ from the closed form by, in logits; NaN
         where a token is not wanted.
     """
     model, clean = replay.model, replay.clean

@@ -306,9 +306,10 @@ def compare_frozen_layernorm(
             row, prompt, pos = np.unravel_index(np.argmax(np.nan_to_num(beyond, nan=np.inf)), beyond.shape)
             layer, head = chosen[row]
             raise ValueError(
-                f"{path}: with the final scale of {attrs['model']} frozen, the logit change of head (layer {layer}, head {head}) "
-                f"is {difference[row, prompt, pos]:.3g} logits from what the closed form says, where rounding explains "
-                f"{rounding[row, prompt, pos]:.1g}: the ablations or the frozen runs are wrong, or of different models; make both again"
+                f"{path}: with the final scale frozen, the logit change of head (layer {layer}, head {head}) is "
+                f"{difference[row, prompt, pos]:.3g} logits from what the closed form says, where rounding explains "
+                f"{rounding[row, prompt, pos]:.1g}: the ablations or the frozen runs are wrong, or of different models: remake "
+                "both"
             )
         allowed.append(np.where(counted, rounding, 0).max((1, 2)))
         differences.append(np.where(counted, difference, 0).max((1, 2)))

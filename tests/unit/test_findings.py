@@ -11,6 +11,7 @@ from unit.test_figures import FIGURES, PUBLISHED, make_tables, make_tokens
 
 from selfrepair.figures import figure_names, finding
 from selfrepair.findings import write_findings
+from selfrepair.tables import write_table
 from selfrepair.wording import decimal, largest, measured, percentage, signs
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -100,11 +101,17 @@ def test_file_has_a_section_a_figure_with_its_sources(tmp_path: Path) -> None:
     }
     out = tmp_path / "findings.md"
     pictures = [tmp_path / "figures" / f"{name}.png" for name in tables]
-    write_findings(heads=tables["self_repair_by_layer"]["heads"], tables=tables, figures=pictures, out=out)
+    checks = tmp_path / "tables" / "checks.parquet"
+    columns = {"repeated": [4, 6], "numbers": [2000, 1000], "largest_difference": [2e-5, 1e-6]}
+    write_table(pd.DataFrame({"measurement": ["ablations", "neurons"], **columns}), checks, {})
+    heads = tables["self_repair_by_layer"]["heads"]
+    write_findings(heads=heads, checks=checks, tables=tables, figures=pictures, out=out)
     text = out.read_text(encoding="utf-8")
     assert text.startswith("# Findings: tiny on wikipedia\n")
     assert "| Model | tiny (random float32), 4 layers of 3 heads |" in text
     assert "| Intervals | 95%, 200 resamples, seed 0 |" in text
+    told = "10 ablations in 2 measurements repeated by plain runs of the whole model, 3,000 numbers, largest difference 2e-05"
+    assert f"| Checked | {told} logits ([tables/checks.csv](tables/checks.csv)) |" in text
     assert re.findall(r"^## (.*)$", text, re.MULTILINE) == list(tables)
     assert "[figures/repair_breakdown.png](figures/repair_breakdown.png)" in text
     assert "(tables/self_repair_by_layer/heads.csv)" in text

@@ -28,7 +28,15 @@ CIRCUITS = {
     *("condense_reinforcement", "tabulate_repair", "correlate_next_layer", "condense_layer_ablation"),
 }
 CONTROLS = {"tabulate_selection_control", "tabulate_donor_noise", "compare_published"}
-TABLES = {"condense_ablations", "tabulate_tokens", "condense_neurons", *LAYERNORM, *CIRCUITS, *CONTROLS}
+TABLES = {
+    "condense_ablations",
+    "tabulate_tokens",
+    "tabulate_checks",
+    "condense_neurons",
+    *LAYERNORM,
+    *CIRCUITS,
+    *CONTROLS,
+}
 DONORS = {"project_other_donor", "ablate_with_donors"}
 REPLAYS = {"ablate_heads", "freeze_layernorm", "measure_neurons", "ablate_layers", *DONORS}
 ONE_ATTENTION = {"reinforce_heads", "move_residual"}
@@ -48,13 +56,15 @@ USERS = {
     "activations.py": RUNS_THE_MODEL,
     "allocator.py": RUNS_THE_MODEL,
     "averages.py": {"average_activations", *REPLAYS},
+    "calls.py": RUNS_THE_MODEL,
+    "checks.py": {"tabulate_checks"},
     "chosen_heads.py": {"choose_heads", "move_residual", *REPLAYS, *TABLES} - {"project_other_donor", "ablate_layers"},
     "circuit_tables.py": CIRCUITS,
     "clean.py": RUNS_THE_MODEL,
     # Used while the workflow is put together; what it gives reaches jobs as params.
     "config.py": set(),
     "donor_noise.py": {"tabulate_donor_noise"},
-    "families.py": RUNS_THE_MODEL | TABLES,
+    "families.py": RUNS_THE_MODEL,
     "figures/__init__.py": SHOWS,
     "figures/style.py": SHOWS,
     "findings.py": {"write_findings"},
@@ -70,11 +80,13 @@ USERS = {
     "next_layer.py": {"move_residual"},
     "other_donors.py": DONORS,
     "progress.py": EVERY,
+    "proof.py": REPLAYS | ONE_ATTENTION,
     "provenance.py": EVERY,
     "published.py": {"compare_published"},
     "quantities.py": REPLAYS | TABLES | SHOWS,
     "reinforcement.py": {"reinforce_heads"},
     "replay.py": REPLAYS,
+    "rounding.py": REPLAYS | ONE_ATTENTION,
     "selection.py": {"select_top_tokens"} | REPLAYS | ONE_ATTENTION | TABLES,
     "selection_control.py": {"tabulate_selection_control"},
     "single_attention.py": ONE_ATTENTION,
@@ -102,8 +114,9 @@ def drawn(*names: str) -> dict[str, int]:
 # Jobs of the tiny run: three kinds of ablation on two shards.
 DRAWN = drawn(*NAMES)
 FROZEN = {"freeze_layernorm": 2, "compare_frozen_layernorm": 1}
-NEURONS = {"measure_neurons": 2, "condense_neurons": 1, **drawn(*NEURON_FIGURES)}
-MOVED = {"move_residual": 2, "correlate_next_layer": 1, **drawn("next_layer_correlation")}
+CHECKS = {"tabulate_checks": 1, "write_findings": 1}
+NEURONS = {"measure_neurons": 2, **CHECKS, "condense_neurons": 1, **drawn(*NEURON_FIGURES)}
+MOVED = {"move_residual": 2, **CHECKS, "correlate_next_layer": 1, **drawn("next_layer_correlation")}
 OF_CHOSEN = {
     **{"choose_heads": 1, "tabulate_tokens": 1, "tabulate_scale_ratios": 3, "tabulate_ablation_type": 3},
     **{"ablate_with_donors": 2, "tabulate_donor_noise": 1, "tabulate_repair": 1},
@@ -113,7 +126,7 @@ OF_CHOSEN = {
 }
 CONDENSED = {
     **{"condense_ablations": 3, "tabulate_layernorm_claim": 1, "tabulate_selection_control": 1, "compare_published": 1},
-    **{"condense_reinforcement": 1, "condense_layer_ablation": 1},
+    **{"condense_reinforcement": 1, "condense_layer_ablation": 1, **CHECKS},
     **{**OF_CHOSEN, **DRAWN},
 }
 SELECTED = {"select_top_tokens": 1, "ablate_heads": 6, "reinforce_heads": 2, **CONDENSED}
@@ -196,7 +209,7 @@ def test_an_edit_of_a_script_changes_the_code_of_its_rule(space: Space, digests:
         ("config.py", {}),
         ("figures/token_noise.py", drawn("token_noise")),
         ("figures/style.py", DRAWN),
-        ("neuron_tables.py", {name: count for name, count in NEURONS.items() if name != "measure_neurons"}),
+        ("neuron_tables.py", {"condense_neurons": 1, **drawn(*NEURON_FIGURES)}),
         ("statistics.py", CONDENSED),
         ("averages.py", {"average_activations": 1, **REPLAYED}),
         ("replay.py", REPLAYED),
@@ -246,12 +259,12 @@ def test_comments_docstrings_and_layout_make_nothing_stale(finished: Space, tmp_
         (
             "analyses.reinforcement_scales",
             [2],
-            {"reinforce_heads": 2, "condense_reinforcement": 1, **drawn("self_reinforcement")},
+            {"reinforce_heads": 2, **CHECKS, "condense_reinforcement": 1, **drawn("self_reinforcement")},
         ),
         (
             "analyses.noise_donors",
             2,
-            {"ablate_with_donors": 2, "tabulate_donor_noise": 1, **drawn("donor_noise")},
+            {"ablate_with_donors": 2, **CHECKS, "tabulate_donor_noise": 1, **drawn("donor_noise")},
         ),
         ("models.tiny.published", "gpt2-small", {"compare_published": 1, **drawn("published_comparison")}),
         (
@@ -259,7 +272,7 @@ def test_comments_docstrings_and_layout_make_nothing_stale(finished: Space, tmp_
             [[0, 1], [1, 1]],
             # Zero ablation leaves the figures that show the chosen heads under each kind.
             {
-                **{"ablate_heads": 2, "condense_ablations": 1},
+                **{"ablate_heads": 2, "condense_ablations": 1, **CHECKS},
                 **drawn("effect_vs_logit_change", "layernorm_scale_ratio", "ablation_types"),
             },
         ),
