@@ -488,7 +488,7 @@ def test_prompts_that_are_cut_give_the_same(name: str) -> None:
     for layer, of_layer in group_by_layer(heads).items():
         rows = [heads.index((layer, head)) for head in of_layer]
         mask = torch.from_numpy(selected[rows])
-        frozen = frozen_layernorm_change(replay, tokens, layer, of_layer, donor_z[layer], mask)
+        frozen, _ = frozen_layernorm_change(replay, tokens, layer, of_layer, donor_z[layer], mask)
         for row, got in zip(rows, frozen, strict=True):
             at = selected[row]
             compared.add("frozen norm", got[at], wanted[row].values["frozen_layernorm_logit_change"][at])

@@ -34,7 +34,7 @@ def really_frozen(
     for layer, heads in group_by_layer(HEADS).items():
         rows = [HEADS.index((layer, head)) for head in heads]
         wanted = torch.from_numpy(selected[rows])
-        change[rows] = frozen_layernorm_change(replay, ids, layer, heads, donor.z[layer], wanted).numpy()
+        change[rows] = frozen_layernorm_change(replay, ids, layer, heads, donor.z[layer], wanted)[0].numpy()
     return change
 
 
@@ -153,7 +153,7 @@ def test_freezing_the_real_model(smollm2: Path, rng: np.random.Generator) -> Non
     replay = SuffixReplay(model, ids, clean)
     everything = torch.ones(1, 4, 23, dtype=torch.bool)
     for row, (layer, head) in enumerate(heads):
-        frozen = frozen_layernorm_change(replay, ids, layer, [head], donor.z[layer], everything)[0].numpy()
+        frozen = frozen_layernorm_change(replay, ids, layer, [head], donor.z[layer], everything)[0][0].numpy()
         closed = (dataset["logit_change"] - dataset["self_repair_from_layernorm"]).values[row]
         assert np.abs(frozen - closed).max() < 2e-4
         assert np.abs(frozen - dataset["logit_change"].values[row]).max() > 1e-2
