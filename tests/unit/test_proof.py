@@ -1,0 +1,240 @@
+"""Proof at run time: what replay gets wrong is noticed by plain runs of the whole model, whatever is wrong."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import GemmaConfig, PreTrainedModel
+from unit.test_calls import longrope_model
+
+import selfrepair
+from selfrepair import replay
+from selfrepair.calls import Call
+from selfrepair.models import Model
+from selfrepair.proof import Proof
+from selfrepair.quantities import ABLATION_KINDS
+
+from conftest import CONFIGS, random_model
+
+NOTICED = "ablations of .* are not what the whole model gives with plain hooks: .* where rounding explains"
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("kind", ABLATION_KINDS)
+def test_sound_runs_are_proven(name: str, kind: str, tokens: np.ndarray, donors: np.ndarray) -> None:
+    model = selfrepair.load_model(random_model(name, torch.float32))
+    found = selfrepair.ablate_heads(model, tokens, donors if kind == "resample" else None, kind=kind).attrs
+    assert found["proof_ablations"] >= 1
+    # Seven quantities and the ablated scale, at every position that predicts.
+    assert found["proof_numbers"] == found["proof_ablations"] * 8 * (tokens.shape[1] - 1)
+    assert 0 < found["proof_largest_difference"] < 1e-4
+
+
+# --- the causes that once passed in silence, with what refuses them taken away -----------------------------------------
+
+
+def not_causal(hf: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in hf.modules():
+        if hasattr(module, "is_causal"):
+            module.is_causal = False
+    monkeypatch.setattr(Model, "check_causal", lambda *_: None)
+
+
+def recorded_at_the_cut_length(_: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Model, "layer_calls", lambda self, length, cut=0: self._layer_recorder.calls(length - cut))
+
+
+def as_is(*_: Any) -> None:
+    pass
+
+
+def bidirectional_gemma() -> PreTrainedModel:
+    options = CONFIGS["gemma"].to_diff_dict() | {"use_bidirectional_attention": True}
+    torch.manual_seed(0)
+    from transformers import AutoModelForCausalLM
+
+    hf = AutoModelForCausalLM.from_config(GemmaConfig(**options), dtype=torch.float64)
+    with torch.no_grad():
+        for parameter in hf.parameters():
+            parameter.copy_(torch.randn_like(parameter) * max(0.3, parameter.shape[-1] ** -0.5))
+    return hf.eval()
+
+
+@pytest.mark.parametrize(
+    ("make", "spoil"),
+    [
+        (lambda: random_model("llama"), not_causal),
+        (lambda: random_model("gpt2"), not_causal),
+        (bidirectional_gemma, not_causal),
+        (longrope_model, recorded_at_the_cut_length),
+    ],
+)
+def test_a_cause_that_is_not_refused_is_noticed(
+    make: Callable[[], PreTrainedModel],
+    spoil: Callable[[PreTrainedModel, pytest.MonkeyPatch], None],
+    rng: np.random.Generator,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    hf = make()
+    spoil(hf, monkeypatch)
+    # The first length that is beyond the boundary whole, and short of it when the last position is left out.
+    tokens = rng.integers(3, 100, size=(3, 9))
+    model = selfrepair.load_model(hf, dtype="float64")
+    with pytest.raises(ValueError, match=NOTICED):
+        selfrepair.ablate_heads(model, tokens, np.roll(tokens, 1, 0), heads=[(0, 1)])
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gpt_neox_sequential"])
+def test_a_wrong_parallel_flag_is_noticed(name: str, tokens: np.ndarray, donors: np.ndarray) -> None:
+    model = selfrepair.load_model(random_model(name), dtype="float64")
+    model.parallel = True
+    with pytest.raises(ValueError, match=NOTICED):
+        selfrepair.ablate_heads(model, tokens, donors, heads=[(1, 2)])
+
+
+# --- faults planted in replay ----------------------------------------------------------------------------------------
+
+
+def another_heads_write(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = replay.Batch.write
+    monkeypatch.setattr(replay.Batch, "write", lambda self, z, W_O: own(self, z, W_O.roll(1, 0)))
+
+
+def a_write_that_is_a_thousandth_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = replay.Batch.write
+    monkeypatch.setattr(replay.Batch, "write", lambda self, z, W_O: own(self, z, W_O) * 1.001)
+
+
+def another_prompts_donor(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = replay.SuffixReplay._run
+    monkeypatch.setattr(
+        replay.SuffixReplay,
+        "_run",
+        lambda self, start, batch, replacement, changes: own(self, start, batch, replacement.roll(1, 0), changes),
+    )
+
+
+def the_residual_of_the_layer_after(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = replay.SuffixReplay._start
+
+    def start(self: replay.SuffixReplay, layer: int) -> Any:
+        found = own(self, layer)
+        return replay._Start(layer, found.z, self.clean.resid_pre[layer + 1][:, :-1].contiguous(), found.attention)
+
+    monkeypatch.setattr(replay.SuffixReplay, "_start", start)
+
+
+def positions_one_too_far(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        Model,
+        "layer_calls",
+        lambda self, length, cut=0: [call.at(slice(cut, None)) for call in self._layer_recorder.calls(length)],
+    )
+
+
+def no_mask(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = Call.replay
+    monkeypatch.setattr(
+        Call, "replay", lambda self, *args: own(Call(self.args, {**self.kwargs, "attention_mask": None}), *args)
+    )
+
+
+def a_layer_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = replay.SuffixReplay._run_changed
+
+    def run(self: replay.SuffixReplay, *args: Any) -> Any:
+        last = self.model.layers[-1]
+        kept, last.forward = last.forward, lambda hidden, *_, **__: hidden
+        try:
+            return own(self, *args)
+        finally:
+            last.forward = kept
+
+    monkeypatch.setattr(replay.SuffixReplay, "_run_changed", run)
+
+
+def the_clean_scale_of_another_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = replay.SuffixReplay.__init__
+
+    def init(self: replay.SuffixReplay, model: Any, tokens: Any, clean: Any) -> None:
+        own(self, model, tokens, clean)
+        self.scaled = self.scaled.roll(1, 0)
+
+    monkeypatch.setattr(replay.SuffixReplay, "__init__", init)
+
+
+FAULTS = [
+    another_heads_write,
+    a_write_that_is_a_thousandth_too_long,
+    another_prompts_donor,
+    the_residual_of_the_layer_after,
+    positions_one_too_far,
+    a_layer_left_out,
+    the_clean_scale_of_another_prompt,
+]
+
+
+@pytest.mark.parametrize("plant", FAULTS)
+@pytest.mark.parametrize("name", ["llama", "qwen3"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_fault_in_replay_is_noticed(
+    plant: Callable[[pytest.MonkeyPatch], None],
+    name: str,
+    dtype: torch.dtype,
+    tokens: np.ndarray,
+    donors: np.ndarray,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = selfrepair.load_model(random_model(name, dtype), dtype=str(dtype).removeprefix("torch."))
+    plant(monkeypatch)
+    # Some faults break the identity too; that of the proof must be enough.
+    monkeypatch.setattr("selfrepair.ablation.check_identity", lambda *_: None)
+    with pytest.raises(ValueError, match=NOTICED):
+        selfrepair.ablate_heads(model, tokens, donors, heads=[(0, 1), (1, 3)])
+
+
+def test_a_window_that_is_forgotten_is_noticed(tokens, donors, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = selfrepair.load_model(random_model("mistral"), dtype="float64")
+    no_mask(monkeypatch)
+    with pytest.raises(ValueError, match=NOTICED):
+        selfrepair.ablate_heads(model, tokens, donors, heads=[(0, 1)])
+
+
+# --- what is repeated ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def model() -> Model:
+    return selfrepair.load_model(random_model("llama", torch.float32))
+
+
+def test_the_choice_is_seeded_and_spread_and_costs_its_share(model: Model) -> None:
+    wanted = np.ones((270, 8), bool)
+    layers = np.full(270, model.n_layers / 2)
+    chosen = Proof(model, "", seed=3).choose(wanted, layers)
+    assert chosen == Proof(model, "", seed=3).choose(wanted, layers)
+    assert chosen != Proof(model, "", seed=4).choose(wanted, layers)
+    runs = sum(2 + len(rows) for _, rows in chosen)
+    assert 5 <= runs <= 0.01 * 270 * 8 / 2
+    for _, rows in chosen:
+        assert [row // 90 for row in rows] == [0, 1, 2]
+
+
+def test_what_is_measured_nowhere_is_not_chosen(model: Model) -> None:
+    wanted = np.zeros((4, 8), bool)
+    wanted[2, 5] = True
+    assert Proof(model, "", seed=0).choose(wanted, np.ones(4)) == [(5, [2])]
+    assert Proof(model, "", seed=0).choose(np.zeros((4, 8), bool), np.ones(4)) == []
+
+
+def test_numbers_that_were_not_measured_are_not_compared(model: Model) -> None:
+    proof = Proof(model, "numbers", seed=0)
+    wanted, summed = torch.tensor([1.0, 2.0, 3.0]), torch.ones(3)
+    proof.compare("one", np.array([1.0, np.nan, 3.0]), wanted, summed)
+    assert (proof.numbers, proof.largest) == (2, 0.0)
+    with pytest.raises(ValueError, match=r"numbers of .* plain hooks: one off by 0\.0625 logits"):
+        proof.compare("one", np.array([1.0, np.nan, 3.0625]), wanted, summed)
+    with pytest.raises(ValueError, match="off by inf"):
+        proof.compare("one", np.array([1.0, np.inf, 3.0]), wanted, summed)
