@@ -255,7 +255,8 @@ class PlainPrompt:
             }
             longest = torch.stack([*ablated.run.resid, ablated.run.final]).norm(dim=-1).amax(0)[:-1]
             along = self.scaled.norm(dim=-1) + self.model.offset_length / clean.scale
-            return Effects(values, by_head, by_mlp, clean.sizes + ablated.sizes + longest * along, ablated.run)
+            sizes = clean.sizes + ablated.sizes + clean.logit.abs() + ablated.logit.abs()
+            return Effects(values, by_head, by_mlp, sizes + longest * along, ablated.run)
 
 
 def _own(side: Seen, layer: int, head: int | None, component: str) -> Tensor:

@@ -32,7 +32,7 @@ class Ablated:
         repair_by_head: [head, prompt, layer, head], summed over the selected tokens of the ablated head; logits.
         repair_by_mlp: [head, prompt, layer], likewise.
         summed: Sizes of the terms that cancel in the identity [head, prompt, pos-1], logits: all direct effects and what they
-            change by, and the longest residual of the run times |d| / s. Rounding errors grow with these.
+            change by, the token's constant, and the longest residual of the run times |d| / s. Rounding errors grow with these.
     """
 
     direct_effect: Float[Tensor, "row prompt predicted"]
@@ -115,6 +115,8 @@ class SuffixReplay:
             self.scaled = self.directions.d / clean.scale[..., None]
             self.d_length = self.scaled.norm(dim=-1)
             self.effect_sizes = clean.head_direct_effect.abs().sum((0, -1)) + clean.mlp_direct_effect.abs().sum(0)
+            # Correct logits are kept with the token's constant.
+            self.effect_sizes += self.directions.constant.abs()
             shape = (model.n_layers, *self.scaled.shape[:2], model.n_heads, model.d_head)
             self.projected = block_of_its_own(shape, model.dtype, model.device)
             for layer in range(model.n_layers):

@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 import selfrepair
+from selfrepair import models
 from selfrepair.ablation import sweep
 from selfrepair.clean import run_clean
 from selfrepair.families import FAMILIES
@@ -472,9 +473,11 @@ def test_ablations_give_the_numbers_of_a_hooked_run(name: str) -> None:
     assert largest > 1e-2, "nothing changes in this model"
 
 
-def test_prompts_that_are_cut_give_the_same(name: str) -> None:
+def test_prompts_that_are_cut_give_the_same(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Top tokens, repair by component, neurons and the frozen norm, at the longest length: each cuts prompts."""
     model, _ = load(name)
+    # Few prompts in a batch, so that not all are as long as the longest.
+    monkeypatch.setattr(models, "BATCH_TOKENS", LENGTH)
     compared = Comparison(name)
     heads = some_heads(model.n_layers, model.n_heads)
     length = CASES[name].lengths[-1]
@@ -488,6 +491,7 @@ def test_prompts_that_are_cut_give_the_same(name: str) -> None:
     for layer, of_layer in group_by_layer(heads).items():
         rows = [heads.index((layer, head)) for head in of_layer]
         mask = torch.from_numpy(selected[rows])
+        assert any(batch.cut for batch in replay._pairs(of_layer, mask)), "nothing is cut"
         frozen, _ = frozen_layernorm_change(replay, tokens, layer, of_layer, donor_z[layer], mask)
         for row, got in zip(rows, frozen, strict=True):
             at = selected[row]

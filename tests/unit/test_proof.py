@@ -126,12 +126,8 @@ def the_residual_of_the_layer_after(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(replay.SuffixReplay, "_start", start)
 
 
-def positions_one_too_far(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        Model,
-        "layer_calls",
-        lambda self, length, cut=0: [call.at(slice(cut, None)) for call in self._layer_recorder.calls(length)],
-    )
+def positions_in_another_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Call, "at", lambda self, places, own=Call.at: own(self, torch.arange(places.stop).flip(0)))
 
 
 def no_mask(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -170,7 +166,7 @@ FAULTS = [
     a_write_that_is_a_thousandth_too_long,
     another_prompts_donor,
     the_residual_of_the_layer_after,
-    positions_one_too_far,
+    positions_in_another_order,
     a_layer_left_out,
     the_clean_scale_of_another_prompt,
 ]
