@@ -1,5 +1,6 @@
 """What a snapshot is taken from: `package:`, `hub:` and `path:` sources, and the user's files that they read."""
 
+import json
 import re
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -93,17 +94,30 @@ def parse_source(text: str) -> Source:
     raise ValueError(f"source {text!r}: unknown scheme {scheme!r}; wanted one of {_FORMS}")
 
 
-def model_file_names(names: Collection[str]) -> list[str]:
+def model_file_names(names: Collection[str], shards: Collection[str] = ()) -> list[str]:
     """Of a model folder's file names, those that transformers reads: config, safetensors and tokenizer, sorted.
 
     Sharded weights go by their index; other weights in the folder (copies in another precision or format) are left out.
+
+    Args:
+        names: Names of the folder's files.
+        shards: Names of the files of weights by the folder's index, if it has one.
     """
     kept = {name for name in names if name in _PLAIN_FILES or is_tokenizer(name)}
     if INDEX in names:
-        kept |= {INDEX} | {name for name in names if re.fullmatch(r"model-\d+-of-\d+\.safetensors", name)}
+        kept |= {INDEX} | (set(shards) & set(names))
     elif WEIGHTS in names:
         kept.add(WEIGHTS)
     return sorted(kept)
+
+
+def named_shards(folder: Path) -> set[str]:
+    """The files that a model folder's index names; none where it has no index, or one that the snapshot will refuse."""
+    try:
+        shards = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values()
+        return {name for name in shards if isinstance(name, str)}
+    except (OSError, ValueError, RecursionError, LookupError, TypeError, AttributeError):
+        return set()
 
 
 def is_tokenizer(name: str) -> bool:
@@ -137,5 +151,6 @@ def source_files(source: str) -> list[Path]:
     if not path.is_dir():
         return [path]
     if (path / CONFIG).is_file():
-        return [path / name for name in model_file_names([entry.name for entry in path.iterdir() if entry.is_file()])]
+        names = [entry.name for entry in path.iterdir() if entry.is_file()]
+        return [path / name for name in model_file_names(names, named_shards(path))]
     return text_files(path, TEXT_SUFFIXES + JSONL_SUFFIXES)
