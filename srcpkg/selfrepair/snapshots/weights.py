@@ -7,7 +7,7 @@ both are refused, by the keys of the safetensors headers and by what transformer
 import logging
 import re
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -25,7 +25,7 @@ from selfrepair.snapshots.sources import CONFIG
 
 logger = logging.getLogger(__name__)
 
-_BUFFER = re.compile(r"(?P<module>.*\b(?:attn|attention)\.)(?P<leaf>bias|masked_bias|rotary_emb\.inv_freq)")
+_BUFFER = re.compile(r"(?P<module>(?:.*[._])?(?:attn|attention))\.(?P<leaf>bias|masked_bias|rotary_emb\.inv_freq)")
 """What old checkpoints keep though the model computes it: causal masks, the value put where they mask, rotary frequencies."""
 
 _OWN_BUFFER_OFF = 0.01
@@ -62,10 +62,10 @@ class Faults:
         )  # fmt: skip
         return "; ".join(f"{len(names)} {kind} ({some(names)})" for kind, names in kinds if names)
 
-    def report(self, info: dict[str, Any]) -> None:
-        """Add what transformers reports of its loading (`output_loading_info`)."""
+    def report(self, info: dict[str, Any], recomputed: Collection[str] = ()) -> None:
+        """Add what transformers reports of its loading (`output_loading_info`), but for tensors that it may leave out."""
         self.missing |= set(info["missing_keys"])
-        self.unexpected |= set(info["unexpected_keys"])
+        self.unexpected |= set(info["unexpected_keys"]) - set(recomputed)
         for name, stored, wanted in info["mismatched_keys"]:
             self.mismatched[name] = _shapes(stored, wanted)
 
@@ -91,7 +91,7 @@ def load_checked(folder: Path, what: str, **options: Any) -> PreTrainedModel:
         folder, f"{what}: transformers cannot build the model of {CONFIG}", use_safetensors=True, **options
     )
     faults, recomputed = compare(hf, stored, folder)
-    faults.report(info)
+    faults.report(info, recomputed)
     refuse_faults(faults, hf, config, what)
     _refuse_untied(hf, stored, folder, what)
     if recomputed:
@@ -212,7 +212,7 @@ def _is_recomputed(hf: PreTrainedModel, name: str, tensor: Stored, folder: Path)
     if match is None:
         return False
     prefixes = ("", f"{hf.base_model_prefix}.")
-    module = match["module"].removesuffix(".")
+    module = match["module"]
     modules = {path for path, _ in hf.named_modules()}
     if not any(prefix + module in modules or module.removeprefix(prefix) in modules for prefix in prefixes):
         return False
@@ -222,7 +222,7 @@ def _is_recomputed(hf: PreTrainedModel, name: str, tensor: Stored, folder: Path)
         return causal and _is_causal_mask(_read(folder, name, tensor)[0, 0])
     if match["leaf"] == "masked_bias":
         return tensor.size == 1 and float(_read(folder, name, tensor)) <= -1e4
-    return len(shape) == 1 and tensor.size > 0 and _are_frequencies(hf, _read(folder, name, tensor))
+    return len(shape) == 1 and _are_frequencies(hf, _read(folder, name, tensor))
 
 
 def _read(folder: Path, name: str, tensor: Stored) -> Tensor:
@@ -237,7 +237,8 @@ def _is_causal_mask(mask: Tensor) -> bool:
 def _are_frequencies(hf: PreTrainedModel, stored: Tensor) -> bool:
     """Whether stored rotary frequencies are those of the config, before any scaling of them."""
     rope = getattr(hf.config, "rope_parameters", None) or {}
-    if "rope_theta" not in rope:
+    lengths = {len(buffer) for name, buffer in hf.named_buffers() if name.endswith("inv_freq")}
+    if "rope_theta" not in rope or len(stored) not in lengths:
         return False
     steps = torch.arange(len(stored), dtype=torch.float64) / len(stored)
     wanted = float(rope["rope_theta"]) ** -steps
