@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from selfrepair.families import refuse_architecture
-from selfrepair.snapshots.sources import CONFIG, INDEX, WEIGHTS, is_tokenizer
+from selfrepair.snapshots.names import CONFIG, INDEX, WEIGHTS, is_tokenizer
 
 logger = logging.getLogger(__name__)
 

@@ -20,8 +20,9 @@ from selfrepair.snapshots.folder import (
 )
 from selfrepair.snapshots.hub import hub_errors, no_bars_in_logs
 from selfrepair.snapshots.manifest import publish, staging
+from selfrepair.snapshots.names import CONFIG, INDEX, is_tokenizer, model_file_names
 from selfrepair.snapshots.packages import package_file
-from selfrepair.snapshots.sources import CONFIG, INDEX, Source, is_tokenizer, model_file_names, parse_source
+from selfrepair.snapshots.sources import Source, parse_source
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -21,7 +21,7 @@ from transformers.core_model_loading import WeightConverter, WeightRenaming, ren
 
 from selfrepair.families import refuse_architecture
 from selfrepair.snapshots.folder import FLOATS, Stored, read_config, read_headers, require_model_files, some
-from selfrepair.snapshots.sources import CONFIG
+from selfrepair.snapshots.names import CONFIG
 
 logger = logging.getLogger(__name__)
 
