@@ -56,6 +56,8 @@ def sharded(tmp_path: Path) -> Path:
         (b"null", "config.json holds a NoneType, wanted an object"),
         (b"{}", "config.json has no model_type"),
         (b'{"model_type": ["llama"]}', "config.json has model_type ['llama']"),
+        (b'{"model_type": "llama", "architectures": "LlamaForCausalLM"}', "architectures 'LlamaForCausalLM': wanted a list"),
+        (b'{"model_type": "llama", "architectures": [1]}', "has architectures [1]: wanted a list of class names"),
         (b'{"model_type": "gemma9"}', "is a gemma9 model, which the definitions do not cover"),
         (b'{"model_type": "llama", "quantization_config": {"quant_method": "gptq"}}', "quantization_config (gptq)"),
         (b'{"model_type": "llama", "quantization_config": "fp8"}', "has quantization_config: quantised weights"),

@@ -131,9 +131,46 @@ def test_another_kind_of_model_is_refused_with_its_class(kind: str, tiny: Path, 
     other = (LlamaModel if kind == "embedding" else LlamaForSequenceClassification)(whole.config)
     other.save_pretrained(tiny)
     for said in refusals(tiny, tmp_path):
-        assert f"says that they are a {type(other).__name__}, wanted a causal language model" in said
+        assert f"says that they are a {type(other).__name__}; wanted a causal language model" in said
         assert ("score.weight" in said) == (kind != "embedding")
         assert ("lm_head.weight" in said) == ("tied" not in kind)
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"model_type": "mistral"}, "says model_type mistral, but its architectures name LlamaForCausalLM"),
+        ({"model_type": "gemma"}, "says model_type gemma, but its architectures name LlamaForCausalLM"),
+        (
+            {"architectures": ["Gemma2ForCausalLM"]},
+            "says model_type llama, but its architectures name Gemma2ForCausalLM",
+        ),
+        (
+            {"architectures": ["OwnForCausalLM"], "auto_map": {"AutoModelForCausalLM": "own.OwnForCausalLM"}},
+            "OwnForCausalLM, whose code comes with it (auto_map) and is never run",
+        ),
+    ],
+)
+def test_a_config_of_two_minds_is_refused_though_the_keys_match(
+    config: dict[str, object], words: str, tiny: Path, tmp_path: Path
+) -> None:
+    change_config(tiny, **config)
+    for said in refusals(tiny, tmp_path):
+        assert words in said
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"architectures": None},
+        {"architectures": ["LLaMAForCausalLM"]},
+        {"architectures": ["LlamaModel"]},
+        {"auto_map": {"AutoModelForCausalLM": "modeling_llama.LlamaForCausalLM"}},
+    ],
+)
+def test_a_class_that_is_only_spelled_otherwise_is_read(config: dict[str, object], tiny: Path) -> None:
+    change_config(tiny, **config)
+    load_checked(tiny, "it", device_map="meta")
 
 
 @pytest.mark.parametrize("name", CONFIGS)

@@ -1,7 +1,6 @@
 """A model's folder, before anything is built from it: what its config, index and safetensors headers say, or why not."""
 
 import json
-import logging
 import re
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -12,8 +11,6 @@ from typing import Any
 from selfrepair.families import refuse_architecture
 from selfrepair.snapshots.names import CONFIG, INDEX, WEIGHTS, is_tokenizer
 
-logger = logging.getLogger(__name__)
-
 ADAPTER = "adapter_config.json"
 FLOATS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 """The number formats that weights are read from, by safetensors' name."""
@@ -21,6 +18,7 @@ FLOATS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat1
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 _SAVE_ANEW = "save the model anew (save_pretrained of transformers)"
+_FETCH = f"fetch the file again, or {_SAVE_ANEW}"
 SHOWN = 3
 """How many names an error gives before it counts the rest."""
 
@@ -93,14 +91,11 @@ def read_json(path: Path, what: str) -> Any:
     try:
         return json.loads(path.read_bytes().decode("utf-8"))
     except UnicodeDecodeError as error:
-        raise ValueError(f"{what}: {path.name} is not UTF-8 ({error.reason}, byte {error.start}): {_fetch}") from error
+        raise ValueError(f"{what}: {path.name} is not UTF-8 ({error.reason}, byte {error.start}): {_FETCH}") from error
     except RecursionError as error:
-        raise ValueError(f"{what}: {path.name} is not JSON as models have it (nested too deep): {_fetch}") from error
+        raise ValueError(f"{what}: {path.name} is not JSON as models have it (nested too deep): {_FETCH}") from error
     except ValueError as error:
-        raise ValueError(f"{what}: {path.name} is not JSON ({error}): {_fetch}") from error
-
-
-_fetch = "fetch the file again, or " + _SAVE_ANEW
+        raise ValueError(f"{what}: {path.name} is not JSON ({error}): {_FETCH}") from error
 
 
 def require_content(path: Path, what: str) -> None:
@@ -115,7 +110,7 @@ def require_content(path: Path, what: str) -> None:
     except OSError as error:
         raise unreadable(path.name, what, error) from error
     if not start:
-        raise ValueError(f"{what}: {path.name} is empty: {_fetch}")
+        raise ValueError(f"{what}: {path.name} is empty: {_FETCH}")
     if start == _LFS_POINTER:
         raise ValueError(
             f"{what}: {path.name} is a Git LFS pointer, not the file itself: run `git lfs pull` in the folder it came from"
@@ -142,7 +137,7 @@ def read_config(folder: Path, what: str) -> dict[str, Any]:
     """
     config = read_json(folder / CONFIG, what)
     if not isinstance(config, dict):
-        raise ValueError(f"{what}: {CONFIG} holds a {type(config).__name__}, wanted an object: {_fetch}")
+        raise ValueError(f"{what}: {CONFIG} holds a {type(config).__name__}, wanted an object: {_FETCH}")
     model_type = config.get("model_type")
     if not isinstance(model_type, str):
         got = f"model_type {model_type!r}" if "model_type" in config else "no model_type"
@@ -151,6 +146,9 @@ def read_config(folder: Path, what: str) -> dict[str, Any]:
             "architecture"
         )
     refuse_architecture(model_type, what)
+    classes = config.get("architectures")
+    if classes is not None and not (isinstance(classes, list) and all(isinstance(name, str) for name in classes)):
+        raise ValueError(f"{what}: {CONFIG} has architectures {classes!r}: wanted a list of class names; {_FETCH}")
     for key in ("quantization_config", "compression_config"):
         if config.get(key):
             method = config[key].get("quant_method") if isinstance(config[key], dict) else None
@@ -184,7 +182,7 @@ def read_shards(folder: Path, names: Collection[str], what: str) -> dict[str, st
     index = read_json(folder / INDEX, what)
     shards = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(shards, dict) or not shards or not all(isinstance(name, str) for name in shards.values()):
-        raise ValueError(f"{what}: {INDEX} has no weight_map from tensors to files: {_fetch}")
+        raise ValueError(f"{what}: {INDEX} has no weight_map from tensors to files: {_FETCH}")
     files = set(shards.values())
     foreign = [name for name in files if not re.fullmatch(r"[^/\\]+\.safetensors", name)]
     if foreign:
@@ -242,5 +240,5 @@ def _header(path: Path, what: str) -> dict[str, Stored]:
     except OSError as error:
         raise unreadable(path.name, what, error) from error
     if not found:
-        raise ValueError(f"{what}: {path.name} holds no tensors: {_fetch}")
+        raise ValueError(f"{what}: {path.name} holds no tensors: {_FETCH}")
     return found

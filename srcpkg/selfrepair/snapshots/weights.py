@@ -6,6 +6,7 @@ both are refused, by the keys of the safetensors headers and by what transformer
 
 import logging
 import re
+import struct
 from collections import defaultdict
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+import transformers
 from safetensors import safe_open
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
@@ -33,7 +35,7 @@ _OWN_BUFFER_OFF = 0.01
 _ROWS = 4096
 _LOCAL: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
 
-_REFUSALS = (ValueError, OSError, RuntimeError, LookupError, TypeError, AttributeError, ImportError, ArithmeticError)
+_REFUSALS = (ValueError, OSError, RuntimeError, LookupError, TypeError, AttributeError, ImportError, struct.error)
 """What transformers raises of configs and files that it cannot make a model of."""
 
 
@@ -90,9 +92,11 @@ def load_checked(folder: Path, what: str, **options: Any) -> PreTrainedModel:
     hf, info = _load(
         folder, f"{what}: transformers cannot build the model of {CONFIG}", use_safetensors=True, **options
     )
+    classes = config.get("architectures") or []
+    _refuse_another_class(hf, classes, own_code="auto_map" in config, what=what)
     faults, recomputed = compare(hf, stored, folder)
     faults.report(info, recomputed)
-    refuse_faults(faults, hf, config, what)
+    refuse_faults(faults, hf, what, classes)
     _refuse_untied(hf, stored, folder, what)
     if recomputed:
         logger.info("%s: left out, since the model computes them itself: %s", what, some(recomputed))
@@ -129,7 +133,7 @@ def load_gguf(gguf: Path) -> PreTrainedModel:
     hf, info = _load(gguf.parent, unreadable, gguf_file=gguf.name, dtype=torch.float32)
     faults = Faults(unexpected=_dropped(gguf, hf))
     faults.report(info)
-    refuse_faults(faults, hf, {}, gguf.name)
+    refuse_faults(faults, hf, gguf.name)
     refuse_not_finite(hf, gguf.name)
     return hf
 
@@ -250,29 +254,48 @@ def _are_frequencies(hf: PreTrainedModel, stored: Tensor) -> bool:
     )
 
 
-def refuse_faults(faults: Faults, hf: PreTrainedModel, config: dict[str, Any], what: str) -> None:
+def _refuse_another_class(hf: PreTrainedModel, classes: list[str], *, own_code: bool, what: str) -> None:
+    """Refuse a config whose class is another model than its model_type, or one of code that is never run."""
+    named = [getattr(transformers, name, None) for name in classes]
+    kinds = {getattr(getattr(kind, "config_class", None), "model_type", None) for kind in named if kind is not None}
+    if not classes or hf.config.model_type in kinds or type(hf).__name__.casefold() in map(str.casefold, classes):
+        return
+    if kinds:
+        raise ValueError(
+            f"{what}: {CONFIG} says model_type {hf.config.model_type}, but its architectures name {some(classes)}, which is "
+            f"another model: take the {CONFIG} that was saved with these weights"
+        )
+    if own_code:
+        raise ValueError(
+            f"{what}: {CONFIG} says that the model is {some(classes)}, whose code comes with it (auto_map) and is never run: "
+            "take a version of the model that transformers knows itself"
+        )
+
+
+def refuse_faults(faults: Faults, hf: PreTrainedModel, what: str, classes: Collection[str] = ()) -> None:
     """Refuse weights that are not the model's.
 
     Args:
         faults: What differs.
         hf: The model, of the class that was wanted.
-        config: Its config as stored.
         what: The folder or file in the words of an error message.
+        classes: The classes that its config names.
 
     Raises:
         ValueError: With a few names of each kind, and what to do.
     """
     if not str(faults):
         return
-    said = [name for name in config.get("architectures") or () if isinstance(name, str)]
-    remedy = f"take the {CONFIG} that was saved with these weights, or the weights that belong to this {CONFIG}"
-    if said and type(hf).__name__ not in said:
-        remedy = f"{CONFIG} says that they are a {said[0]}, wanted a causal language model with its unembedding"
-    elif faults.missing and faults.missing <= _embeddings(hf):
+    remedy = "config and weights are of two models, or one of them is not whole; take both from one saved model"
+    if classes and type(hf).__name__ not in classes:
+        remedy = f"{CONFIG} says that they are a {some(classes)}; wanted a causal language model with its unembedding"
+    elif faults.missing and not faults.unexpected and faults.missing <= _embeddings(hf):
         remedy = (
             "a model saved without its unembedding (as embedding models are) predicts no tokens; take the whole model"
         )
-    raise ValueError(f"{what}: the weights are not those of the {type(hf).__name__} of {CONFIG}: {faults}. {remedy}")
+    raise ValueError(
+        f"{what}: the weights are not those of the {type(hf).__name__} that its config describes, {faults}: {remedy}"
+    )
 
 
 def _refuse_untied(hf: PreTrainedModel, stored: dict[str, Stored], folder: Path, what: str) -> None:
