@@ -4,7 +4,6 @@ A head is a query head; it writes ``(z - c) @ W_O`` into the residual stream, wh
 layer (docs/definitions.md). The tensors are the model's own: nothing is folded, copied or changed.
 """
 
-import json
 import logging
 import math
 from collections.abc import Callable
@@ -17,13 +16,15 @@ from typing import Any, cast
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from selfrepair.allocator import keep_freed_memory
 from selfrepair.calls import LENGTHS, Call, Recorder, gives, hooked, left_as_it_was
 from selfrepair.families import FAMILIES, Family, is_parallel, refuse_architecture
+from selfrepair.snapshots.folder import some
 from selfrepair.snapshots.manifest import read_manifest
+from selfrepair.snapshots.weights import load_checked
 
 logger = logging.getLogger(__name__)
 
@@ -329,10 +330,7 @@ def _read_folder(folder: Path, device: str, dtype: torch.dtype) -> tuple[PreTrai
     weights = "in a local folder"
     if (folder / "manifest.json").exists():
         weights = read_manifest(folder / "manifest.json", kind="model")["weights"]
-    refuse_architecture(json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"], str(folder))
-    hf = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=dtype, attn_implementation="sdpa", local_files_only=True, use_safetensors=True
-    )
+    hf = load_checked(folder, str(folder), dtype=dtype, attn_implementation="sdpa")
     if dtype == torch.float64:
         _norm_in_own_dtype(hf)
     hf.eval().to(torch.device(device))
@@ -352,6 +350,12 @@ def _norm_in_own_dtype(hf: PreTrainedModel) -> None:
 
 def _check_settings(hf: PreTrainedModel, device: torch.device, dtype: torch.dtype) -> None:
     weight = next(hf.parameters())
+    unread = [name for name, tensor in (*hf.named_parameters(), *hf.named_buffers()) if tensor.is_meta]
+    if unread:
+        raise ValueError(
+            f"{len(unread)} tensors of the model in memory are on the meta device, without values ({some(unread)}): "
+            "load it whole, without offloading (no device_map to disk or meta)"
+        )
     if hf.training:
         raise ValueError("the model is in training mode, where dropout changes every run: call model.eval() first")
     if weight.dtype != dtype:

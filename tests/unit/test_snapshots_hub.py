@@ -129,6 +129,45 @@ def test_pickle_weights_are_refused_before_any_download(hub: Hub, tmp_path: Path
     assert hub.downloaded() == set()
 
 
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"model_type": "bloom"}, "is a bloom model, which the definitions do not cover"),
+        ({"quantization_config": {"quant_method": "gptq"}}, "quantization_config (gptq): quantised weights"),
+    ],
+)
+def test_a_model_is_refused_by_its_config_before_weights_are_asked_for(
+    config: dict[str, object], words: str, hub: Hub, tmp_path: Path
+) -> None:
+    repository = tmp_path / "repository"
+    save_tiny_model(repository, shard_size="4KB")
+    whole = json.loads((repository / "config.json").read_text())
+    (repository / "config.json").write_text(json.dumps({**whole, **config}))
+    hub.repositories["models", "someone/other"] = repository
+    manifest = tmp_path / "snapshot" / "manifest.json"
+    result = _snapshot("model", manifest, hub.url, tmp_path / "home", source=f"hub:someone/other@{REVISION}")
+    last = result.stderr.strip().splitlines()[-1]
+    assert last.startswith("ValueError"), result.stderr
+    assert words in last
+    assert hub.downloaded() == {"config.json", "model.safetensors.index.json"}
+    assert not [line for line in hub.requests if line.endswith(".safetensors")]
+    assert list(manifest.parent.iterdir()) == []
+
+
+def test_a_repository_that_lacks_what_its_index_names_is_refused_before_weights_are_asked_for(
+    hub: Hub, tmp_path: Path
+) -> None:
+    repository = tmp_path / "repository"
+    save_tiny_model(repository, shard_size="4KB")
+    shard = sorted(repository.glob("model-*.safetensors"))[1]
+    shard.unlink()
+    hub.repositories["models", "someone/partial"] = repository
+    manifest = tmp_path / "snapshot" / "manifest.json"
+    result = _snapshot("model", manifest, hub.url, tmp_path / "home", source=f"hub:someone/partial@{REVISION}")
+    assert f"lacks {shard.name}, which its model.safetensors.index.json names" in result.stderr
+    assert hub.downloaded() == {"config.json", "model.safetensors.index.json"}
+
+
 def test_a_gated_model_is_said(hub: Hub, tmp_path: Path) -> None:
     repository = tmp_path / "repository"
     save_tiny_model(repository)

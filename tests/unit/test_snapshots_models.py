@@ -1,6 +1,7 @@
 """Snapshots of models from a package's GGUF file and from local folders; from a hub: test_snapshots_hub."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +11,11 @@ from gguf import GGUFReader, dequantize
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from selfrepair.models import load_model
 from selfrepair.snapshots.manifest import read_manifest, verify_manifest
 from selfrepair.snapshots.models import snapshot_model
 from selfrepair.snapshots.packages import package_file
-from selfrepair.snapshots.sources import parse_source
+from selfrepair.snapshots.sources import parse_source, source_files
 
 from tiny_model import WORDS, save_tiny_model
 
@@ -71,9 +73,9 @@ def test_sharded_folder_and_a_missing_shard(tmp_path: Path) -> None:
         ({"model.safetensors": None, "tokenizer.json": None}, r"lacks model.safetensors \(or .*\), a tokenizer"),
         ({"model.safetensors": None, "pytorch_model.bin": b"x"}, r"only pickle weights \(pytorch_model.bin\): refused"),
         ({"model.safetensors": b"x"}, "model.safetensors is not a readable safetensors file"),
-        ({"config.json": b"{"}, "transformers cannot read its config or tokenizer"),
-        ({"config.json": b'{"model_type": "own", "auto_map": {"AutoConfig": "own.Config"}}'}, "cannot read its config"),
-        ({"tokenizer.json": b"{}"}, "transformers cannot read its config or tokenizer"),
+        ({"config.json": b"{"}, "config.json is not JSON"),
+        ({"config.json": b'{"model_type": "own", "auto_map": {"AutoConfig": "own.Config"}}'}, "is a own model, which"),
+        ({"tokenizer.json": b"{}"}, "transformers cannot read its tokenizer"),
     ],
 )
 def test_unusable_folder_is_said(changes: dict[str, bytes | None], words: str, tmp_path: Path) -> None:
@@ -89,6 +91,60 @@ def test_unusable_folder_is_said(changes: dict[str, bytes | None], words: str, t
     assert f"path:{tmp_path / 'tiny'}" in str(caught.value)
     assert len(str(caught.value).splitlines()) == 1
     assert list(manifest.parent.iterdir()) == []
+
+
+def test_shards_go_by_the_index_whatever_their_names(tmp_path: Path) -> None:
+    save_tiny_model(tmp_path / "tiny", shard_size="4KB")
+    index = tmp_path / "tiny" / "model.safetensors.index.json"
+    content = json.loads(index.read_text())
+    names = {
+        name: f"part_{number}.safetensors" for number, name in enumerate(sorted({*content["weight_map"].values()}))
+    }
+    for old, new in names.items():
+        (tmp_path / "tiny" / old).rename(tmp_path / "tiny" / new)
+    content["weight_map"] = {tensor: names[file] for tensor, file in content["weight_map"].items()}
+    index.write_text(json.dumps(content))
+    (tmp_path / "tiny" / "model-00001-of-00001.safetensors").write_bytes(b"of another model, left behind")
+    manifest = tmp_path / "snapshot" / "manifest.json"
+    source = f"path:{tmp_path / 'tiny'}"
+    assert {path.name for path in source_files(source)} == {path.name for path in (tmp_path / "tiny").iterdir()} - {
+        "model-00001-of-00001.safetensors"
+    }
+    snapshot_model(manifest, source=source)
+    assert {path.name for path in source_files(source)} == set(_expect_files(manifest)["files"])
+    whole = load_model(tmp_path / "tiny").hf.state_dict()
+    copied = load_model(manifest.parent).hf.state_dict()
+    assert all(torch.equal(tensor, copied[name]) for name, tensor in whole.items())
+
+
+def test_an_architecture_is_refused_before_weights_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_tiny_model(tmp_path / "tiny")
+    config = json.loads((tmp_path / "tiny" / "config.json").read_text())
+    copied: list[str] = []
+    monkeypatch.setattr("shutil.copyfile", lambda source, _: copied.append(Path(source).name))
+    for changes, words in (
+        ({"model_type": "unheard_of"}, "is a unheard_of model, which the definitions do not cover"),
+        ({"model_type": "bloom"}, "is a bloom model, which the definitions do not cover"),
+        ({"quantization_config": {"quant_method": "fp8"}}, r"quantization_config \(fp8\): quantised weights"),
+    ):
+        (tmp_path / "tiny" / "config.json").write_text(json.dumps({**config, **changes}))
+        with pytest.raises(ValueError, match=words):
+            snapshot_model(tmp_path / "snapshot" / "manifest.json", source=f"path:{tmp_path / 'tiny'}")
+    assert copied == []
+
+
+def test_a_file_that_may_not_be_copied_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_tiny_model(tmp_path / "tiny")
+    copy = shutil.copyfile
+
+    def refuse_weights(source: Path, target: Path) -> None:
+        if source.name == "model.safetensors":
+            raise PermissionError(13, "Permission denied", str(source))
+        copy(source, target)
+
+    monkeypatch.setattr("shutil.copyfile", refuse_weights)
+    with pytest.raises(ValueError, match=r"tiny: model.safetensors cannot be read \(Permission denied\)"):
+        snapshot_model(tmp_path / "snapshot" / "manifest.json", source=f"path:{tmp_path / 'tiny'}")
 
 
 def test_wrong_options_are_said(tmp_path: Path) -> None:

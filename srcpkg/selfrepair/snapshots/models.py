@@ -7,18 +7,27 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from selfrepair.snapshots.folder import (
+    FLOATS,
+    Stored,
+    read_config,
+    read_headers,
+    read_json,
+    read_shards,
+    require_content,
+    require_model_files,
+    unreadable,
+)
 from selfrepair.snapshots.hub import hub_errors, no_bars_in_logs
 from selfrepair.snapshots.manifest import publish, staging
+from selfrepair.snapshots.names import CONFIG, INDEX, is_tokenizer, model_file_names
 from selfrepair.snapshots.packages import package_file
-from selfrepair.snapshots.sources import CONFIG, INDEX, WEIGHTS, Source, is_tokenizer, model_file_names, parse_source
+from selfrepair.snapshots.sources import Source, parse_source
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 logger = logging.getLogger(__name__)
-
-_PICKLES = (".bin", ".pt", ".pth", ".ckpt")
-_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
 def snapshot_model(
@@ -68,7 +77,7 @@ def snapshot_model(
             _download(parsed, folder)
         else:
             _copy(parsed, folder)
-        config = _check_folder(folder, source)
+        config, dtype = _check_folder(folder, source)
         publish(
             manifest,
             folder,
@@ -80,7 +89,7 @@ def snapshot_model(
                 "source_file": file,
                 "source_sha256": found_sha256,
                 "license": license,
-                "weights": weights or default_weights or f"{_stored_dtype(folder, source)} safetensors",
+                "weights": weights or default_weights or f"{dtype} safetensors",
                 "model_type": config["model_type"],
                 "architecture": (config.get("architectures") or [None])[0],
             },
@@ -110,13 +119,15 @@ def _gguf_type(gguf: Path) -> str:
 
 def _dequantise(gguf: Path, folder: Path) -> None:
     """Save the weights in float32 as an unquantised model of the same config."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
 
-    place: dict[str, Any] = {"gguf_file": gguf.name, "local_files_only": True, "trust_remote_code": False}
-    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, **place)
+    from selfrepair.snapshots.weights import load_gguf
+
+    quantised = load_gguf(gguf)
+    tokenizer = AutoTokenizer.from_pretrained(
+        gguf.parent, gguf_file=gguf.name, local_files_only=True, trust_remote_code=False
+    )
     tokenizer.save_pretrained(folder)
-    quantised = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.float32, **place)
     plain = _without_quantisation(quantised)
     del quantised
     plain.save_pretrained(folder)
@@ -148,15 +159,19 @@ def _drop_keys(path: Path, keys: tuple[str, ...]) -> None:
 
 
 def _download(source: Source, folder: Path) -> None:
+    """Fetch config and index, refuse by them, and only then fetch the rest."""
     from huggingface_hub import HfApi, snapshot_download
+
+    def fetch(wanted: list[str]) -> None:
+        with hub_errors(source, "model"), no_bars_in_logs():
+            snapshot_download(source.name, revision=source.revision, local_dir=folder, allow_patterns=wanted)
 
     with hub_errors(source, "model"):
         siblings = HfApi().model_info(source.name, revision=source.revision).siblings
     names = [sibling.rfilename for sibling in siblings or ()]
-    wanted = model_file_names(names)
-    _require_model_files(names, wanted, str(source))
-    with hub_errors(source, "model"), no_bars_in_logs():
-        snapshot_download(source.name, revision=source.revision, local_dir=folder, allow_patterns=wanted)
+    require_model_files(names, str(source))
+    fetch([CONFIG, INDEX])
+    fetch(_wanted_files(folder, names, str(source)))
     shutil.rmtree(folder / ".cache", ignore_errors=True)
 
 
@@ -168,70 +183,46 @@ def _copy(source: Source, folder: Path) -> None:
             f"wanted one with {CONFIG}, safetensors and a tokenizer"
         )
     names = [entry.name for entry in origin.iterdir() if entry.is_file()]
-    wanted = model_file_names(names)
-    _require_model_files(names, wanted, str(source))
-    for name in wanted:
-        shutil.copyfile(origin / name, folder / name)
-
-
-def _require_model_files(names: list[str], wanted: list[str], source: str) -> None:
-    has_weights = WEIGHTS in wanted or INDEX in wanted
-    pickles = [name for name in names if name.endswith(_PICKLES) and "/" not in name]
-    if not has_weights and pickles:
-        raise ValueError(
-            f"{source} has only pickle weights ({pickles[0]}): refused, safetensors only; "
-            "convert them where you trust them (save_pretrained of transformers writes safetensors) and use path:"
-        )
-    missing = [] if CONFIG in wanted else [CONFIG]
-    missing += [] if has_weights else [f"{WEIGHTS} (or {INDEX})"]
-    missing += [] if any(is_tokenizer(name) for name in wanted) else ["a tokenizer (tokenizer.json)"]
-    if missing:
-        raise ValueError(
-            f"{source} lacks {', '.join(missing)}: wanted a whole model as save_pretrained of transformers writes it"
-        )
-
-
-def _check_folder(folder: Path, source: str) -> dict[str, Any]:
-    """The config, after checking that it and the tokenizer can be read and that no shard is missing."""
-    from transformers import AutoConfig, AutoTokenizer
-
-    place: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
-    if (folder / INDEX).is_file():
-        shards = set(json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values())
-        missing = sorted(name for name in shards if not (folder / name).is_file())
-        if missing:
-            raise ValueError(f"{source} lacks {', '.join(missing)}, which its {INDEX} names: complete the folder")
-    try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        AutoConfig.from_pretrained(folder, **place)
-        AutoTokenizer.from_pretrained(folder, **place)
-    except (ValueError, OSError, KeyError, ImportError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].replace(str(folder), source)
-        raise ValueError(f"{source}: transformers cannot read its config or tokenizer: {reason}") from error
-    if not isinstance(config, dict) or "model_type" not in config:
-        raise ValueError(
-            f"{source}: {CONFIG} has no model_type: wanted the config that save_pretrained of transformers writes"
-        )
-    return config
-
-
-def _stored_dtype(folder: Path, source: str) -> str:
-    """The number format that holds most of the stored elements."""
-    from safetensors import SafetensorError, safe_open
-
-    counts: Counter[str] = Counter()
-    for path in sorted(folder.glob("*.safetensors")):
+    require_model_files(names, str(source))
+    for name in _wanted_files(origin, names, str(source)):
         try:
-            with safe_open(path, framework="numpy") as tensors:
-                for name in tensors.keys():  # noqa: SIM118 (not a mapping)
-                    piece = tensors.get_slice(name)
-                    size = 1
-                    for length in piece.get_shape():
-                        size *= length
-                    counts[piece.get_dtype()] += size
-        except SafetensorError as error:
-            raise ValueError(
-                f"{source}: {path.name} is not a readable safetensors file ({error}): fetch it again"
-            ) from error
+            shutil.copyfile(origin / name, folder / name)
+        except PermissionError as error:
+            raise unreadable(name, str(source), error) from error
+
+
+def _wanted_files(folder: Path, names: list[str], source: str) -> list[str]:
+    """The files to take, after a look at config and index, which must be in `folder`."""
+    read_config(folder, source)
+    shards = read_shards(folder, names, source)
+    return model_file_names(names, set(shards.values()) if shards else ())
+
+
+def _check_folder(folder: Path, source: str) -> tuple[dict[str, Any], str]:
+    """The config and the weights' number format, after checking that the weights are the model's and all can be read."""
+    from transformers import AutoTokenizer
+
+    from selfrepair.snapshots.weights import load_checked
+
+    for path in sorted(folder.iterdir()):
+        if path.suffix == ".json":
+            read_json(path, source)
+        elif is_tokenizer(path.name) or path.name == "merges.txt":
+            require_content(path, source)
+    config = read_config(folder, source)
+    load_checked(folder, source, device_map="meta", dtype="float32")
+    try:
+        AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # tokenizers raise what they like
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].replace(str(folder), source)
+        raise ValueError(f"{source}: transformers cannot read its tokenizer: {reason}") from error
+    return config, _stored_dtype(read_headers(folder, source))
+
+
+def _stored_dtype(tensors: dict[str, Stored]) -> str:
+    """The number format that holds most of the stored elements."""
+    counts: Counter[str] = Counter()
+    for tensor in tensors.values():
+        counts[tensor.dtype] += tensor.size
     dtype = counts.most_common(1)[0][0]
-    return _DTYPES.get(dtype, dtype)
+    return FLOATS.get(dtype, dtype)

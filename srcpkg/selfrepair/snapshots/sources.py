@@ -1,9 +1,10 @@
 """What a snapshot is taken from: `package:`, `hub:` and `path:` sources, and the user's files that they read."""
 
 import re
-from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
+
+from selfrepair.snapshots.names import CONFIG, model_file_names, named_shards
 
 _PACKAGE = re.compile(
     r"(?P<name>[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?)==(?P<version>[A-Za-z0-9][A-Za-z0-9.!+_-]*)"
@@ -15,17 +16,6 @@ _FORMS = (
     "package:NAME==VERSION (a distribution on the package index), hub:OWNER/NAME@COMMIT (a Hugging Face repository), "
     "path:FOLDER_OR_FILE (on this machine)"
 )
-
-CONFIG = "config.json"
-WEIGHTS = "model.safetensors"
-INDEX = "model.safetensors.index.json"
-_PLAIN_FILES = {
-    CONFIG, "generation_config.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
-    "merges.txt", "chat_template.jinja", "chat_template.json",
-}  # fmt: skip
-_VOCABULARIES = {
-    "tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model",
-}  # fmt: skip
 
 TEXT_SUFFIXES = (".txt",)
 JSONL_SUFFIXES = (".jsonl", ".jsonl.gz")
@@ -93,24 +83,6 @@ def parse_source(text: str) -> Source:
     raise ValueError(f"source {text!r}: unknown scheme {scheme!r}; wanted one of {_FORMS}")
 
 
-def model_file_names(names: Collection[str]) -> list[str]:
-    """Of a model folder's file names, those that transformers reads: config, safetensors and tokenizer, sorted.
-
-    Sharded weights go by their index; other weights in the folder (copies in another precision or format) are left out.
-    """
-    kept = {name for name in names if name in _PLAIN_FILES or is_tokenizer(name)}
-    if INDEX in names:
-        kept |= {INDEX} | {name for name in names if re.fullmatch(r"model-\d+-of-\d+\.safetensors", name)}
-    elif WEIGHTS in names:
-        kept.add(WEIGHTS)
-    return sorted(kept)
-
-
-def is_tokenizer(name: str) -> bool:
-    """Whether the file `name` holds a tokenizer's vocabulary."""
-    return name in _VOCABULARIES or ("/" not in name and name.endswith(".tiktoken"))
-
-
 def text_files(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
     """Files below `folder` with one of the suffixes, hidden ones left out, in the order of their relative paths."""
     found = {
@@ -137,5 +109,6 @@ def source_files(source: str) -> list[Path]:
     if not path.is_dir():
         return [path]
     if (path / CONFIG).is_file():
-        return [path / name for name in model_file_names([entry.name for entry in path.iterdir() if entry.is_file()])]
+        names = [entry.name for entry in path.iterdir() if entry.is_file()]
+        return [path / name for name in model_file_names(names, named_shards(path))]
     return text_files(path, TEXT_SUFFIXES + JSONL_SUFFIXES)
