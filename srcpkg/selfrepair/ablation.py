@@ -68,6 +68,7 @@ def ablate_heads(
         left_as_it_was(model.hf),
         Progress(len(chunks) * len(chosen), "ablating heads", unit="head", show=progress) as bar,
     ):
+        model.check_length(token_ids.shape[1])
         model.check_causal(token_ids[0])
         mean_z = mean_activation(model, [token_ids[chunk] for chunk in chunks]) if kind == "mean" else None
         for chunk in chunks:

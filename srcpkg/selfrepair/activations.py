@@ -44,6 +44,8 @@ def cache_activations(
     ids = torch.from_numpy(shard.tokens).long()
     n_prompts, length = ids.shape
     chunks = prompt_chunks(model, n_prompts, length)
+    model.check_length(length)
+    model.check_causal(ids[0])
     with (
         write_hdf5(out, kind="activations", provenance=provenance) as file,
         Progress(len(chunks), "clean run", "batch") as bar,

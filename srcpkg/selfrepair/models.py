@@ -307,11 +307,19 @@ def load_model(
     if device == "cpu":
         keep_freed_memory()
     model = find_parts(hf, center_unembed, weights, bfloat16=dtype == "bfloat16")
-    with left_as_it_was(hf), torch.inference_mode():
-        model.check_causal(check_tokens(model)[0])
-        model.parallel = _observed_parallel(model)
-        model.value_constant = _value_constant(model)
-        _check_definitions_hold(model)
+    try:
+        with left_as_it_was(hf), torch.inference_mode():
+            model.check_causal(check_tokens(model)[0])
+            model.parallel = _observed_parallel(model)
+            model.value_constant = _value_constant(model)
+            _check_definitions_hold(model)
+    except RuntimeError as error:
+        if type(error) is not RuntimeError:  # out of memory, for one
+            raise
+        raise ValueError(
+            f"{model.name} does not run on a short prompt ({str(error).splitlines()[0]}): correct its config, or load it with "
+            "attn_implementation='sdpa'"
+        ) from error
     return model
 
 

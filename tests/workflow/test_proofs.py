@@ -1,0 +1,138 @@
+"""Every job that replays repeats some of its ablations by plain runs, says so in its file, and stops where the two differ."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import xarray as xr
+
+from selfrepair import replay
+from selfrepair.ablation import ablate_shard
+from selfrepair.chosen_heads import read_chosen_heads
+from selfrepair.frozen_layernorm import freeze_layernorm
+from selfrepair.layer_ablation import ablate_layers_of_shard
+from selfrepair.neurons import measure_neurons
+from selfrepair.next_layer import move_residual_of_shard
+from selfrepair.other_donors import ablate_with_donors
+from selfrepair.reinforcement import reinforce_shard
+from selfrepair.single_attention import Attentions
+from workflow.running import Space
+
+COMPUTE = {"device": "cpu", "dtype": "float32", "center_unembed": True}
+MEASUREMENTS = {
+    **{f"ablations/{kind}": 2 for kind in ("resample", "mean", "zero")},
+    "frozen_layernorm/resample": 2,
+    "neurons/resample": 2,
+    **dict.fromkeys(("donor_noise", "layer_ablations", "reinforcement", "moved_residual"), 2),
+}
+
+
+def test_every_file_says_what_was_repeated(finished: Space) -> None:
+    checks = pd.read_parquet(finished.run / "tables" / "resample" / "checks.parquet")
+    assert len(checks) == len(MEASUREMENTS)
+    repeated = 0
+    for folder, count in MEASUREMENTS.items():
+        files = sorted((finished.run / folder).glob("*.h5"))
+        assert len(files) == count
+        for path in files:
+            with xr.open_dataset(path, engine="h5netcdf") as dataset:
+                assert dataset.attrs["proof_numbers"] >= dataset.attrs["proof_ablations"] >= 1, path
+                assert 0 <= dataset.attrs["proof_largest_difference"] < 1e-4
+                repeated += int(dataset.attrs["proof_ablations"])
+    assert checks["repeated"].sum() == repeated
+    assert checks["largest_difference"].max() > 0
+    text = (finished.run / "findings.md").read_text(encoding="utf-8")
+    assert (
+        f"| Checked | {repeated} ablations in {len(checks)} measurements repeated by plain runs of the whole model"
+        in text
+    )
+
+
+# --- faults planted in a job -----------------------------------------------------------------------------------------
+
+
+def a_longer_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = replay.SuffixReplay._run_changed
+    monkeypatch.setattr(
+        replay.SuffixReplay,
+        "_run_changed",
+        lambda self, start, batch, change, seen: own(self, start, batch, 1.01 * change, seen),
+    )
+
+
+def a_longer_z(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = Attentions._run
+    monkeypatch.setattr(Attentions, "_run", lambda self, *args: 1.01 * own(self, *args))
+
+
+def inputs(space: Space, *, more: tuple[str, ...]) -> dict[str, Any]:
+    """Arguments of a measurement of the finished run's first shard."""
+    files = {
+        "thresholds": space.run / "thresholds.h5",
+        "chosen_heads": space.run / "chosen_heads.json",
+        "mean_activations": None,
+    }
+    return {
+        "model_manifest": space.work / "results" / "snapshots" / "models" / "tiny" / "manifest.json",
+        "tokens": space.run / "tokens.h5",
+        "activations": space.run / "activations" / "00000.h5",
+        "prompts": (0, 4),
+        "compute": COMPUTE,
+        "provenance": {"identity": "a test's"},
+        **{name: files[name] for name in more},
+    }
+
+
+def chosen(space: Space) -> list[tuple[int, int]]:
+    return read_chosen_heads(space.run / "chosen_heads.json")
+
+
+def with_heads(measure: Callable[..., None], **options: Any) -> Callable[[Space, Path], None]:
+    def run(space: Space, out: Path) -> None:
+        more = ("thresholds", "mean_activations") if measure is not ablate_with_donors else ("thresholds",)
+        measure(**inputs(space, more=more), heads=chosen(space), out=out, **options)
+
+    return run
+
+
+def by_file(measure: Callable[..., None], *more: str, **options: Any) -> Callable[[Space, Path], None]:
+    return lambda space, out: measure(**inputs(space, more=more), out=out, **options)
+
+
+JOBS = {
+    "ablations": (with_heads(ablate_shard, kind="resample", which="all"), a_longer_change),
+    "ablations_top": (with_heads(ablate_shard, kind="zero", which="top"), a_longer_change),
+    "frozen_layernorm": (with_heads(freeze_layernorm, kind="resample"), a_longer_change),
+    "donor_noise": (with_heads(ablate_with_donors, donors=2), a_longer_change),
+    "neurons": (
+        by_file(
+            measure_neurons,
+            *("thresholds", "mean_activations", "chosen_heads"),
+            **{"kind": "resample", "neuron_layer": None, "top_neurons": 5},
+        ),
+        a_longer_change,
+    ),
+    "layer_ablations": (by_file(ablate_layers_of_shard), a_longer_change),
+    "reinforcement": (by_file(reinforce_shard, "thresholds", scales=[1, 3], seed=0), a_longer_z),
+    "moved_residual": (by_file(move_residual_of_shard, "thresholds", "chosen_heads"), a_longer_z),
+}
+
+
+@pytest.mark.parametrize("name", JOBS)
+def test_a_fault_stops_the_job_and_leaves_no_file(
+    finished: Space, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, plant = JOBS[name]
+    run(finished, tmp_path / "sound.h5")
+    with xr.open_dataset(tmp_path / "sound.h5", engine="h5netcdf") as dataset:
+        assert dataset.attrs["proof_ablations"] >= 1
+    plant(monkeypatch)
+    # Where a fault breaks the sums too, the proof alone must be enough.
+    for module in ("ablation", "layer_ablation"):
+        monkeypatch.setattr(f"selfrepair.{module}.check_identity", lambda *_: None)
+    monkeypatch.setattr("selfrepair.neurons._check_neurons", lambda *_: None)
+    with pytest.raises(ValueError, match="are not what the whole model gives with plain hooks"):
+        run(finished, tmp_path / "spoiled.h5")
+    assert [path.name for path in tmp_path.iterdir()] == ["sound.h5"]
