@@ -27,8 +27,9 @@ import xarray as xr
 import selfrepair
 from selfrepair import models
 from selfrepair.ablation import sweep
+from selfrepair.calls import Call
 from selfrepair.clean import prompt_chunks, run_clean
-from selfrepair.models import Call, Model
+from selfrepair.models import Model
 from selfrepair.progress import Progress
 
 PROMPTS = 8
@@ -68,7 +69,7 @@ def layers_alone(model: Model, tokens: torch.Tensor, compiled: bool) -> Callable
     run = torch.compile(step, dynamic=False) if compiled else step
     first = model.n_layers // 2 + 1
     start = run_clean(model, tokens).resid_pre[first][:, :-1].clone()
-    calls = model.layer_calls(tokens.shape[1] - 1)
+    calls = model.layer_calls(tokens.shape[1], cut=1)
 
     def work() -> None:
         hidden = start

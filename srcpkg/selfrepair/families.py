@@ -1,6 +1,6 @@
 """Architectures: where each keeps the parts that the definitions name, and which ones the definitions do not cover."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 
@@ -16,7 +16,9 @@ class Family:
         attention_out: From a layer to the attention's output projection, whose input is every head's ``z``.
         mlp: From a layer to the module whose output is what the MLP writes.
         mlp_out: From a layer to the MLP's output projection, whose input is what its neurons give.
-        parallel: Attention and MLP read the same residual, unless the config's ``use_parallel_residual`` says otherwise.
+        parallel: Attention and MLP read the same residual, unless ``parallel_option`` says otherwise. Only operations are counted
+            by it; a model that is measured is looked at.
+        parallel_option: The config's key for it, where the architecture has one.
     """
 
     layers: str
@@ -27,6 +29,7 @@ class Family:
     mlp: str = "mlp"
     mlp_out: str = "mlp.down_proj"
     parallel: bool = False
+    parallel_option: str | None = None
 
 
 _LLAMA = Family(layers="model.layers", final_norm="model.norm")
@@ -46,6 +49,7 @@ FAMILIES = {
         attention_out="attention.dense",
         mlp_out="mlp.dense_4h_to_h",
         parallel=True,
+        parallel_option="use_parallel_residual",
     ),
     "opt": Family(
         layers="model.decoder.layers",
@@ -62,7 +66,8 @@ FAMILIES = {
         mlp_out="mlp.fc2",
         parallel=True,
     ),
-    **dict.fromkeys(("gemma", "llama", "mistral", "olmo", "qwen2", "qwen3", "smollm3", "stablelm"), _LLAMA),
+    "stablelm": replace(_LLAMA, parallel_option="use_parallel_residual"),
+    **dict.fromkeys(("gemma", "llama", "mistral", "olmo", "qwen2", "qwen3", "smollm3"), _LLAMA),
 }
 """The architectures that tests hold to the definitions, by transformers' ``model_type``."""
 
@@ -96,5 +101,6 @@ def refuse_architecture(model_type: str, name: str) -> None:
 
 
 def is_parallel(config: Any) -> bool:
-    """Whether attention and MLP of a layer read the same residual, by a transformers config."""
-    return bool(getattr(config, "use_parallel_residual", FAMILIES[config.model_type].parallel))
+    """Whether attention and MLP of a layer read the same residual, as a transformers config claims."""
+    family = FAMILIES[config.model_type]
+    return bool(getattr(config, family.parallel_option, family.parallel)) if family.parallel_option else family.parallel
