@@ -1,8 +1,10 @@
 """A result is stale when its inputs, the config values it uses or the package code it runs changed: no more, no less."""
 
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -37,7 +39,7 @@ READS_HDF5 = {
     *("tokenize_corpus", "check_prompts", "select_top_tokens", "average_activations"),
     *(RUNS_THE_MODEL | TABLES),
 }
-EVERY = SNAPSHOTS | READS_HDF5 | {"choose_heads"} | SHOWS
+EVERY = SNAPSHOTS | READS_HDF5 | {"choose_heads", "check_published"} | SHOWS
 READS_SNAPSHOTS = {"tokenize_corpus", "check_prompts", *RUNS_THE_MODEL, *TABLES}
 
 # The rules that run each module, and are stale by an edit of it. What is made from their results follows by itself.
@@ -72,6 +74,7 @@ USERS = {
     "progress.py": EVERY,
     "provenance.py": EVERY,
     "published.py": {"compare_published"},
+    "published_models.py": {"check_published"},
     "quantities.py": REPLAYS | TABLES | SHOWS,
     "reinforcement.py": {"reinforce_heads"},
     "replay.py": REPLAYS,
@@ -85,6 +88,7 @@ USERS = {
     "snapshots/models.py": {"snapshot_model"},
     "snapshots/packages.py": SNAPSHOTS,
     "snapshots/sources.py": SNAPSHOTS,
+    "snapshots/texts.py": SNAPSHOTS,
     "snapshots/wikitext.py": {"snapshot_corpus"},
     "statistics.py": TABLES | {"draw_token_noise", "write_findings"},
     "storage.py": READS_HDF5,
@@ -121,7 +125,9 @@ SELECTED = {"select_top_tokens": 1, "ablate_heads": 6, "reinforce_heads": 2, **C
 REPLAYED = {"ablate_heads": 6, "project_other_donor": 2, "ablate_layers": 2, **CONDENSED}
 FROM_ACTIVATIONS = {"cache_activations": 2, "average_activations": 1, **SELECTED, **REPLAYED}
 FROM_TOKENS = {"tokenize_corpus": 1, "check_prompts": 1, **FROM_ACTIVATIONS}
-FROM_SNAPSHOTS = {"snapshot_model": 1, "snapshot_corpus": 1, **FROM_TOKENS}
+FROM_MODEL = {"snapshot_model": 1, "check_published": 1, **FROM_TOKENS}
+FROM_CORPUS = {"snapshot_corpus": 1, **FROM_TOKENS}
+FROM_SNAPSHOTS = {**FROM_MODEL, **FROM_CORPUS}
 
 PACKAGE = REPOSITORY / "srcpkg" / "selfrepair"
 MODULES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
@@ -253,7 +259,6 @@ def test_comments_docstrings_and_layout_make_nothing_stale(finished: Space, tmp_
             2,
             {"ablate_with_donors": 2, "tabulate_donor_noise": 1, **drawn("donor_noise")},
         ),
-        ("models.tiny.published", "gpt2-small", {"compare_published": 1, **drawn("published_comparison")}),
         (
             "ablations.zero.heads",
             [[0, 1], [1, 1]],
@@ -266,8 +271,8 @@ def test_comments_docstrings_and_layout_make_nothing_stale(finished: Space, tmp_
         ("compute.dtype", "float64", FROM_ACTIVATIONS),
         ("compute.center_unembed", False, FROM_ACTIVATIONS),
         ("tokens.seed", 1, FROM_TOKENS),
-        ("models.tiny.weights", "random", {"snapshot_model": 1, **FROM_TOKENS}),
-        ("corpora.words.documents", 4, {"snapshot_corpus": 1, **FROM_TOKENS}),
+        ("models.tiny.weights", "random", FROM_MODEL),
+        ("corpora.words.documents", 4, FROM_CORPUS),
     ],
 )
 def test_a_config_value_makes_stale_what_uses_it_and_what_follows(
@@ -275,6 +280,17 @@ def test_a_config_value_makes_stale_what_uses_it_and_what_follows(
 ) -> None:
     with configured(space, path, value):
         assert space.jobs() == jobs
+
+
+def test_the_published_model_makes_stale_what_is_compared_with_it(space: Space) -> None:
+    """Where its facts are the tiny model's; another name is refused (test_errors)."""
+    facts = space.repo / "resources" / "published" / "models.json"
+    tiny = json.loads((space.work / "model" / "config.json").read_text(encoding="utf-8"))
+    known = json.loads(facts.read_text(encoding="utf-8"))
+    known["gpt2-small"]["config"] = {key: tiny[key] for key in ("model_type", "hidden_size", "vocab_size")}
+    with space.edited(facts, facts.read_text(encoding="utf-8"), json.dumps(known)):
+        with configured(space, "models.tiny.published", "gpt2-small"):
+            assert space.jobs() == {"check_published": 1, "compare_published": 1, **drawn("published_comparison")}
 
 
 def test_values_of_models_and_texts_that_do_not_run_change_nothing(space: Space) -> None:
@@ -325,10 +341,95 @@ def test_an_edit_of_the_users_own_files_makes_the_snapshot_stale(space: Space, f
     assert space.jobs() == {}
 
 
-def test_a_new_text_makes_the_snapshot_stale(space: Space) -> None:
-    path = space.work / "text" / "new.txt"
-    path.write_text("the cat sat .", encoding="utf-8")
+@contextmanager
+def beside(space: Space, **files: str) -> Iterator[Path]:
+    """Files among the texts while the block lasts."""
+    paths = [space.work / "text" / name.replace("_", ".") for name in files]
+    try:
+        for path, text in zip(paths, files.values(), strict=True):
+            path.write_text(text, encoding="utf-8")
+        yield paths[0]
+    finally:
+        for path in paths:
+            path.unlink()
+
+
+@pytest.mark.parametrize("name", ["new_txt", "NEW_TXT", "new {model} 'é' * [1] $x_txt"])
+def test_a_new_text_makes_the_snapshot_stale(space: Space, name: str) -> None:
+    with beside(space, **{name: "the cat sat ."}):
+        assert space.jobs()["snapshot_corpus"] == 1
+    assert space.jobs() == {}
+
+
+@pytest.mark.parametrize("name", ["config_json", "new_jsonl", "new_md", "_hidden_txt"])
+def test_what_is_not_read_makes_nothing_stale(space: Space, name: str) -> None:
+    with configured(space, "corpora.words.format", "text"):
+        # A key of its own: the snapshot is stale by it, and its inputs are the reason or not.
+        before = space.make("--dry-run")
+        with beside(space, **{name: "{}"}):
+            assert space.make("--dry-run") == before
+
+
+@pytest.mark.parametrize("beside_texts", [{}, {"config_json": "{}"}, {"config_json": "{}", "a_jsonl": "{}", "b_lines": "x"}])
+def test_an_edit_is_seen_whatever_lies_beside_the_texts(space: Space, beside_texts: dict[str, str]) -> None:
+    text = space.work / "text" / "0.txt"
+    kept = text.read_text(encoding="utf-8")
+    settings = {**space.config["corpora"]["words"], "format": "text"} if "a_jsonl" in beside_texts else None
+    with configured(space, "corpora.words", settings or space.config["corpora"]["words"]):
+        with beside(space, other_txt="the dog ran .", **beside_texts):
+            assert reasons(space) >= {"other.txt"}
+            with space.edited(text, kept, f"{kept} the"):
+                assert reasons(space) >= {"0.txt", "other.txt"}
+
+
+def reasons(space: Space) -> set[str]:
+    """Texts that are inputs of the snapshot which is to be taken."""
+    printed = space.make("--dry-run", "results/snapshots/corpora/words/manifest.json")
+    inputs = printed.split("rule snapshot_corpus:", 1)[1].split("input: ", 1)[1].splitlines()[0]
+    return {name.rsplit("/", 1)[-1] for name in inputs.split(", ")}
+
+
+@pytest.mark.parametrize("name", ["a.lines", "a.COR", "a.xml", "a.jsonl", "a.JSONL"])
+def test_texts_of_every_format_are_watched(fresh: Space, tmp_path: Path, name: str) -> None:
+    """A folder of another format than plain text, with a config beside it; the snapshot is taken, then a file is edited."""
+    space = fresh.copy(tmp_path / "space")
+    folder = space.work / "other"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}", encoding="utf-8")
+    page = "<page><title>A</title><ns>0</ns><id>1</id><revision><text>{}</text></revision></page>"
+    dump = f'<mediawiki xmlns="http://www.mediawiki.org/xml/export-0.10/"><siteinfo/>{page}</mediawiki>'
+    content = {"xml": dump, "jsonl": '{{"text": "{}"}}\n'}.get(name.lower().partition(".")[2], "{}\n")
+    sentence = "This sentence is one of many in an article about nothing in particular, as articles go. " * 6
+    (folder / name).write_text(content.format(sentence), encoding="utf-8")
+    space.change("corpora.words.source", "path:other")
+    space.change("corpora.words.format", {"xml": "wikitext", "jsonl": "jsonl"}.get(name.lower().partition(".")[2], "lines"))
+    manifest = "results/snapshots/corpora/words/manifest.json"
+    space.make(manifest)
+    assert space.jobs(manifest) == {}
+    with space.edited(folder / name, "This", "That one"):
+        assert space.jobs(manifest) == {"snapshot_corpus": 1}
+    assert space.jobs(manifest) == {}
+
+
+def test_an_older_file_under_an_old_name_makes_the_snapshot_stale(space: Space) -> None:
+    """Moved there, as `mv` and `cp -p` do: its time is older than the snapshot's."""
+    text = space.work / "text" / "0.txt"
+    kept, times = text.read_bytes(), text.stat()
+    try:
+        text.write_text("the cat sat .", encoding="utf-8")
+        os.utime(text, ns=(times.st_atime_ns, times.st_mtime_ns - 10**12))
+        assert space.jobs()["snapshot_corpus"] == 1
+    finally:
+        text.write_bytes(kept)
+        os.utime(text, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert space.jobs() == {}
+
+
+def test_a_text_that_has_gone_makes_the_snapshot_stale(space: Space) -> None:
+    text, away = space.work / "text" / "0.txt", space.work / "away.txt"
+    text.rename(away)
     try:
         assert space.jobs()["snapshot_corpus"] == 1
     finally:
-        path.unlink()
+        away.rename(text)
+    assert space.jobs() == {}

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from selfrepair.snapshots.hub import hub_errors, no_bars_in_logs
-from selfrepair.snapshots.manifest import publish, staging
+from selfrepair.snapshots.manifest import publish, refuse_overlap, staging
 from selfrepair.snapshots.packages import package_file
 from selfrepair.snapshots.sources import CONFIG, INDEX, WEIGHTS, Source, is_tokenizer, model_file_names, parse_source
 
@@ -52,6 +52,8 @@ def snapshot_model(
     """
     with staging(manifest) as folder:
         parsed = parse_source(source)
+        if parsed.scheme == "path":
+            refuse_overlap(parsed.path, manifest, below=False)
         _refuse_options(parsed, {"file": file, "wheel_sha256": wheel_sha256, "sha256": sha256})
         found_sha256 = None
         default_weights = None

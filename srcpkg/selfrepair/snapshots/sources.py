@@ -1,9 +1,12 @@
 """What a snapshot is taken from: `package:`, `hub:` and `path:` sources, and the user's files that they read."""
 
+import hashlib
 import re
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
+
+from selfrepair.snapshots.texts import list_texts
 
 _PACKAGE = re.compile(
     r"(?P<name>[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?)==(?P<version>[A-Za-z0-9][A-Za-z0-9.!+_-]*)"
@@ -26,9 +29,6 @@ _PLAIN_FILES = {
 _VOCABULARIES = {
     "tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model",
 }  # fmt: skip
-
-TEXT_SUFFIXES = (".txt",)
-JSONL_SUFFIXES = (".jsonl", ".jsonl.gz")
 
 
 @dataclass(frozen=True)
@@ -111,31 +111,33 @@ def is_tokenizer(name: str) -> bool:
     return name in _VOCABULARIES or ("/" not in name and name.endswith(".tiktoken"))
 
 
-def text_files(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
-    """Files below `folder` with one of the suffixes, hidden ones left out, in the order of their relative paths."""
-    found = {
-        path.relative_to(folder): path for path in folder.rglob("*") if path.name.endswith(suffixes) and path.is_file()
-    }
-    return [path for inner, path in sorted(found.items()) if not any(part.startswith(".") for part in inner.parts)]
-
-
-def source_files(source: str) -> list[Path]:
-    """The user's files that a snapshot of `source` depends on: for `path:` those it reads, else none.
+def source_files(source: str, kind: str = "corpus", *, format: str | None = None) -> list[Path]:
+    """The user's files that a snapshot of `source` reads: none but for `path:`.
 
     A path that does not exist is returned as it is, so that a workflow reports it as a missing input.
 
     Args:
         source: As for `parse_source`.
+        kind: What is read there: `model` or `corpus`.
+        format: For a corpus, the format that the config gives, if any.
 
     Raises:
-        ValueError: If the source cannot be parsed.
+        ValueError: If the source cannot be parsed, or a corpus's folder holds nothing to read or no format follows.
     """
+    if kind not in ("model", "corpus"):
+        raise ValueError(f"kind is {kind!r}, wanted model or corpus")
     parsed = parse_source(source)
     if parsed.scheme != "path":
         return []
     path = parsed.path
-    if not path.is_dir():
+    if not path.exists() or (kind == "model" and not path.is_dir()):
         return [path]
-    if (path / CONFIG).is_file():
+    if kind == "model":
         return [path / name for name in model_file_names([entry.name for entry in path.iterdir() if entry.is_file()])]
-    return text_files(path, TEXT_SUFFIXES + JSONL_SUFFIXES)
+    return list_texts(path, format).files
+
+
+def file_sizes(files: Collection[Path]) -> str:
+    """A digest of names and sizes: another file under an old name may be older than the snapshot, which times do not show."""
+    sizes = [f"{path}\0{path.stat().st_size if path.exists() else None}\0" for path in files]
+    return hashlib.sha256("".join(sizes).encode("utf-8")).hexdigest()
