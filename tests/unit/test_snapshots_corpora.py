@@ -230,7 +230,11 @@ ZIPPED = gzip.compress(b"".join(b'{"text": "%d"}\n' % (number * 7919**3) for num
         ("x.jsonl.gz", GOOD, "x.jsonl.gz: no whole gzip file"),
         ("x.jsonl.gz", ZIPPED[:-8] + bytes(4) + ZIPPED[-4:], "x.jsonl.gz: no whole gzip file .CRC.*after line 9000"),
         ("x.jsonl.gz", ZIPPED[: len(ZIPPED) // 2], r"x.jsonl.gz: no whole gzip file .*after line \d+"),
-        ("x.jsonl.gz", ZIPPED[:9000] + b"\xff" * 40 + ZIPPED[9040:], r"x.jsonl.gz.*(no whole gzip|is not UTF-8|not JSON)"),
+        (
+            "x.jsonl.gz",
+            ZIPPED[:9000] + b"\xff" * 40 + ZIPPED[9040:],
+            r"x.jsonl.gz.*(no whole gzip|is not UTF-8|not JSON)",
+        ),
         ("x.jsonl.gz", ZIPPED + b"garbage", "x.jsonl.gz: no whole gzip file .Not a gzipped file"),
         ("x.txt", b"good\nbad \x00", r"x.txt: byte 0x00 at offset 9 is not UTF-8 text .line 2; perhaps"),
         ("x.txt", "text".encode("utf-16-le"), "x.txt: byte 0x00 at offset 1 .*perhaps the file is UTF-16"),
