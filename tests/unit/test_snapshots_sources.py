@@ -384,3 +384,12 @@ def test_wrong_file_or_sha256_in_a_wheel(shelf: Path) -> None:
         ValueError, match=r"words.txt of package:small-data==1.0 has sha256 [0-9a-f]{64}, the config wants 0000"
     ):
         _take("package:small-data==1.0", "small_data/words.txt", sha256="0" * 64)
+
+
+def test_names_that_snakemake_takes_for_wildcards_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "{model}").mkdir()
+    for name in ("config.json", "a.txt"):
+        (tmp_path / "{model}" / name).write_text("{}")
+    for kind in ("model", "corpus"):
+        with pytest.raises(ValueError, match="holds a brace, which the workflow takes for a wildcard: rename it"):
+            source_files(f"path:{tmp_path / '{model}'}", kind)

@@ -63,7 +63,7 @@ def _linked_folder(text: Path) -> None:
         _linked_folder,
         lambda text: (text / "0.txt").unlink(),
         lambda text: (text / "0.txt").rename(text / "9.txt"),
-        _new("new {model} 'é' * [1] $x.TXT"),
+        _new("new 'é' * [1] \\n ? #x $x %s.TXT"),
     ],
     ids=["edited", "an older file", "linked folder", "removed", "renamed", "new"],
 )
@@ -73,7 +73,7 @@ def test_a_change_of_what_is_read_makes_the_snapshot_stale(space: Space, change:
 
 
 def test_names_of_any_kind_are_read_and_watched(space: Space) -> None:
-    _new("new {model} 'é' * [1] $x.TXT")(space.work / "text")
+    _new("new 'é' * [1] \\n ? #x $x %s.TXT")(space.work / "text")
     space.make(CORPUS)
     assert json.loads((space.work / CORPUS).read_text(encoding="utf-8"))["n_documents"] == 6
     assert space.jobs(CORPUS, MODEL) == {}
@@ -217,8 +217,9 @@ def test_texts_that_cannot_be_listed_are_refused_before_anything_runs(fresh: Spa
     space = fresh.copy(tmp_path / "space")
     os.mkfifo(space.work / "fifo")
     os.mkfifo(space.work / "fifo.txt")
-    for name in ("empty", "both", "latin", "same"):
+    for name in ("empty", "both", "latin", "braces"):
         (space.work / name).mkdir()
+    _new("{corpus}.txt")(space.work / "braces")
     for name in ("a.txt", "a.jsonl"):
         (space.work / "both" / name).write_text("{}", encoding="utf-8")
     Path(os.fsdecode(os.fsencode(space.work) + b"/latin/\xff.txt")).write_text("x", encoding="utf-8")
@@ -231,6 +232,7 @@ def test_texts_that_cannot_be_listed_are_refused_before_anything_runs(fresh: Spa
         "empty": ({"source": "path:empty"}, "holds no .txt and no .jsonl file"),
         "round": ({"source": "path:round"}, "does not exist"),
         "latin": ({"source": "path:latin"}, "is not UTF-8"),
+        "braces": ({"source": "path:braces"}, "holds a brace, which the workflow takes for a wildcard"),
         "both": ({"source": "path:both"}, "holds both .txt and .jsonl files: say format"),
     }
     told = _refused(space, "corpora", {name: settings for name, (settings, _) in wanted.items()})

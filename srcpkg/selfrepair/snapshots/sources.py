@@ -122,19 +122,31 @@ def source_files(source: str, kind: str = "corpus", *, format: str | None = None
         format: For a corpus, the format that the config gives, if any.
 
     Raises:
-        ValueError: If the source cannot be parsed, or a corpus's folder holds nothing to read or no format follows.
+        ValueError: If the source cannot be parsed, a corpus's folder holds nothing to read or no format follows, or a name
+            cannot be watched.
     """
     if kind not in ("model", "corpus"):
         raise ValueError(f"kind is {kind!r}, wanted model or corpus")
     parsed = parse_source(source)
     if parsed.scheme != "path":
         return []
-    path = parsed.path
-    if not path.exists() or (kind == "model" and not path.is_dir()):
+    files = _files_of_model(parsed.path) if kind == "model" else _files_of_corpus(parsed.path, format)
+    for file in files:
+        if "{" in str(file):
+            raise ValueError(
+                f"the name {str(file)!r} holds a brace, which the workflow takes for a wildcard: rename it"
+            )
+    return files
+
+
+def _files_of_model(path: Path) -> list[Path]:
+    if not path.is_dir():
         return [path]
-    if kind == "model":
-        return [path / name for name in model_file_names([entry.name for entry in path.iterdir() if entry.is_file()])]
-    return list_texts(path, format).files
+    return [path / name for name in model_file_names([entry.name for entry in path.iterdir() if entry.is_file()])]
+
+
+def _files_of_corpus(path: Path, format: str | None) -> list[Path]:
+    return list_texts(path, format).files if path.exists() else [path]
 
 
 def file_sizes(files: Collection[Path]) -> str:
