@@ -186,7 +186,9 @@ def _of_source(section: str, settings: Mapping[str, Any], manifest: Path) -> Ite
                     "directory)"
                 )
             return
-        yield from _overlap(source.path, section)
+        if overlaps := list(_overlap(source.path, section)):
+            yield overlaps[0]
+            return
         source_files(str(source), {"models": "model", "corpora": "corpus"}[section], format=settings.get("format"))
     except (ValueError, OSError) as error:
         yield f"is {source}: {error}"
