@@ -5,7 +5,7 @@ from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 
-from selfrepair.config import check_config, check_sources, main_kind, shard_names, shard_prompts
+from selfrepair.config import check_config, check_published, check_sources, main_kind, shard_names, shard_prompts
 from selfrepair.provenance import code_digest
 
 
@@ -38,12 +38,15 @@ TABLE = f"{RUN}/tables/{{kind}}/{{table}}.parquet"
 FIGURE = f"{RUN}/figures/{{figure}}.png"
 FINDINGS = f"{RUN}/findings.md"
 PUBLISHED = os.path.relpath(Path(workflow.basedir) / "resources" / "published" / "self_repair_by_head.csv")
+PUBLISHED_MODELS = os.path.relpath(Path(workflow.basedir) / "resources" / "published" / "models.json")
+PUBLISHED_MODEL = "results/{model}/published.json"
 LOGS = "logs/{model}/{corpus}"
 BENCHMARKS = f"{RUN}/benchmarks"
 
 try:
     check_config(config, Path(workflow.basedir) / "config" / "config.schema.yaml")
     check_sources(config, {"models": MODEL.format(model="{name}"), "corpora": CORPUS.format(corpus="{name}")})
+    check_published(config, MODEL.format(model="{name}"), Path(PUBLISHED_MODELS))
 except ValueError as error:
     raise WorkflowError(str(error)) from None
 

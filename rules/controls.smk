@@ -3,8 +3,9 @@
 Inputs: a model snapshot, tokens.h5, activations, ablations of the main kind, thresholds.h5, chosen_heads.json, table heads;
 resources/published.
 Outputs: other_donor/{shard}.h5, donor_noise/{shard}.h5; tables/{kind}/{selection_control_layers,selection_control_model,
-donor_noise,donor_noise_tokens,published_pairs,published_agreement,published_distributions}.parquet, and a CSV beside each.
-Steps: project_other_donor, tabulate_selection_control; ablate_with_donors, tabulate_donor_noise; compare_published.
+donor_noise,donor_noise_tokens,published_pairs,published_agreement,published_distributions}.parquet, and a CSV beside each; published.json of each model.
+Steps: project_other_donor, tabulate_selection_control; ablate_with_donors, tabulate_donor_noise; check_published,
+compare_published.
 """
 
 
@@ -117,10 +118,36 @@ rule tabulate_donor_noise:
         "../scripts/tabulate_donor_noise.py"
 
 
+rule check_published:
+    input:
+        model=MODEL,
+        facts=PUBLISHED_MODELS,
+    output:
+        checked=PUBLISHED_MODEL,
+    log:
+        "logs/{model}/check_published.log",
+    # Before any shard: a model that is another is said at once.
+    priority: 100
+    conda:
+        "../environment.yml"
+    threads: 1
+    resources:
+        mem_mb=memory(1000),
+        runtime=5,
+    params:
+        published=lambda wildcards: config["models"][wildcards.model].get("published"),
+        code=code("check_published"),
+    message:
+        "Check which published model {wildcards.model} is"
+    script:
+        "../scripts/check_published.py"
+
+
 rule compare_published:
     input:
         heads=table("heads"),
         published=PUBLISHED,
+        checked=PUBLISHED_MODEL,
     output:
         pairs=table("published_pairs"),
         agreement=table("published_agreement"),

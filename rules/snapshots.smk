@@ -5,7 +5,18 @@ Outputs: a folder with everything that later stages read, and its manifest.
 Steps: snapshot_model, snapshot_corpus.
 """
 
-from selfrepair.snapshots.sources import source_files
+from selfrepair.snapshots.sources import file_sizes, source_files
+
+
+def model_files(wildcards):
+    """The user's files that a model's snapshot reads."""
+    return source_files(config["models"][wildcards.model]["source"], "model")
+
+
+def corpus_files(wildcards):
+    """The user's files that a corpus's snapshot reads."""
+    settings = config["corpora"][wildcards.corpus]
+    return source_files(settings["source"], "corpus", format=settings.get("format"))
 
 
 localrules:
@@ -15,7 +26,7 @@ localrules:
 
 rule snapshot_model:
     input:
-        lambda wildcards: source_files(config["models"][wildcards.model]["source"]),
+        model_files,
     output:
         manifest=MODEL,
     log:
@@ -28,6 +39,8 @@ rule snapshot_model:
         runtime=60,
     params:
         snapshot=settings_of("models", "model"),
+        # Another file under an old name, older than the snapshot.
+        sizes=lambda wildcards: file_sizes(model_files(wildcards)),
         code=code("snapshot_model"),
     message:
         "Take a snapshot of model {wildcards.model}"
@@ -37,7 +50,7 @@ rule snapshot_model:
 
 rule snapshot_corpus:
     input:
-        lambda wildcards: source_files(config["corpora"][wildcards.corpus]["source"]),
+        corpus_files,
     output:
         manifest=CORPUS,
     log:
@@ -50,6 +63,8 @@ rule snapshot_corpus:
         runtime=60,
     params:
         snapshot=settings_of("corpora", "corpus"),
+        # Another file under an old name, older than the snapshot.
+        sizes=lambda wildcards: file_sizes(corpus_files(wildcards)),
         code=code("snapshot_corpus"),
     message:
         "Take a snapshot of corpus {wildcards.corpus}"

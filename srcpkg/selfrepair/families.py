@@ -16,8 +16,8 @@ class Family:
         attention_out: From a layer to the attention's output projection, whose input is every head's ``z``.
         mlp: From a layer to the module whose output is what the MLP writes.
         mlp_out: From a layer to the MLP's output projection, whose input is what its neurons give.
-        parallel: Attention and MLP read the same residual, unless ``parallel_option`` says otherwise. Only operations are counted
-            by it; a model that is measured is looked at.
+        parallel: Attention and MLP read the same residual, unless ``parallel_option`` says otherwise. This counts operations
+            alone; a model that is measured is looked at.
         parallel_option: The config's key for it, where the architecture has one.
     """
 

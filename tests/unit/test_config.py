@@ -144,6 +144,18 @@ def test_shards_cover_every_prompt_once() -> None:
     assert [prompt for one in ranges for prompt in one] == list(range(24))
 
 
+@pytest.mark.parametrize("section", ["models", "corpora"])
+def test_names_that_differ_by_case_alone_are_refused(section: str) -> None:
+    name = load(CONFIG / "config.yaml")["run"][section][0]
+    config = changed(f"{section}.{name.upper()}", {"source": "path:elsewhere"})
+    check_config(config, SCHEMA)
+    config = merged(config, {"run": {section: [name, name.upper()]}})
+    with pytest.raises(
+        ValueError, match=f"run.{section} names '{name}' and '{name.upper()}', one folder on many disks"
+    ):
+        check_config(config, SCHEMA)
+
+
 def test_a_path_must_be_there_until_its_snapshot_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     config = {

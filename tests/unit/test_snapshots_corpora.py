@@ -22,7 +22,8 @@ def _snapshot(folder: Path, **options: Any) -> tuple[dict[str, Any], list[dict[s
     manifest = folder / "snapshot" / "manifest.json"
     snapshot_corpus(manifest, **options)
     read = verify_manifest(manifest, "corpus")
-    rows = [json.loads(line) for line in (manifest.parent / "documents.jsonl").read_text(encoding="utf-8").splitlines()]
+    with (manifest.parent / "documents.jsonl").open(encoding="utf-8") as lines:
+        rows = [json.loads(line) for line in lines]
     assert read["n_documents"] == len(rows)
     assert read["n_characters"] == sum(len(row["text"]) for row in rows)
     assert all(set(row) == {"id", "text"} for row in rows)
@@ -204,6 +205,115 @@ def test_bad_input_is_said_in_one_line(
         _snapshot(tmp_path, source=f"path:{tmp_path / 'in'}", **options)
     assert len(str(caught.value).splitlines()) == 1
     assert list((tmp_path / "snapshot").iterdir()) == []
+
+
+DEEP = b'{"text": ' + b"[" * 100_000 + b"]" * 100_000 + b"}"
+GOOD = b'{"text": "good"}\n'
+ZIPPED = gzip.compress(b"".join(b'{"text": "%d"}\n' % (number * 7919**3) for number in range(9000)))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("x.jsonl", GOOD + b'{"text": "half \\ud800."}', r"x.jsonl, line 2: holds '\\ud800', half of a surrogate pair"),
+        ("x.jsonl", GOOD + b'{"text": "good", "id": "\\udc00"}', r"x.jsonl, line 2: holds '\\udc00'"),
+        ("x.jsonl", GOOD + DEEP, "x.jsonl, line 2: not JSON .*recursion"),
+        ("x.jsonl", GOOD + b'{"n": ' + b"9" * 5000 + b', "text": "x"}', "x.jsonl, line 2: not JSON"),
+        ("x.jsonl", GOOD + b'{"text": "one", "text": "two"}', "x.jsonl, line 2: not JSON .'text' stands twice"),
+        ("x.jsonl", GOOD + b'{"text": null}', "x.jsonl, line 2: no text in column 'text', got null there"),
+        ("x.jsonl", GOOD + b'{"text": 7}', "x.jsonl, line 2: no text in column 'text', got int there"),
+        ("x.jsonl", GOOD + b'{"text": ["a"]}', "x.jsonl, line 2: no text in column 'text', got list there"),
+        ("x.jsonl", GOOD + b"null", "x.jsonl, line 2: no text in column 'text', got NoneType"),
+        ("x.jsonl", GOOD + b'{"text": "a\0b"}', r"x.jsonl: byte 0x00 at offset 28 is not UTF-8 text .line 2"),
+        ("x.jsonl", gzip.compress(GOOD), "x.jsonl: byte 0x8b at offset 1 .*begins as gzip"),
+        ("x.jsonl", GOOD.decode().encode("utf-16"), "x.jsonl: byte 0xff at offset 0 .*begins as UTF-16"),
+        ("x.jsonl.gz", GOOD, "x.jsonl.gz: no whole gzip file"),
+        ("x.jsonl.gz", ZIPPED[:-8] + bytes(4) + ZIPPED[-4:], "x.jsonl.gz: no whole gzip file .CRC.*after line 9000"),
+        ("x.jsonl.gz", ZIPPED[: len(ZIPPED) // 2], r"x.jsonl.gz: no whole gzip file .*after line \d+"),
+        (
+            "x.jsonl.gz",
+            ZIPPED[:9000] + b"\xff" * 40 + ZIPPED[9040:],
+            r"x.jsonl.gz.*(no whole gzip|is not UTF-8|not JSON)",
+        ),
+        ("x.jsonl.gz", ZIPPED + b"garbage", "x.jsonl.gz: no whole gzip file .Not a gzipped file"),
+        ("x.txt", b"good\nbad \x00", r"x.txt: byte 0x00 at offset 9 is not UTF-8 text .line 2; perhaps"),
+        ("x.txt", "text".encode("utf-16-le"), "x.txt: byte 0x00 at offset 1 .*perhaps the file is UTF-16"),
+        ("x.txt", b"\xfe\xff" + "text".encode("utf-16-be"), "x.txt: byte 0xfe at offset 0 .*begins as UTF-16"),
+        ("x.txt", "text".encode("utf-32"), "x.txt: byte 0xff at offset 0 .*begins as UTF-16 or UTF-32"),
+        ("x.txt", b"one\n\n\nna\xefve", "x.txt: byte 0xef at offset 8 is not UTF-8 text .line 4"),
+        ("x.txt", b"\xed\xa0\x80", "x.txt: byte 0xed at offset 0"),
+        ("x.lines", b"one\ntwo\nna\xefve", "x.lines: byte 0xef at offset 10 is not UTF-8 text .line 3"),
+        ("x.bz2", bz2.compress(b"x" * 900)[:30], "x.bz2: no whole MediaWiki XML dump"),
+        ("x.xml.bz2", b"plain", "x.xml.bz2: no whole MediaWiki XML dump"),
+        ("x.xml", b"<mediawiki>\n<a></b>", r"x.xml: no whole MediaWiki XML dump .*line 2"),
+    ],
+)
+def test_damage_is_said_with_file_and_line(name: str, content: bytes, words: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=words) as caught:
+        _snapshot(tmp_path, source=f"path:{tmp_path / name}")
+    assert len(str(caught.value).splitlines()) == 1
+    assert list((tmp_path / "snapshot").iterdir()) == []
+
+
+def test_zlib_errors_are_said(tmp_path: Path) -> None:
+    """A flipped byte is seen by zlib, by the checksum or in the text: every one of a sample is refused by the file's name."""
+    whole = gzip.compress(b"".join(b'{"text": "number %d"}\n' % number for number in range(300)))
+    for at in range(10, len(whole) - 4, 29):
+        (tmp_path / "x.jsonl.gz").write_bytes(whole[:at] + bytes([whole[at] ^ 0x55]) + whole[at + 1 :])
+        with pytest.raises(ValueError, match=r"x\.jsonl\.gz"):
+            _snapshot(tmp_path, source=f"path:{tmp_path / 'x.jsonl.gz'}")
+
+
+HARD = "line\u2028paragraph\u2029next\x85feed\x0ctab\x0bfile\x1cgroup\x1drecord\x1eend"
+
+
+def test_only_a_line_feed_ends_a_line(tmp_path: Path) -> None:
+    """And what is written is read back the same by lines of the file, as tokenising does."""
+    (tmp_path / "x.lines").write_bytes(f"{HARD}\r\n\n\tsecond\r\n".encode())
+    _, rows = _snapshot(tmp_path, source=f"path:{tmp_path / 'x.lines'}")
+    assert rows == [{"id": "x.lines:1", "text": HARD}, {"id": "x.lines:3", "text": "\tsecond"}]
+    texts = [HARD, "carriage\rreturn", "nul \0", "pair \U0001f600"]
+    for ascii in (False, True):
+        lines = "".join(json.dumps({"text": text}, ensure_ascii=ascii) + "\n" for text in texts)
+        (tmp_path / "x.jsonl").write_text(lines, encoding="utf-8", newline="\n")
+        _, rows = _snapshot(tmp_path, source=f"path:{tmp_path / 'x.jsonl'}")
+        assert [row["text"] for row in rows] == texts
+        assert [row["id"] for row in rows] == [f"x.jsonl:{number}" for number in range(1, 5)]
+
+
+def test_nothing_is_left_out_in_silence(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    for name, text in (("a.txt", "text"), ("B.TXT", "more"), ("empty.txt", " \n"), ("none.txt", ""), ("c.md", "x")):
+        (folder / name).write_text(text)
+    (folder / "dangling.txt").symlink_to("nowhere")
+    _, rows = _snapshot(tmp_path, source=f"path:{folder}")
+    assert [row["id"] for row in rows] == ["B.TXT", "a.txt"]
+    said = [
+        record.getMessage().removeprefix(f"path:{folder}: ")
+        for record in caplog.records
+        if record.levelname == "WARNING"
+    ]
+    assert said == [
+        "left out: 'dangling.txt' (a link to 'nowhere', which does not exist)",
+        "left out: 'c.md' (format text reads .txt)",
+        "left out: 2 empty documents",
+    ]
+
+
+def test_a_folder_of_texts_that_holds_the_snapshot_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("text")
+    with pytest.raises(ValueError, match="where its own snapshot goes"):
+        _snapshot(tmp_path, source=f"path:{tmp_path}")
+    assert (tmp_path / "a.txt").read_text() == "text"
+
+
+def test_the_ids_of_rows_are_kept_where_they_have_one(tmp_path: Path) -> None:
+    rows = [{"text": "a", "id": 0}, {"text": "b", "id": None}, {"text": "c", "id": ""}, {"text": "d"}]
+    (tmp_path / "x.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    _, found = _snapshot(tmp_path, source=f"path:{tmp_path / 'x.jsonl'}")
+    assert [row["id"] for row in found] == ["0", "x.jsonl:2", "", "x.jsonl:4"]
 
 
 def test_package_source_needs_a_file(tmp_path: Path) -> None:

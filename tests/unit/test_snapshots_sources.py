@@ -1,7 +1,9 @@
 """Sources, manifests, and files taken out of packages."""
 
 import hashlib
+import itertools
 import json
+import shutil
 import socket
 import subprocess
 import sys
@@ -10,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from selfrepair.snapshots.manifest import publish, read_manifest, staging, verify_manifest
+from selfrepair.snapshots.manifest import publish, read_manifest, refuse_overlap, staging, verify_manifest
 from selfrepair.snapshots.packages import package_file
 from selfrepair.snapshots.sources import Source, parse_source, source_files
 
@@ -67,12 +69,13 @@ def test_source_files_are_the_ones_that_are_read(tmp_path: Path) -> None:
     model.mkdir()
     for name in ("config.json", "model.safetensors", "tokenizer.json", "pytorch_model.bin", "README.md"):
         (model / name).write_text("{}")
-    assert [path.name for path in source_files(f"path:{model}")] == [
+    assert [path.name for path in source_files(f"path:{model}", "model")] == [
         "config.json",
         "model.safetensors",
         "tokenizer.json",
     ]
-    assert source_files(f"path:{tmp_path / 'absent'}") == [tmp_path / "absent"]
+    for kind in ("model", "corpus"):
+        assert source_files(f"path:{tmp_path / 'absent'}", kind) == [tmp_path / "absent"]
     assert source_files("package:gensim==4.4.0") == []
     assert source_files(f"hub:gpt2@{COMMIT}") == []
 
@@ -91,29 +94,65 @@ def _write(manifest: Path, content: bytes = b"content") -> None:
         publish(manifest, folder, {"kind": "corpus", "source": "path:x", "license": None})
 
 
-def test_leftovers_of_a_killed_run_do_not_survive(tmp_path: Path) -> None:
-    manifest = tmp_path / "snapshot" / "manifest.json"
-    writing = (
-        "import sys, time; from pathlib import Path; from selfrepair.snapshots.manifest import staging\n"
-        "with staging(Path(sys.argv[1])) as folder:\n"
-        "    (folder / 'half').write_text('x'); print('ready', flush=True); time.sleep(60)"
-    )
-    with subprocess.Popen(
-        [sys.executable, "-c", writing, str(manifest)], stdout=subprocess.PIPE, env={"PYTHONPATH": ":".join(sys.path)}
-    ) as process:
-        assert process.stdout is not None
-        process.stdout.readline()
-        process.kill()
-    assert [path.name for path in manifest.parent.rglob("half")] == ["half"]
-    (manifest.parent / "model-00002-of-00002.safetensors").write_text("moved before the kill")
-    _write(manifest)
-    assert {path.name for path in manifest.parent.rglob("*")} == {"data", "manifest.json"}
-    verify_manifest(manifest, "corpus")
+SWAP = """
+import os, sys
+from pathlib import Path
+from selfrepair.snapshots import manifest
+from selfrepair.snapshots.manifest import publish, staging
+
+calls, last = 0, int(sys.argv[2])
+
+def dying(event, arguments):
+    # Dies before the step of that number which changes anything on the disk.
+    global calls
+    writes = event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR)
+    if writes or event in ("os.rename", "os.remove", "os.rmdir", "os.mkdir", "shutil.rmtree"):
+        if calls == last:
+            os.kill(os.getpid(), 9)
+        calls += 1
+
+path = Path(sys.argv[1])
+sys.addaudithook(dying)
+with staging(path) as folder:
+    (folder / "data").write_bytes(b"new")
+    (folder / "more").write_bytes(b"new")
+    publish(path, folder, {"kind": "corpus", "source": "path:x", "license": None})
+"""
 
 
-def test_a_failure_leaves_no_manifest_and_no_files(tmp_path: Path) -> None:
+def _swap(manifest: Path, last: int) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-B", "-c", SWAP, str(manifest), str(last)]
+    environment = {"PYTHONPATH": ":".join(sys.path), "PYTHONDONTWRITEBYTECODE": "1"}
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+
+
+@pytest.mark.parametrize("removed", [False, True], ids=["manifest there", "manifest removed by Snakemake"])
+def test_a_kill_at_any_step_leaves_the_old_or_the_new_or_no_manifest(tmp_path: Path, removed: bool) -> None:
+    manifest = tmp_path / "results" / "snapshot" / "manifest.json"
+    for last in itertools.count():
+        _write(manifest, b"old")
+        if removed:
+            manifest.unlink()
+        done = _swap(manifest, last)
+        if done.returncode == 0:
+            break
+        assert done.returncode == -9, done.stderr
+        if manifest.exists():
+            read = verify_manifest(manifest, "corpus")
+            names = set(read["files"]) | {"manifest.json"}
+            assert {path.name for path in manifest.parent.iterdir()} == names
+            assert {(manifest.parent / name).read_bytes() for name in names & {"data", "more"}} in ({b"old"}, {b"new"})
+        # And the next run needs no help.
+        _write(manifest, b"again")
+        assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == [
+            *("data", "manifest.json", "snapshot_files.json")
+        ]
+        assert [path.name for path in manifest.parent.parent.iterdir()] == ["snapshot"]
+    assert last > 10
+
+
+def test_a_failure_leaves_the_old_snapshot_whole(tmp_path: Path) -> None:
     manifest = tmp_path / "snapshot" / "manifest.json"
-    _write(manifest)
 
     def fail() -> None:
         with staging(manifest) as folder:
@@ -123,14 +162,121 @@ def test_a_failure_leaves_no_manifest_and_no_files(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="stop"):
         fail()
     assert list(manifest.parent.iterdir()) == []
+    _write(manifest)
+    with pytest.raises(RuntimeError, match="stop"):
+        fail()
+    verify_manifest(manifest, "corpus")
+    assert [path.name for path in tmp_path.iterdir()] == ["snapshot"]
 
 
-def test_a_folder_with_other_folders_is_not_emptied(tmp_path: Path) -> None:
-    (tmp_path / "precious").mkdir()
-    (tmp_path / "letter.txt").write_text("dear")
-    with pytest.raises(ValueError, match="'precious', which no snapshot writes"):
-        _write(tmp_path / "manifest.json")
-    assert (tmp_path / "letter.txt").exists()
+def _tree(root: Path) -> dict[str, bytes | str]:
+    """Everything below a folder."""
+    return {
+        path.relative_to(root).as_posix(): str(path.readlink()) if path.is_symlink() else path.read_bytes()
+        for path in root.rglob("*")
+        if path.is_symlink() or path.is_file()
+    }
+
+
+@pytest.mark.parametrize("had", ["nothing", "a snapshot", "a snapshot whose manifest Snakemake has removed"])
+@pytest.mark.parametrize(
+    "foreign", ["letter.txt", "inner/letter.txt", "config.json", ".hidden", "manifest.json", ".partial/data", "link"]
+)
+def test_what_no_snapshot_has_written_is_never_removed(tmp_path: Path, had: str, foreign: str) -> None:
+    manifest = tmp_path / "results" / "snapshot" / "manifest.json"
+    precious = tmp_path / "elsewhere"
+    precious.write_text("dear")
+    if had != "nothing":
+        _write(manifest)
+        manifest.unlink()
+    if had == "a snapshot":
+        _write(manifest)
+    if had == "a snapshot" and foreign == "manifest.json":
+        foreign = "manifest.json.bak"
+    path = manifest.parent / foreign
+    if foreign == "link":
+        path = manifest.parent / "data"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.unlink(missing_ok=True)
+        path.symlink_to(precious)
+    else:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("dear")
+    if had.startswith("a snapshot whose") and foreign == "manifest.json":
+        # Its name is the snapshot's own: what stands there goes, as with any declared output.
+        _write(manifest)
+        return
+    before = _tree(tmp_path)
+    with pytest.raises(ValueError, match=rf"{manifest.parent}.*{path.name if '/' not in foreign else foreign[:5]}"):
+        _write(manifest)
+    assert _tree(tmp_path) == before
+
+
+def test_a_foreign_file_that_comes_while_a_snapshot_is_taken_stays(tmp_path: Path) -> None:
+    manifest = tmp_path / "snapshot" / "manifest.json"
+    _write(manifest)
+
+    def disturbed() -> None:
+        with staging(manifest) as folder:
+            (folder / "data").write_bytes(b"new")
+            (manifest.parent / "letter.txt").write_text("dear")
+            publish(manifest, folder, {"kind": "corpus", "source": "path:x", "license": None})
+
+    with pytest.raises(ValueError, match=r"holds 'letter\.txt'"):
+        disturbed()
+    verify_manifest(manifest, "corpus")
+    assert (manifest.parent / "letter.txt").read_text() == "dear"
+
+
+def test_a_linked_folder_is_refused_and_left(tmp_path: Path) -> None:
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "data").write_text("dear")
+    manifest = tmp_path / "results" / "snapshot" / "manifest.json"
+    manifest.parent.parent.mkdir()
+    manifest.parent.symlink_to(mine)
+    with pytest.raises(ValueError, match=rf"{manifest.parent} is a link to {mine}"):
+        _write(manifest)
+    assert (mine / "data").read_text() == "dear"
+    manifest.parent.unlink()
+    # A link higher up is the user's way to put results on another disk.
+    manifest.parent.parent.rmdir()
+    (tmp_path / "disk").mkdir()
+    manifest.parent.parent.symlink_to(tmp_path / "disk")
+    _write(manifest)
+    _write(manifest, b"again")
+    assert (tmp_path / "disk" / "snapshot" / "data").read_bytes() == b"again"
+    (tmp_path / "a file").write_text("x")
+    with pytest.raises(ValueError, match="a file is no folder"):
+        _write(tmp_path / "a file" / "manifest.json")
+
+
+def test_hard_links_to_a_snapshot_keep_their_content(tmp_path: Path) -> None:
+    manifest = tmp_path / "snapshot" / "manifest.json"
+    _write(manifest, b"old")
+    (tmp_path / "kept").hardlink_to(manifest.parent / "data")
+    (tmp_path / "kept").chmod(0o600)
+    _write(manifest, b"new")
+    assert ((tmp_path / "kept").read_bytes(), (tmp_path / "kept").stat().st_mode & 0o777) == (b"old", 0o600)
+
+
+def test_a_source_in_a_snapshots_folder_is_refused(tmp_path: Path) -> None:
+    """Its own or another's, named straight or through links; a copy that is kept elsewhere is a source as any other."""
+    own, other = (tmp_path / "results" / "models" / name / "manifest.json" for name in ("own", "other"))
+    _write(other)
+    own.parent.mkdir()
+    (tmp_path / "link").symlink_to(other.parent)
+    (tmp_path / "file link").symlink_to(other.parent / "data")
+    for source in (own.parent, other.parent, other.parent / "data", tmp_path / "link", tmp_path / "file link"):
+        with pytest.raises(ValueError, match="lies in the folder of a snapshot"):
+            refuse_overlap(source, own, below=True)
+    for source in (tmp_path, tmp_path / "results"):
+        with pytest.raises(ValueError, match="where its own snapshot goes"):
+            refuse_overlap(source, own, below=True)
+        refuse_overlap(source, own, below=False)
+    shutil.copytree(other.parent, tmp_path / "copy" / "kept")
+    refuse_overlap(tmp_path / "copy" / "kept", own, below=True)
+    refuse_overlap(tmp_path / "absent", own, below=True)
 
 
 def test_manifest_is_checked_on_reading(tmp_path: Path) -> None:
@@ -140,7 +286,9 @@ def test_manifest_is_checked_on_reading(tmp_path: Path) -> None:
         read_manifest(manifest, "corpus")
     _write(manifest)
     recorded = {"sha256": hashlib.sha256(b"content").hexdigest(), "bytes": 7}
-    assert read_manifest(manifest, "corpus")["files"] == {"data": recorded}
+    files = read_manifest(manifest, "corpus")["files"]
+    assert files["data"] == recorded
+    assert set(files) == {"data", "snapshot_files.json"}
     with pytest.raises(ValueError, match="a corpus snapshot where a model snapshot is wanted"):
         read_manifest(manifest, "model")
 
@@ -236,3 +384,12 @@ def test_wrong_file_or_sha256_in_a_wheel(shelf: Path) -> None:
         ValueError, match=r"words.txt of package:small-data==1.0 has sha256 [0-9a-f]{64}, the config wants 0000"
     ):
         _take("package:small-data==1.0", "small_data/words.txt", sha256="0" * 64)
+
+
+def test_names_that_snakemake_takes_for_wildcards_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "{model}").mkdir()
+    for name in ("config.json", "a.txt"):
+        (tmp_path / "{model}" / name).write_text("{}")
+    for kind in ("model", "corpus"):
+        with pytest.raises(ValueError, match="holds a brace, which the workflow takes for a wildcard: rename it"):
+            source_files(f"path:{tmp_path / '{model}'}", kind)

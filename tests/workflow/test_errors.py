@@ -112,6 +112,16 @@ def test_a_model_folder_without_weights(copied: Space) -> None:
     assert "logs/snapshots/models/tiny.log" in done.stdout
 
 
+def test_a_model_that_is_not_the_published_one(fresh: Space, tmp_path: Path) -> None:
+    space = fresh.copy(tmp_path / "space")
+    space.change("models.tiny.published", "gpt2-small")
+    done = space.snakemake("--dry-run")
+    assert done.returncode != 0
+    message = "models.tiny.published is gpt2-small, but the model has model_type llama, gpt2-small has model_type gpt2"
+    assert message in done.stdout
+    assert "Traceback" not in done.stdout
+
+
 def test_an_import_error_is_in_the_rules_log(copied: Space) -> None:
     path = copied.package / "selection.py"
     path.write_text(f'raise ImportError("no such library")\n{path.read_text()}')

@@ -45,7 +45,7 @@ READS_HDF5 = {
     *("tokenize_corpus", "check_prompts", "select_top_tokens", "average_activations"),
     *(RUNS_THE_MODEL | TABLES),
 }
-EVERY = SNAPSHOTS | READS_HDF5 | {"choose_heads"} | SHOWS
+EVERY = SNAPSHOTS | READS_HDF5 | {"choose_heads", "check_published"} | SHOWS
 READS_SNAPSHOTS = {"tokenize_corpus", "check_prompts", *RUNS_THE_MODEL, *TABLES}
 
 # The rules that run each module, and are stale by an edit of it. What is made from their results follows by itself.
@@ -83,6 +83,7 @@ USERS = {
     "proof.py": REPLAYS | ONE_ATTENTION,
     "provenance.py": EVERY,
     "published.py": {"compare_published"},
+    "published_models.py": {"check_published"},
     "quantities.py": REPLAYS | TABLES | SHOWS,
     "reinforcement.py": {"reinforce_heads"},
     "replay.py": REPLAYS,
@@ -99,6 +100,7 @@ USERS = {
     "snapshots/names.py": SNAPSHOTS | RUNS_THE_MODEL,
     "snapshots/packages.py": SNAPSHOTS,
     "snapshots/sources.py": SNAPSHOTS,
+    "snapshots/texts.py": SNAPSHOTS,
     "snapshots/weights.py": {"snapshot_model"} | RUNS_THE_MODEL,
     "snapshots/wikitext.py": {"snapshot_corpus"},
     "statistics.py": TABLES | {"draw_token_noise", "write_findings"},
@@ -137,7 +139,9 @@ SELECTED = {"select_top_tokens": 1, "ablate_heads": 6, "reinforce_heads": 2, **C
 REPLAYED = {"ablate_heads": 6, "project_other_donor": 2, "ablate_layers": 2, **CONDENSED}
 FROM_ACTIVATIONS = {"cache_activations": 2, "average_activations": 1, **SELECTED, **REPLAYED}
 FROM_TOKENS = {"tokenize_corpus": 1, "check_prompts": 1, **FROM_ACTIVATIONS}
-FROM_SNAPSHOTS = {"snapshot_model": 1, "snapshot_corpus": 1, **FROM_TOKENS}
+FROM_MODEL = {"snapshot_model": 1, "check_published": 1, **FROM_TOKENS}
+FROM_CORPUS = {"snapshot_corpus": 1, **FROM_TOKENS}
+FROM_SNAPSHOTS = {**FROM_MODEL, **FROM_CORPUS}
 
 PACKAGE = REPOSITORY / "srcpkg" / "selfrepair"
 MODULES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
@@ -269,7 +273,6 @@ def test_comments_docstrings_and_layout_make_nothing_stale(finished: Space, tmp_
             2,
             {"ablate_with_donors": 2, **CHECKS, "tabulate_donor_noise": 1, **drawn("donor_noise")},
         ),
-        ("models.tiny.published", "gpt2-small", {"compare_published": 1, **drawn("published_comparison")}),
         (
             "ablations.zero.heads",
             [[0, 1], [1, 1]],
@@ -282,8 +285,8 @@ def test_comments_docstrings_and_layout_make_nothing_stale(finished: Space, tmp_
         ("compute.dtype", "float64", FROM_ACTIVATIONS),
         ("compute.center_unembed", False, FROM_ACTIVATIONS),
         ("tokens.seed", 1, FROM_TOKENS),
-        ("models.tiny.weights", "random", {"snapshot_model": 1, **FROM_TOKENS}),
-        ("corpora.words.documents", 4, {"snapshot_corpus": 1, **FROM_TOKENS}),
+        ("models.tiny.weights", "random", FROM_MODEL),
+        ("corpora.words.documents", 4, FROM_CORPUS),
     ],
 )
 def test_a_config_value_makes_stale_what_uses_it_and_what_follows(
@@ -291,6 +294,17 @@ def test_a_config_value_makes_stale_what_uses_it_and_what_follows(
 ) -> None:
     with configured(space, path, value):
         assert space.jobs() == jobs
+
+
+def test_the_published_model_makes_stale_what_is_compared_with_it(space: Space) -> None:
+    """Where its facts are the tiny model's; another name is refused (test_errors)."""
+    facts = space.repo / "resources" / "published" / "models.json"
+    tiny = json.loads((space.work / "model" / "config.json").read_text(encoding="utf-8"))
+    known = json.loads(facts.read_text(encoding="utf-8"))
+    known["gpt2-small"]["config"] = {key: tiny[key] for key in ("model_type", "hidden_size", "vocab_size")}
+    edited = space.edited(facts, facts.read_text(encoding="utf-8"), json.dumps(known))
+    with edited, configured(space, "models.tiny.published", "gpt2-small"):
+        assert space.jobs() == {"check_published": 1, "compare_published": 1, **drawn("published_comparison")}
 
 
 def test_values_of_models_and_texts_that_do_not_run_change_nothing(space: Space) -> None:
@@ -342,6 +356,7 @@ def test_an_edit_of_the_users_own_files_makes_the_snapshot_stale(space: Space, f
 
 
 def test_a_new_text_makes_the_snapshot_stale(space: Space) -> None:
+    """Whatever else is read or not: test_sources."""
     path = space.work / "text" / "new.txt"
     path.write_text("the cat sat .", encoding="utf-8")
     try:

@@ -5,6 +5,7 @@ import gzip
 import itertools
 import json
 import logging
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -12,9 +13,10 @@ from typing import Any, NamedTuple
 from xml.etree.ElementTree import ParseError
 
 from selfrepair.snapshots.hub import hub_errors, no_bars_in_logs
-from selfrepair.snapshots.manifest import publish, require_sha256, staging
+from selfrepair.snapshots.manifest import publish, refuse_overlap, require_sha256, staging
 from selfrepair.snapshots.packages import package_file
-from selfrepair.snapshots.sources import JSONL_SUFFIXES, TEXT_SUFFIXES, Source, parse_source, text_files
+from selfrepair.snapshots.sources import Source, parse_source
+from selfrepair.snapshots.texts import has_suffix, list_texts
 from selfrepair.snapshots.wikitext import plain_text
 
 logger = logging.getLogger(__name__)
@@ -23,19 +25,25 @@ DOCUMENTS = "documents.jsonl"
 MIN_ARTICLE = 400
 """Characters of prose below which an encyclopaedia page is a stub or a list, and left out."""
 
-_SUFFIXES = {
-    "text": TEXT_SUFFIXES,
-    "jsonl": JSONL_SUFFIXES,
-    "lines": (".cor", ".lines"),
-    "wikitext": (".xml.bz2", ".bz2", ".xml"),
+_FOREIGN_STARTS = {
+    b"\xff\xfe": "UTF-16 or UTF-32",
+    b"\xfe\xff": "UTF-16",
+    b"\0\0\xfe\xff": "UTF-32",
+    b"\x1f\x8b": "gzip",
+    b"BZh": "bzip2",
+    b"PK\x03\x04": "zip",
+    b"\xfd7zXZ": "xz",
+    b"\x28\xb5\x2f\xfd": "zstd",
 }
+"""First bytes of what is often taken for plain text."""
 
 
 class Document(NamedTuple):
-    """One text and its name within the corpus."""
+    """One text, its name within the corpus, and where it was read, for errors."""
 
     id: str
     text: str
+    where: str
 
 
 def snapshot_corpus(
@@ -75,6 +83,8 @@ def snapshot_corpus(
     """
     with staging(manifest) as folder:
         parsed = parse_source(source)
+        if parsed.scheme == "path":
+            refuse_overlap(parsed.path, manifest, below=True)
         _refuse_options(
             parsed,
             package_only={"file": file, "wheel_sha256": wheel_sha256},
@@ -91,12 +101,15 @@ def snapshot_corpus(
                 counts = _write(folder / DOCUMENTS, found, documents, source)
         else:
             with _located(parsed, file, wheel_sha256, sha256) as (path, found_sha256):
-                format = format or _format_of(path)
+                texts = list_texts(path, format)
+                format = texts.format
+                for line in texts.warnings():
+                    logger.warning("%s: %s", source, line)
                 if text_column is not None and format != "jsonl":
                     raise ValueError(
                         f"text_column is for jsonl and hub: sources; source {source!r} is read as {format}: remove it"
                     )
-                counts = _write(folder / DOCUMENTS, _read(path, format, column), documents, source)
+                counts = _write(folder / DOCUMENTS, _read(path, texts.files, format, column), documents, source)
         publish(
             manifest,
             folder,
@@ -145,11 +158,6 @@ def _located(
             raise ValueError(f"source {str(source)!r}: `file` is missing, wanted the path of a file inside the wheel")
         return package_file(source, file, wheel_sha256=wheel_sha256, sha256=sha256)
     path = source.path
-    if not path.exists():
-        raise ValueError(
-            f"source {str(source)!r}: {path.absolute()} does not exist; "
-            "correct the path (relative to the working directory)"
-        )
     if path.is_file():
         return nullcontext((path, require_sha256(path, sha256, what=str(path))))
     if sha256 is not None:
@@ -157,38 +165,24 @@ def _located(
     return nullcontext((path, None))
 
 
-def _format_of(path: Path) -> str:
-    if path.is_dir():
-        found = [name for name in ("text", "jsonl") if text_files(path, _SUFFIXES[name])]
-        if len(found) != 1:
-            got = "both .txt and .jsonl files" if found else "no .txt and no .jsonl file"
-            raise ValueError(f"folder {path} holds {got}: say format: text or jsonl, or correct the path")
-        return found[0]
-    for name, suffixes in _SUFFIXES.items():
-        if path.name.endswith(suffixes):
-            return name
-    raise ValueError(f"{path}: no format follows from the name: say format: {', '.join(_SUFFIXES)}")
-
-
-def _read(path: Path, format: str, column: str) -> Iterator[Document]:
+def _read(path: Path, files: list[Path], format: str, column: str) -> Iterator[Document]:
+    """Documents of the files, named by their paths below the folder ``path``."""
     readers: dict[str, Callable[[Path, str], Iterator[Document]]] = {
         "wikitext": lambda file, _: _wikitext(file),
-        "lines": lambda file, name: (Document(f"{name}:{number}", line) for number, line in _lines(file)),
-        "text": lambda file, name: iter([Document(name, _decode(file.read_bytes(), file, 0))]),
+        "lines": _documents_a_line,
+        "text": lambda file, name: iter([Document(name, _decode(file.read_bytes(), file), str(file))]),
         "jsonl": lambda file, name: _jsonl(file, name, column),
     }
-    if format not in readers:
-        raise ValueError(f"format is {format!r}, wanted one of {', '.join(readers)}")
-    if path.is_file():
-        yield from readers[format](path, path.name)
-        return
-    files = text_files(path, _SUFFIXES[format])
-    if not files:
-        raise ValueError(
-            f"folder {path} holds no file ending in {' or '.join(_SUFFIXES[format])}, which format {format} reads"
-        )
     for file in files:
-        yield from readers[format](file, file.relative_to(path).as_posix())
+        try:
+            yield from readers[format](file, file.name if file == path else file.relative_to(path).as_posix())
+        except OSError as error:
+            raise ValueError(f"{file} cannot be read ({error}): look at the file and its disk") from error
+
+
+def _documents_a_line(path: Path, name: str) -> Iterator[Document]:
+    for number, line in _lines(path):
+        yield Document(f"{name}:{number}", line, f"{path}, line {number}")
 
 
 def _wikitext(path: Path) -> Iterator[Document]:
@@ -196,60 +190,91 @@ def _wikitext(path: Path) -> Iterator[Document]:
     from gensim.corpora.wikicorpus import extract_pages
 
     seen = set()
+    left_out = dict.fromkeys(("redirects", f"pages of fewer than {MIN_ARTICLE} characters of prose", "copies"), 0)
+    redirects, stubs, copies = left_out
     try:
-        with bz2.open(path) if path.suffix == ".bz2" else path.open("rb") as handle:
+        with bz2.open(path) if has_suffix(path.name, (".bz2",)) else path.open("rb") as handle:
             for title, markup, _ in extract_pages(handle, filter_namespaces=("0",)):
-                text = "" if markup.lstrip().lower().startswith("#redirect") else plain_text(markup)
-                if len(text) >= MIN_ARTICLE and text not in seen:
-                    seen.add(text)
-                    yield Document(title, text)
+                if markup.lstrip().lower().startswith("#redirect"):
+                    left_out[redirects] += 1
+                    continue
+                text = plain_text(markup)
+                if len(text) < MIN_ARTICLE or text in seen:
+                    left_out[copies if text in seen else stubs] += 1
+                    continue
+                seen.add(text)
+                yield Document(title, text, f"{path}, page {title!r}")
     except (OSError, EOFError, ParseError, ValueError, StopIteration) as error:
         raise ValueError(
             f"{path}: no whole MediaWiki XML dump ({type(error).__name__}: {error}): fetch it again"
         ) from error
+    finally:
+        logger.info("%s: left out %s", path, ", ".join(f"{count} {what}" for what, count in left_out.items()))
 
 
 def _jsonl(path: Path, name: str, column: str) -> Iterator[Document]:
+    def refuse_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        if [key for key, _ in pairs].count(column) > 1:
+            raise ValueError(f"{column!r} stands twice in an object")
+        return dict(pairs)
+
     for number, line in _lines(path):
         if not line.strip():
             continue
+        where = f"{path}, line {number}"
         try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise ValueError(f"{path}, line {number}: not JSON ({error}); wanted one object a line") from error
-        text = row.get(column) if isinstance(row, dict) else None
+            row = json.loads(line, object_pairs_hook=refuse_twice)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{where}: not JSON ({error}); wanted one object a line") from error
+        found = row if isinstance(row, dict) else {}
+        text = found.get(column)
         if not isinstance(text, str):
-            got = (
-                f"an object with {', '.join(map(repr, row)) or 'nothing'}"
-                if isinstance(row, dict)
-                else type(row).__name__
-            )
-            raise ValueError(
-                f"{path}, line {number}: no text in column {column!r}, got {got}; set text_column or correct the line"
-            )
-        yield Document(str(row.get("id", f"{name}:{number}")), text)
+            got = type(row).__name__ if row is not found else _columns(found, column)
+            raise ValueError(f"{where}: no text in column {column!r}, got {got}; set text_column or correct the line")
+        given = found.get("id")
+        yield Document(f"{name}:{number}" if given is None else str(given), text, where)
+
+
+def _columns(row: dict[str, Any], column: str) -> str:
+    """What a row without a text holds, in the words of an error."""
+    if column in row:
+        return f"{'null' if row[column] is None else type(row[column]).__name__} there"
+    return f"an object with {', '.join(map(repr, row)) or 'nothing'}"
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Numbered lines, without their ends."""
-    offset = 0
+    """Numbered lines, without their ends; only a line feed ends a line, no other character that Unicode counts as one."""
+    offset = number = 0
     try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as handle:
+        with gzip.open(path) if has_suffix(path.name, (".gz",)) else path.open("rb") as handle:
             for number, line in enumerate(handle, start=1):
-                yield number, _decode(line, path, offset).rstrip("\r\n")
+                yield number, _decode(line, path, offset, number).rstrip("\r\n")
                 offset += len(line)
-    except (gzip.BadGzipFile, EOFError) as error:
-        raise ValueError(f"{path}: no whole gzip file ({error}): fetch it again") from error
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise ValueError(f"{path}: no whole gzip file ({error}; after line {number}): fetch it again") from error
 
 
-def _decode(data: bytes, path: Path, offset: int) -> str:
+def _decode(data: bytes, path: Path, offset: int = 0, line: int = 1) -> str:
+    """UTF-8 as text, without a byte order mark.
+
+    Args:
+        data: A file, or a line of it.
+        path: The file.
+        offset: Bytes before the data.
+        line: The number of the data's first line.
+    """
+    at = data.find(0)
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
+        at = error.start
+    if at >= 0:
+        kinds = [kind for start, kind in _FOREIGN_STARTS.items() if offset == 0 and data.startswith(start)]
+        kind = f"; the file begins as {kinds[0]}" if kinds else "; perhaps the file is UTF-16" if data[at] == 0 else ""
         raise ValueError(
-            f"{path}: byte {data[error.start]:#04x} at offset {offset + error.start} is not UTF-8: "
-            "convert the file (iconv -t UTF-8) or correct the source"
-        ) from error
+            f"{path}: byte {data[at]:#04x} at offset {offset + at} is not UTF-8 text (line "
+            f"{line + data.count(10, 0, at)}{kind}): convert the file (iconv -t UTF-8) or correct the source"
+        )
     return text.removeprefix("\ufeff") if offset == 0 else text
 
 
@@ -272,23 +297,36 @@ def _hub_documents(source: Source, config: str | None, split: str, column: str) 
         if row is None:
             return
         text = row.get(column)
+        where = f"source {str(source)!r}: row {number}"
         if not isinstance(text, str):
             raise ValueError(
-                f"source {str(source)!r}: row {number} has no text in column {column!r}, "
-                f"its columns are {', '.join(row)}; set text_column"
+                f"{where} has no text in column {column!r}, its columns are {', '.join(row)}; set text_column"
             )
-        yield Document(f"{split}:{number}", text)
+        yield Document(f"{split}:{number}", text, where)
 
 
 def _write(path: Path, found: Iterable[Document], limit: int | None, source: str) -> tuple[int, int]:
     """Write up to `limit` documents that hold any text; their number and their characters."""
-    n_documents = n_characters = 0
+    n_documents = n_characters = n_empty = 0
     with path.open("w", encoding="utf-8", newline="\n") as handle:
-        for document in itertools.islice((one for one in found if one.text.strip()), limit):
+        for document in found:
+            if not document.text.strip():
+                n_empty += 1
+                continue
             row: dict[str, Any] = {"id": document.id, "text": document.text.replace("\r\n", "\n")}
-            handle.write(json.dumps(row, ensure_ascii=False) + "\n")
+            try:
+                handle.write(json.dumps(row, ensure_ascii=False) + "\n")
+            except UnicodeEncodeError as error:
+                half = error.object[error.start]
+                raise ValueError(
+                    f"{document.where}: holds {half!a}, half of a surrogate pair and no character: correct the text"
+                ) from error
             n_documents += 1
             n_characters += len(row["text"])
+            if n_documents == limit:
+                break
     if not n_documents:
         raise ValueError(f"source {source!r} holds no text: wanted at least one document that is not empty")
+    if n_empty:
+        logger.warning("%s: left out: %d empty documents", source, n_empty)
     return n_documents, n_characters

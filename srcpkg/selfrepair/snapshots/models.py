@@ -19,7 +19,7 @@ from selfrepair.snapshots.folder import (
     unreadable,
 )
 from selfrepair.snapshots.hub import hub_errors, no_bars_in_logs
-from selfrepair.snapshots.manifest import publish, staging
+from selfrepair.snapshots.manifest import publish, refuse_overlap, staging
 from selfrepair.snapshots.names import CONFIG, INDEX, is_tokenizer, model_file_names
 from selfrepair.snapshots.packages import package_file
 from selfrepair.snapshots.sources import Source, parse_source
@@ -61,6 +61,8 @@ def snapshot_model(
     """
     with staging(manifest) as folder:
         parsed = parse_source(source)
+        if parsed.scheme == "path":
+            refuse_overlap(parsed.path, manifest, below=False)
         _refuse_options(parsed, {"file": file, "wheel_sha256": wheel_sha256, "sha256": sha256})
         found_sha256 = None
         default_weights = None

@@ -1,10 +1,13 @@
 """What a snapshot is taken from: `package:`, `hub:` and `path:` sources, and the user's files that they read."""
 
+import hashlib
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-from selfrepair.snapshots.names import CONFIG, model_file_names, named_shards
+from selfrepair.snapshots.names import model_file_names, named_shards
+from selfrepair.snapshots.texts import list_texts
 
 _PACKAGE = re.compile(
     r"(?P<name>[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?)==(?P<version>[A-Za-z0-9][A-Za-z0-9.!+_-]*)"
@@ -16,9 +19,6 @@ _FORMS = (
     "package:NAME==VERSION (a distribution on the package index), hub:OWNER/NAME@COMMIT (a Hugging Face repository), "
     "path:FOLDER_OR_FILE (on this machine)"
 )
-
-TEXT_SUFFIXES = (".txt",)
-JSONL_SUFFIXES = (".jsonl", ".jsonl.gz")
 
 
 @dataclass(frozen=True)
@@ -83,32 +83,46 @@ def parse_source(text: str) -> Source:
     raise ValueError(f"source {text!r}: unknown scheme {scheme!r}; wanted one of {_FORMS}")
 
 
-def text_files(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
-    """Files below `folder` with one of the suffixes, hidden ones left out, in the order of their relative paths."""
-    found = {
-        path.relative_to(folder): path for path in folder.rglob("*") if path.name.endswith(suffixes) and path.is_file()
-    }
-    return [path for inner, path in sorted(found.items()) if not any(part.startswith(".") for part in inner.parts)]
-
-
-def source_files(source: str) -> list[Path]:
-    """The user's files that a snapshot of `source` depends on: for `path:` those it reads, else none.
+def source_files(source: str, kind: str = "corpus", *, format: str | None = None) -> list[Path]:
+    """The user's files that a snapshot of `source` reads: none but for `path:`.
 
     A path that does not exist is returned as it is, so that a workflow reports it as a missing input.
 
     Args:
         source: As for `parse_source`.
+        kind: What is read there: `model` or `corpus`.
+        format: For a corpus, the format that the config gives, if any.
 
     Raises:
-        ValueError: If the source cannot be parsed.
+        ValueError: If the source cannot be parsed, a corpus's folder holds nothing to read or no format follows, or a name
+            cannot be watched.
     """
+    if kind not in ("model", "corpus"):
+        raise ValueError(f"kind is {kind!r}, wanted model or corpus")
     parsed = parse_source(source)
     if parsed.scheme != "path":
         return []
-    path = parsed.path
+    files = _files_of_model(parsed.path) if kind == "model" else _files_of_corpus(parsed.path, format)
+    for file in files:
+        if "{" in str(file):
+            raise ValueError(
+                f"the name {str(file)!r} holds a brace, which the workflow takes for a wildcard: rename it"
+            )
+    return files
+
+
+def _files_of_model(path: Path) -> list[Path]:
     if not path.is_dir():
         return [path]
-    if (path / CONFIG).is_file():
-        names = [entry.name for entry in path.iterdir() if entry.is_file()]
-        return [path / name for name in model_file_names(names, named_shards(path))]
-    return text_files(path, TEXT_SUFFIXES + JSONL_SUFFIXES)
+    names = [entry.name for entry in path.iterdir() if entry.is_file()]
+    return [path / name for name in model_file_names(names, named_shards(path))]
+
+
+def _files_of_corpus(path: Path, format: str | None) -> list[Path]:
+    return list_texts(path, format).files if path.exists() else [path]
+
+
+def file_sizes(files: Collection[Path]) -> str:
+    """A digest of names and sizes: another file under an old name may be older than the snapshot, which times do not show."""
+    sizes = [f"{path}\0{path.stat().st_size if path.exists() else None}\0" for path in files]
+    return hashlib.sha256("".join(sizes).encode("utf-8")).hexdigest()
