@@ -20,6 +20,7 @@ from selfrepair.quantities import ABLATION_KINDS, HEAD_TOKEN, PARTS, QUANTITIES
 from selfrepair.replay import Batch, SuffixReplay, group_by_layer
 from selfrepair.selection import read_selected
 from selfrepair.storage import write_hdf5
+from selfrepair.token_ids import TokenIds, token_ids
 from selfrepair.tokens import read_shard
 
 IDENTITY_TOLERANCE = 256
@@ -33,8 +34,8 @@ Replacement = Callable[[int], Float[Tensor, "prompt pos head d_head"]]
 
 def ablate_heads(
     model: Model,
-    tokens: np.ndarray | Tensor,
-    donors: np.ndarray | Tensor | None = None,
+    tokens: TokenIds,
+    donors: TokenIds | None = None,
     heads: Heads | None = None,
     kind: str = "resample",
     progress: bool = False,
@@ -43,7 +44,7 @@ def ablate_heads(
 
     Args:
         model: From `selfrepair.load_model`.
-        tokens: Token ids [prompt, pos].
+        tokens: Token ids [prompt, pos], integers of any type.
         donors: Token ids [prompt, pos] of each prompt's donor; wanted for kind "resample", and for no other.
         heads: The (layer, head) pairs to ablate; None means all.
         kind: "resample" (z of the donor prompt), "mean" (z averaged over all given prompts and positions) or "zero"
@@ -59,17 +60,17 @@ def ablate_heads(
         ValueError: Shapes that differ, ids outside the vocabulary, a head that does not exist, an unknown kind, or an
             identity that does not hold (a model that the definitions do not cover).
     """
-    token_ids = _token_ids(model, tokens, "tokens")
-    donor_ids = _donor_ids(model, donors, token_ids, kind)
+    prompt_ids = token_ids(model, tokens, "tokens")
+    donor_ids = _donor_ids(model, donors, prompt_ids, kind)
     chosen = check_heads(model, heads)
-    chunks = prompt_chunks(model, *token_ids.shape)
-    mean_z = mean_activation(model, [token_ids[chunk] for chunk in chunks]) if kind == "mean" else None
+    chunks = prompt_chunks(model, *prompt_ids.shape)
+    mean_z = mean_activation(model, [prompt_ids[chunk] for chunk in chunks]) if kind == "mean" else None
     parts = []
     with Progress(len(chunks) * len(chosen), "ablating heads", unit="head", show=progress) as bar:
         for chunk in chunks:
             # A function of its own, so that nothing of one chunk is in memory while the next one runs.
             chunk_donors = None if donor_ids is None else donor_ids[chunk]
-            parts.append(_ablate_chunk(model, token_ids[chunk], chunk_donors, chosen, kind, mean_z, bar))
+            parts.append(_ablate_chunk(model, prompt_ids[chunk], chunk_donors, chosen, kind, mean_z, bar))
     return _join(parts)
 
 
@@ -333,21 +334,7 @@ def _labelled(values: dict[str, np.ndarray], clean: CleanRun, heads: Heads) -> x
     return dataset
 
 
-def _token_ids(model: Model, tokens: np.ndarray | Tensor, name: str) -> Tensor:
-    ids = torch.as_tensor(tokens)
-    if ids.ndim != 2 or ids.is_floating_point() or ids.dtype == torch.bool:
-        raise ValueError(f"{name} is {ids.dtype} of shape {tuple(ids.shape)}; wanted integers [prompt, pos]")
-    if ids.shape[0] < 1 or ids.shape[1] < 2:
-        raise ValueError(f"{name} has shape {tuple(ids.shape)}; wanted at least one prompt of at least two tokens")
-    if int(ids.min()) < 0 or int(ids.max()) >= model.vocab_size:
-        raise ValueError(
-            f"{name} holds ids from {int(ids.min())} to {int(ids.max())}; the vocabulary of {model.name} has 0 to "
-            f"{model.vocab_size - 1}: tokenize with the model's own tokenizer"
-        )
-    return ids.long()
-
-
-def _donor_ids(model: Model, donors: np.ndarray | Tensor | None, tokens: Tensor, kind: str) -> Tensor | None:
+def _donor_ids(model: Model, donors: TokenIds | None, tokens: Tensor, kind: str) -> Tensor | None:
     if kind not in ABLATION_KINDS:
         raise ValueError(f"kind is {kind!r}; wanted one of {', '.join(ABLATION_KINDS)}")
     if kind != "resample":
@@ -356,7 +343,7 @@ def _donor_ids(model: Model, donors: np.ndarray | Tensor | None, tokens: Tensor,
         return None
     if donors is None:
         raise ValueError("kind 'resample' wants donors: the donor prompts' token ids, of the shape of tokens")
-    ids = _token_ids(model, donors, "donors")
+    ids = token_ids(model, donors, "donors")
     if ids.shape != tokens.shape:
         raise ValueError(
             f"donors have shape {tuple(ids.shape)}, tokens {tuple(tokens.shape)}: wanted one donor a prompt"

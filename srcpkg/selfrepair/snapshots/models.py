@@ -11,6 +11,7 @@ from selfrepair.snapshots.hub import hub_errors, no_bars_in_logs
 from selfrepair.snapshots.manifest import publish, staging
 from selfrepair.snapshots.packages import package_file
 from selfrepair.snapshots.sources import CONFIG, INDEX, WEIGHTS, Source, is_tokenizer, model_file_names, parse_source
+from selfrepair.snapshots.tokenizers import settle_tokenizer, write_gguf_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -111,17 +112,15 @@ def _gguf_type(gguf: Path) -> str:
 def _dequantise(gguf: Path, folder: Path) -> None:
     """Save the weights in float32 as an unquantised model of the same config."""
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
+    write_gguf_tokenizer(gguf, folder)
     place: dict[str, Any] = {"gguf_file": gguf.name, "local_files_only": True, "trust_remote_code": False}
-    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, **place)
-    tokenizer.save_pretrained(folder)
     quantised = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.float32, **place)
     plain = _without_quantisation(quantised)
     del quantised
     plain.save_pretrained(folder)
-    for name in (CONFIG, "tokenizer_config.json"):
-        _drop_keys(folder / name, ("_model_name_or_path", "_name_or_path", "is_local", "local_files_only"))
+    _drop_keys(folder / CONFIG, ("_model_name_or_path", "_name_or_path", "is_local", "local_files_only"))
 
 
 def _without_quantisation(quantised: "PreTrainedModel") -> "PreTrainedModel":
@@ -193,7 +192,7 @@ def _require_model_files(names: list[str], wanted: list[str], source: str) -> No
 
 def _check_folder(folder: Path, source: str) -> dict[str, Any]:
     """The config, after checking that it and the tokenizer can be read and that no shard is missing."""
-    from transformers import AutoConfig, AutoTokenizer
+    from transformers import AutoConfig
 
     place: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     if (folder / INDEX).is_file():
@@ -204,7 +203,6 @@ def _check_folder(folder: Path, source: str) -> dict[str, Any]:
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         AutoConfig.from_pretrained(folder, **place)
-        AutoTokenizer.from_pretrained(folder, **place)
     except (ValueError, OSError, KeyError, ImportError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0].replace(str(folder), source)
         raise ValueError(f"{source}: transformers cannot read its config or tokenizer: {reason}") from error
@@ -212,6 +210,7 @@ def _check_folder(folder: Path, source: str) -> dict[str, Any]:
         raise ValueError(
             f"{source}: {CONFIG} has no model_type: wanted the config that save_pretrained of transformers writes"
         )
+    settle_tokenizer(folder, source)
     return config
 
 
