@@ -1,6 +1,7 @@
 """Texts to token ids by a snapshot's tokenizer.json, run as it is, in calls of bounded size."""
 
 import json
+import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,6 +11,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 from tokenizers import Tokenizer
+
+logger = logging.getLogger(__name__)
 
 TOKENIZER = "tokenizer.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
@@ -117,6 +120,7 @@ class Encoder:
                     break
             else:
                 # Nothing is sure but the whole: slower and larger, never wrong.
+                logger.warning("a text of %d characters has no place to cut it at: it is tokenized whole", len(text))
                 return np.array(self.tokenizer.encode(text, add_special_tokens=False).ids, dtype=np.int32)
             parts.append(left.ids[: seam[0]])
             left = right.without(seam[1])

@@ -1,6 +1,7 @@
 """Token ids as a caller has them: integers of any type and layout, checked against the model's vocabulary."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -9,8 +10,8 @@ from torch import Tensor
 
 from selfrepair.models import Model
 
-TokenIds = np.ndarray | Tensor | Sequence[Sequence[int]]
-"""Token ids [prompt, pos]."""
+TokenIds = np.ndarray | Tensor | Sequence[Any]
+"""Token ids [prompt, pos]; a sequence is one of rows of integers."""
 
 
 def token_ids(model: Model, tokens: TokenIds, name: str) -> Int[Tensor, "prompt pos"]:
@@ -46,17 +47,17 @@ def token_ids(model: Model, tokens: TokenIds, name: str) -> Int[Tensor, "prompt 
 def _integers(tokens: TokenIds, name: str) -> np.ndarray:
     """The ids in numpy, whose integers compare and convert in every type and byte order."""
     if isinstance(tokens, Tensor):
-        found = tokens.dtype
+        found = str(tokens.dtype)
         # Torch knows no sums, minima or conversions of some unsigned types; numpy does.
-        ids = None if found.is_floating_point or found.is_complex or tokens.is_sparse else _as_numpy(tokens)
+        ids = _as_numpy(tokens)
     else:
         ids = _from_sequence(tokens)
-        found = None if ids is None else ids.dtype
+        found = type(tokens).__name__ if ids is None else str(ids.dtype)
     if ids is None or ids.dtype.kind not in "iu":
         shape = (
             tuple(tokens.shape) if isinstance(tokens, np.ndarray | Tensor) else ids.shape if ids is not None else "?"
         )
-        raise ValueError(f"{name} is {found or type(tokens).__name__} of shape {shape}; wanted integers [prompt, pos]")
+        raise ValueError(f"{name} is {found} of shape {shape}; wanted integers [prompt, pos]")
     return ids
 
 
@@ -67,7 +68,7 @@ def _as_numpy(tokens: Tensor) -> np.ndarray | None:
         return None
 
 
-def _from_sequence(tokens: np.ndarray | Sequence[Sequence[int]]) -> np.ndarray | None:
+def _from_sequence(tokens: np.ndarray | Sequence[Any]) -> np.ndarray | None:
     """An array; None for rows of different lengths, booleans among integers, and values that are masked."""
     if isinstance(tokens, np.ma.MaskedArray) and np.ma.is_masked(tokens):
         return None
