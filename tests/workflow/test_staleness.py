@@ -54,6 +54,7 @@ USERS = {
     # Used while the workflow is put together; what it gives reaches jobs as params.
     "config.py": set(),
     "donor_noise.py": {"tabulate_donor_noise"},
+    "encoding.py": {"snapshot_model", "tokenize_corpus", "check_prompts"} | RUNS_THE_MODEL,
     "families.py": RUNS_THE_MODEL | TABLES,
     "figures/__init__.py": SHOWS,
     "figures/style.py": SHOWS,
@@ -84,11 +85,14 @@ USERS = {
     "snapshots/manifest.py": SNAPSHOTS | READS_SNAPSHOTS,
     "snapshots/models.py": {"snapshot_model"},
     "snapshots/packages.py": SNAPSHOTS,
+    "snapshots/pretokenizers.py": {"snapshot_model"},
     "snapshots/sources.py": SNAPSHOTS,
+    "snapshots/tokenizers.py": {"snapshot_model"},
     "snapshots/wikitext.py": {"snapshot_corpus"},
     "statistics.py": TABLES | {"draw_token_noise", "write_findings"},
     "storage.py": READS_HDF5,
     "tables.py": TABLES,
+    "token_ids.py": REPLAYS,
     "tokens.py": {"tokenize_corpus", "check_prompts"} | RUNS_THE_MODEL,
     "wording.py": SHOWS,
 }
