@@ -23,6 +23,7 @@ from selfrepair.replay import Batch, SuffixReplay, group_by_layer
 from selfrepair.rounding import identity_tolerance
 from selfrepair.selection import read_selected
 from selfrepair.storage import write_hdf5
+from selfrepair.token_ids import TokenIds, token_ids
 from selfrepair.tokens import read_shard
 
 Heads = Sequence[tuple[int, int]]
@@ -31,8 +32,8 @@ Replacement = Callable[[int], Float[Tensor, "prompt pos head d_head"]]
 
 def ablate_heads(
     model: Model,
-    tokens: np.ndarray | Tensor,
-    donors: np.ndarray | Tensor | None = None,
+    tokens: TokenIds,
+    donors: TokenIds | None = None,
     heads: Heads | None = None,
     kind: str = "resample",
     progress: bool = False,
@@ -41,7 +42,7 @@ def ablate_heads(
 
     Args:
         model: From `selfrepair.load_model`.
-        tokens: Token ids [prompt, pos].
+        tokens: Token ids [prompt, pos], integers of any type.
         donors: Token ids [prompt, pos] of each prompt's donor; wanted for kind "resample", and for no other.
         heads: The (layer, head) pairs to ablate; None means all.
         kind: "resample" (z of the donor prompt), "mean" (z averaged over all given prompts and positions) or "zero"
@@ -57,27 +58,27 @@ def ablate_heads(
         ValueError: Shapes that differ, ids outside the vocabulary, a head that does not exist, an unknown kind, or an
             identity that does not hold (a model that the definitions do not cover).
     """
-    token_ids = _token_ids(model, tokens, "tokens")
-    donor_ids = _donor_ids(model, donors, token_ids, kind)
+    prompt_ids = token_ids(model, tokens, "tokens")
+    donor_ids = _donor_ids(model, donors, prompt_ids, kind)
     chosen = check_heads(model, heads)
-    chunks = prompt_chunks(model, *token_ids.shape)
+    chunks = prompt_chunks(model, *prompt_ids.shape)
     proof = Proof(model, f"{kind} ablations", seed=0)
-    repeated = proof.choose(np.ones((len(chosen), len(token_ids)), bool), layers_run(model, chosen))
+    repeated = proof.choose(np.ones((len(chosen), len(prompt_ids)), bool), layers_run(model, chosen))
     parts = []
     with (
         left_as_it_was(model.hf),
         Progress(len(chunks) * len(chosen), "ablating heads", unit="head", show=progress) as bar,
     ):
-        model.check_length(token_ids.shape[1])
-        model.check_causal(token_ids[0])
-        mean_z = mean_activation(model, [token_ids[chunk] for chunk in chunks]) if kind == "mean" else None
+        model.check_length(prompt_ids.shape[1])
+        model.check_causal(prompt_ids[0])
+        mean_z = mean_activation(model, [prompt_ids[chunk] for chunk in chunks]) if kind == "mean" else None
         for chunk in chunks:
             # A function of its own, so that nothing of one chunk is in memory while the next one runs.
             chunk_donors = None if donor_ids is None else donor_ids[chunk]
-            part = _ablate_chunk(model, token_ids[chunk], chunk_donors, chosen, kind, mean_z, bar)
+            part = _ablate_chunk(model, prompt_ids[chunk], chunk_donors, chosen, kind, mean_z, bar)
             of_prompt = None if chunk_donors is None else chunk_donors[:, None].numpy()
             again = plain_replacements(model, kind, of_prompt, mean_z)
-            prove_heads(proof, proof.within(repeated, chunk), chosen, token_ids[chunk], again, arrays(part))
+            prove_heads(proof, proof.within(repeated, chunk), chosen, prompt_ids[chunk], again, arrays(part))
             parts.append(part)
     return _join(parts).assign_attrs(proof.attrs())
 
@@ -375,21 +376,7 @@ def _labelled(values: dict[str, np.ndarray], clean: CleanRun, heads: Heads) -> x
     return dataset
 
 
-def _token_ids(model: Model, tokens: np.ndarray | Tensor, name: str) -> Tensor:
-    ids = torch.as_tensor(tokens)
-    if ids.ndim != 2 or ids.is_floating_point() or ids.dtype == torch.bool:
-        raise ValueError(f"{name} is {ids.dtype} of shape {tuple(ids.shape)}; wanted integers [prompt, pos]")
-    if ids.shape[0] < 1 or ids.shape[1] < 2:
-        raise ValueError(f"{name} has shape {tuple(ids.shape)}; wanted at least one prompt of at least two tokens")
-    if int(ids.min()) < 0 or int(ids.max()) >= model.vocab_size:
-        raise ValueError(
-            f"{name} holds ids from {int(ids.min())} to {int(ids.max())}; the vocabulary of {model.name} has 0 to "
-            f"{model.vocab_size - 1}: tokenize with the model's own tokenizer"
-        )
-    return ids.long()
-
-
-def _donor_ids(model: Model, donors: np.ndarray | Tensor | None, tokens: Tensor, kind: str) -> Tensor | None:
+def _donor_ids(model: Model, donors: TokenIds | None, tokens: Tensor, kind: str) -> Tensor | None:
     if kind not in ABLATION_KINDS:
         raise ValueError(f"kind is {kind!r}; wanted one of {', '.join(ABLATION_KINDS)}")
     if kind != "resample":
@@ -398,7 +385,7 @@ def _donor_ids(model: Model, donors: np.ndarray | Tensor | None, tokens: Tensor,
         return None
     if donors is None:
         raise ValueError("kind 'resample' wants donors: the donor prompts' token ids, of the shape of tokens")
-    ids = _token_ids(model, donors, "donors")
+    ids = token_ids(model, donors, "donors")
     if ids.shape != tokens.shape:
         raise ValueError(
             f"donors have shape {tuple(ids.shape)}, tokens {tuple(tokens.shape)}: wanted one donor a prompt"

@@ -1,8 +1,10 @@
 """Prompts: documents joined, cut into prompts of one length, in a seeded order, each with its donors."""
 
+import hashlib
 import json
 import logging
-from collections.abc import Iterable
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,12 +13,11 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Int
 
+from selfrepair.encoding import Encoder, beyond_vocabulary, check_vocabulary, model_vocabulary, read_encoder
 from selfrepair.snapshots.manifest import read_manifest
 from selfrepair.storage import open_hdf5, write_hdf5
 
 logger = logging.getLogger(__name__)
-
-DOCUMENTS_A_CALL = 256
 
 
 @dataclass(frozen=True)
@@ -49,8 +50,10 @@ def tokenize_corpus(
 ) -> None:
     """Cut a corpus snapshot into all the prompts that it holds, and write them with their donors.
 
+    Documents are read one after another, and memory grows by the prompts alone (8 bytes a token).
+
     Args:
-        model_manifest: Of the model snapshot, whose tokenizer is used.
+        model_manifest: Of the model snapshot, whose tokenizer.json is run as it is.
         corpus_manifest: Of the corpus snapshot.
         out: HDF5 file: tokens [prompt, pos], donors [prompt, donor].
         prompt_length: Tokens a prompt, BOS among them.
@@ -60,22 +63,24 @@ def tokenize_corpus(
         provenance: From `selfrepair.jobs.job`.
 
     Raises:
-        ValueError: The text does not fill one shard, or the tokenizer and the model do not fit.
+        ValueError: The text does not fill one shard, or the tokenizer and the model do not fit: a token that the model
+            has no embedding for, no EOS token, or a special token that the tokenizer reads out of the text.
     """
-    from transformers import AutoTokenizer
-
     read_manifest(model_manifest, kind="model")
     manifest = read_manifest(corpus_manifest, kind="corpus")
-    tokenizer = AutoTokenizer.from_pretrained(model_manifest.parent, local_files_only=True)
-    if tokenizer.eos_token_id is None:
+    encoder = read_encoder(model_manifest.parent)
+    vocab_size = model_vocabulary(model_manifest.parent)
+    check_vocabulary(encoder, vocab_size, str(model_manifest.parent))
+    if encoder.eos is None:
         raise ValueError(f"the tokenizer in {model_manifest.parent} has no EOS token to join documents with: set one")
-    with (corpus_manifest.parent / "documents.jsonl").open(encoding="utf-8") as lines:
-        documents = [json.loads(line)["text"] for line in lines]
+    documents = _Documents(corpus_manifest.parent / "documents.jsonl")
     rng = np.random.default_rng(seed)
     order = rng.permutation(len(documents))
-    encoded = _encode(tokenizer, [documents[i] for i in order])
     rows = cut_prompts(
-        encoded, length=prompt_length, bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id
+        _encoded(encoder, documents, order, vocab_size),
+        length=prompt_length,
+        bos_token_id=encoder.bos[1] if encoder.bos else None,
+        eos_token_id=encoder.eos[1],
     )
     # Neighbouring prompts come from one document; in a random order, any first n of them are a sample of the text.
     rows = rows[rng.permutation(len(rows))]
@@ -97,7 +102,7 @@ def tokenize_corpus(
 
 
 def cut_prompts(
-    documents: Iterable[list[int]], *, length: int, bos_token_id: int | None, eos_token_id: int
+    documents: Iterable[Sequence[int] | np.ndarray], *, length: int, bos_token_id: int | None, eos_token_id: int
 ) -> Int[np.ndarray, "prompt pos"]:
     """Join documents by EOS and cut them into prompts with BOS first, as TransformerLens's tokenize_and_concatenate does.
 
@@ -110,19 +115,30 @@ def cut_prompts(
     Returns:
         The prompts [prompt, pos] in the order of the text, no prompt twice; the rest that fills no prompt is left out.
     """
-    stream: list[int] = []
-    for number, document in enumerate(documents):
-        if number:
-            stream.append(eos_token_id)
-        stream.extend(document)
     body = length - (bos_token_id is not None)
-    count = len(stream) // body
-    rows = np.array(stream[: count * body], dtype=np.int32).reshape(count, body)
-    _, first = np.unique(rows, axis=0, return_index=True)
-    rows = rows[np.sort(first)]
-    if bos_token_id is None:
-        return rows
-    return np.concatenate([np.full((len(rows), 1), bos_token_id, np.int32), rows], axis=1)
+    first = np.array([[] if bos_token_id is None else [bos_token_id]], np.int32)
+    kept = [np.empty((0, length), np.int32)]
+    seen: set[bytes] = set()
+    rest = np.empty(0, np.int32)
+    for number, document in enumerate(documents):
+        joint = [eos_token_id] if number else []
+        stream = np.concatenate([rest, np.array(joint, np.int32), np.asarray(document, np.int32)])
+        count = len(stream) // body
+        rows = _unseen(stream[: count * body].reshape(count, body), seen)
+        kept.append(np.concatenate([first.repeat(len(rows), axis=0), rows], axis=1))
+        rest = stream[count * body :].copy()
+    return np.concatenate(kept)
+
+
+def _unseen(rows: Int[np.ndarray, "prompt pos"], seen: set[bytes]) -> Int[np.ndarray, "kept pos"]:
+    """The rows that did not come before. Of each, 16 bytes are kept: enough that no two of any text are the same."""
+    new = []
+    for number, row in enumerate(rows):
+        digest = hashlib.blake2b(row.tobytes(), digest_size=16).digest()
+        if digest not in seen:
+            seen.add(digest)
+            new.append(number)
+    return rows if len(new) == len(rows) else rows[new]
 
 
 def assign_donors(n_prompts: int, prompts_per_shard: int, donors: int) -> Int[np.ndarray, "prompt donor"]:
@@ -192,7 +208,70 @@ def _too_many(asked: int, tokens: xr.Dataset) -> str:
     )
 
 
-def _encode(tokenizer: Any, documents: list[str]) -> Iterable[list[int]]:
-    for start in range(0, len(documents), DOCUMENTS_A_CALL):
-        batch = documents[start : start + DOCUMENTS_A_CALL]
-        yield from tokenizer(batch, add_special_tokens=False, verbose=False)["input_ids"]
+class _Documents:
+    """The documents of a snapshot by their number, read from the file one at a time."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        sizes = [0]
+        with path.open("rb") as lines:
+            sizes.extend(len(line) for line in lines)
+        self._starts = np.cumsum(sizes)
+
+    def __len__(self) -> int:
+        return len(self._starts) - 1
+
+    def read(self, order: np.ndarray) -> Iterator[dict[str, str]]:
+        """Some documents, each with `id` and `text`."""
+        with self._path.open("rb") as file:
+            for number in order:
+                file.seek(self._starts[number])
+                yield json.loads(file.read(self._starts[number + 1] - self._starts[number]))
+
+
+def _encoded(
+    encoder: Encoder, documents: _Documents, order: np.ndarray, vocab_size: int
+) -> Iterator[Int[np.ndarray, " token"]]:
+    """The ids of each document, after checking them; what the vocabulary does not hold is counted and named."""
+    names: deque[str] = deque()
+    unknown = lost = total = 0
+    lost_symbols = bytes(sorted(encoder.lost_bytes))
+
+    def texts() -> Iterator[str]:
+        nonlocal lost
+        for document in documents.read(order):
+            names.append(document["id"])
+            if lost_symbols:
+                raw = document["text"].encode()
+                lost += len(raw) - len(raw.translate(None, lost_symbols))
+            yield document["text"]
+
+    for ids in encoder.encode(texts()):
+        _check_ids(encoder, ids, vocab_size, names.popleft())
+        total += len(ids)
+        unknown += 0 if encoder.unknown is None else int((ids == encoder.unknown).sum())
+        yield ids
+    if unknown:
+        logger.warning("%d of %d tokens are the unknown token: the vocabulary does not hold that text", unknown, total)
+    if lost:
+        logger.warning(
+            "%d bytes of the text are in no token: the vocabulary lacks bytes %s", lost, lost_symbols.hex(" ")
+        )
+    if encoder.may_lose:
+        logger.warning("characters that the vocabulary lacks give no token: it has no unknown token, and no bytes")
+
+
+def _check_ids(encoder: Encoder, ids: Int[np.ndarray, " token"], vocab_size: int, document: str) -> None:
+    if not len(ids):
+        return
+    largest = int(ids.max())
+    if largest >= vocab_size:
+        token = encoder.tokenizer.id_to_token(largest)
+        raise ValueError(f"document {document!r} holds {beyond_vocabulary(token, largest, vocab_size)}")
+    read_out = np.isin(ids, list(encoder.special))
+    if read_out.any():
+        number = int(ids[read_out][0])
+        raise ValueError(
+            f"document {document!r} spells out {encoder.special[number]!r}, which the tokenizer reads as its special token "
+            f"of id {number}: take it out of the text"
+        )

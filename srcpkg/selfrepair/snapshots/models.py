@@ -23,6 +23,7 @@ from selfrepair.snapshots.manifest import publish, refuse_overlap, staging
 from selfrepair.snapshots.names import CONFIG, INDEX, is_tokenizer, model_file_names
 from selfrepair.snapshots.packages import package_file
 from selfrepair.snapshots.sources import Source, parse_source
+from selfrepair.snapshots.tokenizers import settle_tokenizer, write_gguf_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -121,20 +122,14 @@ def _gguf_type(gguf: Path) -> str:
 
 def _dequantise(gguf: Path, folder: Path) -> None:
     """Save the weights in float32 as an unquantised model of the same config."""
-    from transformers import AutoTokenizer
-
     from selfrepair.snapshots.weights import load_gguf
 
     quantised = load_gguf(gguf)
-    tokenizer = AutoTokenizer.from_pretrained(
-        gguf.parent, gguf_file=gguf.name, local_files_only=True, trust_remote_code=False
-    )
-    tokenizer.save_pretrained(folder)
+    write_gguf_tokenizer(gguf, folder)
     plain = _without_quantisation(quantised)
     del quantised
     plain.save_pretrained(folder)
-    for name in (CONFIG, "tokenizer_config.json"):
-        _drop_keys(folder / name, ("_model_name_or_path", "_name_or_path", "is_local", "local_files_only"))
+    _drop_keys(folder / CONFIG, ("_model_name_or_path", "_name_or_path", "is_local", "local_files_only"))
 
 
 def _without_quantisation(quantised: "PreTrainedModel") -> "PreTrainedModel":
@@ -202,8 +197,6 @@ def _wanted_files(folder: Path, names: list[str], source: str) -> list[str]:
 
 def _check_folder(folder: Path, source: str) -> tuple[dict[str, Any], str]:
     """The config and the weights' number format, after checking that the weights are the model's and all can be read."""
-    from transformers import AutoTokenizer
-
     from selfrepair.snapshots.weights import load_checked
 
     for path in sorted(folder.iterdir()):
@@ -213,11 +206,7 @@ def _check_folder(folder: Path, source: str) -> tuple[dict[str, Any], str]:
             require_content(path, source)
     config = read_config(folder, source)
     load_checked(folder, source, device_map="meta", dtype="float32")
-    try:
-        AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # tokenizers raise what they like
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].replace(str(folder), source)
-        raise ValueError(f"{source}: transformers cannot read its tokenizer: {reason}") from error
+    settle_tokenizer(folder, source)
     return config, _stored_dtype(read_headers(folder, source))
 
 
