@@ -171,7 +171,7 @@ def test_only_the_damaged_part_is_refused(tmp_path: Path) -> None:
 def test_another_kind_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "tokens.h5"
     write(path)
-    message = "holds tokens of schema version 1; wanted ablations of version 1: .*ablate_heads"
+    message = "holds tokens of schema version 2; wanted ablations of version 2: .*ablate_heads"
     with pytest.raises(ValueError, match=message), open_hdf5(path, "ablations", remake="ablate_heads"):
         pass
 
@@ -181,7 +181,7 @@ def test_another_schema_version_is_refused(tmp_path: Path) -> None:
     write(path)
     with h5py.File(path, "r+") as file:
         file.attrs["schema_version"] = SCHEMA_VERSION + 1
-    with pytest.raises(ValueError, match="holds tokens of schema version 2; wanted tokens of version 1"):
+    with pytest.raises(ValueError, match="holds tokens of schema version 3; wanted tokens of version 2"):
         read(path)
 
 

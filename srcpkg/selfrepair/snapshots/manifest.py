@@ -1,7 +1,6 @@
 """The manifest of a snapshot, and how its folder is written so that it is whole or has no manifest."""
 
 import hashlib
-import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -9,7 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-SCHEMA_VERSION = 1
+from selfrepair.sealed import read_json, refusal, write_json
+
+SCHEMA_VERSION = 2
 _PARTIAL = ".partial"
 _REQUIRED = ("schema_version", "kind", "source", "license", "files")
 
@@ -88,15 +89,7 @@ def publish(manifest: Path, partial: Path, fields: Mapping[str, Any]) -> None:
         files[path.name] = {"sha256": digest, "bytes": path.stat().st_size}
     for name in files:
         (partial / name).replace(manifest.parent / name)
-    text = json.dumps(
-        {"schema_version": SCHEMA_VERSION, "files": files, **fields}, indent=2, sort_keys=True, ensure_ascii=False
-    )
-    draft = partial / manifest.name
-    with draft.open("w", encoding="utf-8") as handle:
-        handle.write(text + "\n")
-        handle.flush()
-        os.fsync(handle.fileno())
-    draft.replace(manifest)
+    write_json(manifest, {"schema_version": SCHEMA_VERSION, "files": files, **dict(sorted(fields.items()))})
 
 
 def read_manifest(path: Path, kind: str) -> dict[str, Any]:
@@ -110,13 +103,8 @@ def read_manifest(path: Path, kind: str) -> dict[str, Any]:
         ValueError: If the manifest or a file is missing, of another schema or kind, or of another size.
     """
     remake = f"remake it with `snakemake --forcerun snapshot_{kind}`"
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"{path}: no readable manifest of a {kind} snapshot ({type(error).__name__}); {remake}"
-        ) from error
-    if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict):
+    manifest = read_json(path, remake)
+    if not isinstance(manifest.get("files"), dict):
         raise ValueError(f"{path}: not a manifest of a snapshot; {remake}")
     if manifest.get("schema_version") != SCHEMA_VERSION:
         raise ValueError(
@@ -138,22 +126,27 @@ def read_manifest(path: Path, kind: str) -> dict[str, Any]:
     return manifest
 
 
-def verify_manifest(path: Path, kind: str) -> dict[str, Any]:
-    """As `read_manifest`, and every file's sha256 is checked, which reads them all.
+def verify_manifest(path: Path, kind: str, weights: bool = True) -> dict[str, Any]:
+    """As `read_manifest`, and the content of every file is held to its sha256, which reads them all.
 
     Args:
         path: Path of the manifest.
         kind: `model` or `corpus`.
+        weights: Weights (safetensors) too, for a job that reads them.
 
     Raises:
-        ValueError: As `read_manifest`, or if a file's content has changed.
+        ValueError: As `read_manifest`, or if a file cannot be read or is not what was written.
     """
     manifest = read_manifest(path, kind)
+    advice = f"remake it with `snakemake --forcerun snapshot_{kind}`"
     for name, record in manifest["files"].items():
-        found = sha256_of(path.parent / name)
+        if name.endswith(".safetensors") and not weights:
+            continue
+        file = path.parent / name
+        try:
+            found = sha256_of(file)
+        except OSError as error:
+            raise refusal(file, error, advice=advice) from error
         if found != record["sha256"]:
-            raise ValueError(
-                f"{path.parent / name}: sha256 {found}, {path.name} records {record['sha256']}; "
-                f"remake it with `snakemake --forcerun snapshot_{kind}`"
-            )
+            raise ValueError(f"{file} is damaged: sha256 {found}, {path.name} records {record['sha256']}; {advice}")
     return manifest
