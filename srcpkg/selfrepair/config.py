@@ -1,6 +1,5 @@
 """Checks of the workflow's config before anything runs, with errors that say what to do."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 import yaml
 from jsonschema import Draft202012Validator
 
+from selfrepair.sealed import read_json
 from selfrepair.snapshots.sources import parse_source
 
 
@@ -129,6 +129,4 @@ def _no_tokens(tokens: dict[str, Any], statistics: dict[str, Any]) -> list[str]:
 
 def _source_of(manifest: Path) -> str | None:
     """What a snapshot was taken from; None where there is none."""
-    if not manifest.is_file():
-        return None
-    return json.loads(manifest.read_text(encoding="utf-8")).get("source")
+    return read_json(manifest).get("source") if manifest.is_file() else None

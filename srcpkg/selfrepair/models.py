@@ -22,7 +22,7 @@ from transformers.pytorch_utils import Conv1D
 
 from selfrepair.allocator import keep_freed_memory
 from selfrepair.families import FAMILIES, Family, is_parallel, refuse_architecture
-from selfrepair.snapshots.manifest import read_manifest
+from selfrepair.snapshots.manifest import verify_manifest
 
 logger = logging.getLogger(__name__)
 
@@ -308,7 +308,7 @@ def _read_folder(folder: Path, device: str, dtype: torch.dtype) -> tuple[PreTrai
         )
     weights = "in a local folder"
     if (folder / "manifest.json").exists():
-        weights = read_manifest(folder / "manifest.json", kind="model")["weights"]
+        weights = verify_manifest(folder / "manifest.json", kind="model")["weights"]
     refuse_architecture(json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"], str(folder))
     hf = AutoModelForCausalLM.from_pretrained(
         folder, dtype=dtype, attn_implementation="sdpa", local_files_only=True, use_safetensors=True

@@ -1,7 +1,7 @@
 """Files that later steps read: sealed with the SHA-256 of their own bytes, and every error of the system by its own name.
 
-JSON and Parquet have no checksum that covers a whole file. So ours carry one within: the field `SEAL`, computed with zeros in its
-own place. Any plain tool reads such a file. Both are written whole or not at all.
+JSON and Parquet have no checksum that covers a whole file. So ours carry one within: the field `SEAL`, computed with zeros in
+its own place. Any plain tool reads such a file. Both are written whole or not at all.
 """
 
 import errno
@@ -44,7 +44,7 @@ def advice_for(path: Path, rule: str = "") -> str:
 def refusal(
     path: Path, error: OSError, doing: str = "read", advice: str = "run again", fault: str = "is damaged"
 ) -> ValueError:
-    """An error of the system, or of a library that reads or writes a file, as one that names the file, its cause and its remedy.
+    """An error of the system, or of a library that reads or writes a file, as one that names file, cause and remedy.
 
     Args:
         path: The file.

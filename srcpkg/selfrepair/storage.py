@@ -1,9 +1,9 @@
 """Result files: HDF5 with named dimensions, whole or absent, that say what they are and how they were made.
 
 A file is written under a temporary name in its own folder, flushed, synced and renamed, so a path that exists is whole. Every
-bit of it is under a checksum: values under HDF5's fletcher32, checked where they are read; headers and chunk indexes under those
-of HDF5 1.10's file format; and what that format leaves out (heaps, which hold the names of dimensions, and long attributes) under
-digests of our own, checked when it is opened. Dimension scales give `xarray.open_dataset` its names.
+bit of it is under a checksum: values under HDF5's fletcher32, checked where they are read; headers and chunk indexes under
+those of HDF5 1.10's file format; and what that format leaves out (heaps, which hold the names of dimensions, and long
+attributes) under digests of our own, checked when it is opened. Dimension scales give `xarray.open_dataset` its names.
 """
 
 import hashlib
@@ -179,6 +179,109 @@ def open_hdf5(path: Path, kind: str, *, remake: str) -> Iterator[xr.Dataset]:
             values = indexing.LazilyIndexedArray(_Values(variable, path, advice))
             lazy[name] = xr.Variable(variable.dimensions, values, dict(variable.attrs))
         yield xr.Dataset(lazy, attrs={name: value for name, value in file.attrs.items() if name not in _SEALS})
+
+
+def open_shards(
+    paths: Sequence[Path], kind: str, *, remake: str, n_prompts: int | None = None
+) -> Iterator[tuple[xr.Dataset, int]]:
+    """Open the shards of a data set one after the other, and hold each to those before it.
+
+    Args:
+        paths: Files of one kind, in the order of their prompts.
+        kind: What they must be.
+        remake: The rule that makes them.
+        n_prompts: How many prompts they hold together; None where nothing says.
+
+    Yields:
+        Each file's dataset (`open_hdf5`), and the number of its first prompt.
+
+    Raises:
+        ValueError: A file that cannot be read, is out of its order, or has other heads, sizes or inputs than the first; or
+            prompts that are missing at the end.
+    """
+    first, wanted = 0, None
+    for path in paths:
+        with open_hdf5(path, kind, remake=remake) as dataset:
+            config = json.loads(dataset.attrs["provenance"]).get("config", {})
+            at, after = config.get("prompts", (first, None))
+            if at != first:
+                raise ValueError(
+                    f"{path} begins with prompt {at} where prompt {first} follows: name every shard of the run once, in order"
+                )
+            found = _common(dataset)
+            if wanted is not None and found != wanted:
+                other = next(name for name in found.keys() | wanted.keys() if found.get(name) != wanted.get(name))
+                raise ValueError(
+                    f"{path} and {paths[0]} are not of one run, as their {other} differ: {advice_for(path, remake)}, or name "
+                    "the shards of one run"
+                )
+            wanted = found
+            size = dataset.sizes["prompt"] if "prompt" in dataset.sizes else int(dataset.attrs["n_prompts"])
+            if after not in (None, first + size):
+                raise ValueError(f"{path} holds {size} prompts of {after - at}: {advice_for(path, remake)}")
+            yield dataset, first
+            first += size
+    if n_prompts is not None and first != n_prompts:
+        raise ValueError(
+            f"{paths[0]} and the shards after it hold {first} prompts, the run {n_prompts}: name every shard of the run once"
+        )
+
+
+def heads_of(dataset: xr.Dataset) -> list[tuple[int, int]]:
+    """The (layer, head) pairs of a file that holds some heads, in its order."""
+    return list(zip(dataset["layer"].values.tolist(), dataset["head_index"].values.tolist(), strict=True))
+
+
+def same_heads(path: Path, dataset: xr.Dataset, heads: Sequence[tuple[int, int]], whose: Path) -> None:
+    """Check that a file holds the heads of another, in the same order, before rows of the two are joined.
+
+    Raises:
+        ValueError: Other heads, with both files.
+    """
+    if (got := heads_of(dataset)) != list(heads):
+        raise ValueError(
+            f"{path} holds the heads {_few(got)}, {whose} names {_few(heads)}: {advice_for(path)}, or remake {whose}"
+        )
+
+
+def rows_of(heads: Sequence[tuple[int, int]], whose: Path, dataset: xr.Dataset, path: Path) -> list[int]:
+    """Where heads stand in a file that holds some heads.
+
+    Args:
+        heads: The (layer, head) pairs.
+        whose: The file that names them.
+        dataset: What the file holds.
+        path: The file.
+
+    Raises:
+        ValueError: Heads that the file lacks, with both files.
+    """
+    held = {pair: row for row, pair in enumerate(heads_of(dataset))}
+    missing = [pair for pair in heads if pair not in held]
+    if missing:
+        raise ValueError(
+            f"{path} lacks heads {missing}, which {whose} names: name them under ablations.*.heads, or name others in "
+            "analyses.heads"
+        )
+    return [held[pair] for pair in heads]
+
+
+def _few(heads: Sequence[tuple[int, int]]) -> str:
+    shown = ", ".join(f"{layer}.{head}" for layer, head in heads[:6])
+    return f"{shown}{', ...' if len(heads) > 6 else ''} ({len(heads)})"
+
+
+def _common(dataset: xr.Dataset) -> dict[str, Any]:
+    """What all shards of a run share: heads, sizes but prompts', and the identities of inputs that are no shards."""
+    provenance = json.loads(dataset.attrs["provenance"])
+    config = {name: value for name, value in provenance.get("config", {}).items() if name != "prompts"}
+    inputs = {name: of for name, of in provenance.get("upstream", {}).items() if not Path(name).stem.isdigit()}
+    return {
+        "heads": heads_of(dataset) if "head_index" in dataset else None,
+        "sizes": {name: size for name, size in dataset.sizes.items() if name not in ("prompt", "token")},
+        "settings": config,
+        "inputs": inputs,
+    }
 
 
 class _Values(BackendArray):

@@ -11,7 +11,8 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Int
 
-from selfrepair.snapshots.manifest import read_manifest
+from selfrepair.sealed import write_json
+from selfrepair.snapshots.manifest import verify_manifest
 from selfrepair.storage import open_hdf5, write_hdf5
 
 logger = logging.getLogger(__name__)
@@ -60,8 +61,8 @@ def tokenize_corpus(
     """
     from transformers import AutoTokenizer
 
-    read_manifest(model_manifest, kind="model")
-    manifest = read_manifest(corpus_manifest, kind="corpus")
+    verify_manifest(model_manifest, kind="model", weights=False)
+    manifest = verify_manifest(corpus_manifest, kind="corpus")
     tokenizer = AutoTokenizer.from_pretrained(model_manifest.parent, local_files_only=True)
     if tokenizer.eos_token_id is None:
         raise ValueError(f"the tokenizer in {model_manifest.parent} has no EOS token to join documents with: set one")
@@ -157,7 +158,7 @@ def check_prompts(*, tokens: Path, out: Path, prompts: int) -> None:
         held = dataset.sizes["prompt"]
         if prompts > held:
             raise ValueError(_too_many(prompts, dataset))
-    out.write_text(json.dumps({"asked": prompts, "held": held}) + "\n", encoding="utf-8")
+    write_json(out, {"asked": prompts, "held": held})
 
 
 def read_shard(path: Path, prompts: slice) -> Prompts:

@@ -1,6 +1,5 @@
 """Heads that answer one another: against hooked runs of the whole model, and planted models in which the answer is known."""
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -27,9 +26,11 @@ from selfrepair.next_layer import moved_changes
 from selfrepair.progress import Progress
 from selfrepair.quantities import PARTS
 from selfrepair.reinforcement import ADDED, _added, reinforce_heads
+from selfrepair.sealed import write_json
 from selfrepair.single_attention import Attentions
 from selfrepair.statistics import estimate_weights
 from selfrepair.storage import write_hdf5
+from selfrepair.table_file import write_table
 
 from conftest import random_model
 from planted import backup
@@ -144,7 +145,7 @@ def write_reinforcement(path: Path, sums: dict[str, np.ndarray], selected: np.nd
 def settings_table(path: Path, **attrs: object) -> Path:
     table = pd.DataFrame({"layer": [0]})
     table.attrs = {"ablation": "resample", "parallel_attention_mlp": False, **attrs}
-    table.to_parquet(path)
+    write_table(table, path, table.attrs)
     return path
 
 
@@ -246,7 +247,7 @@ def test_rows_add_up_to_self_repair_and_intervals_are_over_prompts(
         return float(whole[quantity].values[row][selected[row]].mean())
 
     chosen = [(1, 2), (0, 3)]
-    (tmp_path / "chosen.json").write_text(json.dumps(chosen))
+    write_json(tmp_path / "chosen.json", {"heads": chosen})
     names = ("by_layer", "rows", "pairs")
     tabulate_repair(
         shards=shards,

@@ -1,6 +1,5 @@
 """Prompts: cut as TransformerLens cuts them, none twice, each with donors of its own shard."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ from datasets import Dataset
 from transformer_lens.utilities.tokenize_utils import tokenize_and_concatenate
 from transformers import AutoTokenizer
 
+from selfrepair.sealed import read_json
 from selfrepair.snapshots.corpora import snapshot_corpus
 from selfrepair.snapshots.models import snapshot_model
 from selfrepair.storage import open_hdf5
@@ -202,7 +202,7 @@ def test_a_tokenizer_without_eos_is_refused(corpus: Path, tmp_path: Path) -> Non
 
 def test_as_many_prompts_as_the_text_holds_may_be_asked_for(tokens_file: Path, tmp_path: Path) -> None:
     check_prompts(tokens=tokens_file, out=tmp_path / "prompts.json", prompts=9)
-    assert json.loads((tmp_path / "prompts.json").read_text()) == {"asked": 9, "held": 9}
+    assert read_json(tmp_path / "prompts.json") == {"asked": 9, "held": 9}
 
 
 def test_more_prompts_than_the_text_holds_are_refused(tokens_file: Path, tmp_path: Path) -> None:

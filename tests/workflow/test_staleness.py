@@ -1,12 +1,12 @@
 """A result is stale when its inputs, the config values it uses or the package code it runs changed: no more, no less."""
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import pytest
 
+from selfrepair.sealed import read_json
 from workflow.running import REPOSITORY, Space
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -303,7 +303,7 @@ def test_more_prompts_keep_finished_shards(finished: Space, tmp_path) -> None:
         "00001.h5",
         "00002.h5",
     ]
-    assert json.loads((space.run / "prompts.json").read_text()) == {"asked": 12, "held": 16}
+    assert read_json(space.run / "prompts.json") == {"asked": 12, "held": 16}
 
 
 def test_fewer_prompts_recompute_no_shard(space: Space) -> None:

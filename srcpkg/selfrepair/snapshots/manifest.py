@@ -148,5 +148,5 @@ def verify_manifest(path: Path, kind: str, weights: bool = True) -> dict[str, An
         except OSError as error:
             raise refusal(file, error, advice=advice) from error
         if found != record["sha256"]:
-            raise ValueError(f"{file} is damaged: sha256 {found}, {path.name} records {record['sha256']}; {advice}")
+            raise ValueError(f"{file}: sha256 {found}, {path.name} records {record['sha256']}: it is damaged; {advice}")
     return manifest
