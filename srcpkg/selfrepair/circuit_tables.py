@@ -40,7 +40,7 @@ def condense_reinforcement(
         bootstrap_seed: Of the resampling.
     """
     run = read_table(heads_table).attrs
-    sums = _joined(shards, "reinforcement", "reinforce_heads", run["n_prompts"])
+    sums = _joined(shards, "reinforcement", "reinforce_heads", run.get("n_prompts"))
     attrs = {**run, "ablation": ""}
     n_layers, n_heads, n_prompts = sums["n_selected"].shape
     weights = estimate_weights(n_prompts, n_bootstrap, bootstrap_seed)
@@ -127,7 +127,7 @@ def tabulate_repair(
         bootstrap_seed: Of the resampling.
     """
     attrs = read_table(heads_table).attrs
-    repair, chosen = _repair(shards, attrs["n_prompts"]), read_chosen_heads(chosen_heads)
+    repair, chosen = _repair(shards, attrs.get("n_prompts")), read_chosen_heads(chosen_heads)
     rows_of(chosen, chosen_heads, repair, shards[0])
     parallel = attrs["parallel_attention_mlp"]
     weights = estimate_weights(repair.sizes["prompt"], n_bootstrap, bootstrap_seed)
@@ -189,7 +189,7 @@ def strongest_pairs(repair: xr.Dataset, count: int) -> list[Repairer]:
     return by_head + by_mlp
 
 
-def _repair(shards: Sequence[Path], n_prompts: int) -> xr.Dataset:
+def _repair(shards: Sequence[Path], n_prompts: int | None) -> xr.Dataset:
     """Each head's repair by every component, summed over its top tokens of each prompt, of all shards."""
     names = ["repair_by_head", "repair_by_mlp", "n_selected", "layer", "head_index"]
     return _joined(shards, "ablations", "ablate_heads", n_prompts, names)
@@ -277,8 +277,8 @@ def correlate_next_layer(
         bootstrap_seed: Of the resampling.
     """
     attrs = read_table(heads_table).attrs
-    ablated = _repair(ablations, attrs["n_prompts"])
-    shifted = _joined(moved, "moved_residual", "move_residual", attrs["n_prompts"])
+    ablated = _repair(ablations, attrs.get("n_prompts"))
+    shifted = _joined(moved, "moved_residual", "move_residual", attrs.get("n_prompts"))
     rows_of(heads_of(shifted), moved[0], ablated, ablations[0])
     n_prompts, n_layers, n_heads = shifted.sizes["prompt"], ablated.sizes["by_layer"], ablated.sizes["by_head"]
     weights = estimate_weights(n_prompts, n_bootstrap, bootstrap_seed)
@@ -349,7 +349,7 @@ def condense_layer_ablation(
     """
     attrs = {**read_table(heads_table).attrs, "ablation": "resample"}
     parts: dict[str, list[np.ndarray]] = {name: [] for name in HEAD_TOKEN}
-    for dataset, _ in open_shards(shards, "layer_ablations", remake="ablate_layers", n_prompts=attrs["n_prompts"]):
+    for dataset, _ in open_shards(shards, "layer_ablations", remake="ablate_layers", n_prompts=attrs.get("n_prompts")):
         for name, found in parts.items():
             found.append(dataset[name].values[..., first_position:].astype(float))
     tokens = {name: np.concatenate(found, axis=2) for name, found in parts.items()}

@@ -302,7 +302,8 @@ def write_thresholds(path: Path, selected: np.ndarray) -> Path:
     n_pos = selected.shape[2]
     tokens = [np.flatnonzero(of_head) for of_head in selected]
     longest = max(map(len, tokens))
-    with write_hdf5(path, kind="thresholds", provenance={}, attrs={"n_pos": n_pos}) as file:
+    attrs = {"n_pos": n_pos, "n_prompts": selected.shape[1]}
+    with write_hdf5(path, kind="thresholds", provenance={}, attrs=attrs) as file:
         file.dims(layer=len(selected) // 4, head=4, top=longest)
         top = np.stack([np.resize(of_head, longest) for of_head in tokens]).reshape(-1, 4, longest)
         file.put("top_tokens", ("layer", "head", "top"), top)
