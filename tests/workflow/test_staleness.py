@@ -32,13 +32,17 @@ TABLES = {"condense_ablations", "tabulate_tokens", "condense_neurons", *LAYERNOR
 DONORS = {"project_other_donor", "ablate_with_donors"}
 REPLAYS = {"ablate_heads", "freeze_layernorm", "measure_neurons", "ablate_layers", *DONORS}
 ONE_ATTENTION = {"reinforce_heads", "move_residual"}
+# These read which heads were chosen.
+TAKES_CHOSEN = {"ablate_heads", "freeze_layernorm", "measure_neurons", "ablate_with_donors", "move_residual"}
 RUNS_THE_MODEL = {"cache_activations", *REPLAYS, *ONE_ATTENTION}
 READS_HDF5 = {
     *("tokenize_corpus", "check_prompts", "select_top_tokens", "average_activations"),
     *(RUNS_THE_MODEL | TABLES),
 }
+OF_TABLES = TABLES - LAYERNORM
+USES_TABLES = TABLES | SHOWS | TAKES_CHOSEN | {"choose_heads"}
 EVERY = SNAPSHOTS | READS_HDF5 | {"choose_heads"} | SHOWS
-READS_SNAPSHOTS = {"tokenize_corpus", "check_prompts", *RUNS_THE_MODEL, *TABLES}
+READS_SNAPSHOTS = {"tokenize_corpus", "check_prompts", *RUNS_THE_MODEL, *OF_TABLES}
 
 # The rules that run each module, and are stale by an edit of it. What is made from their results follows by itself.
 USERS = {
@@ -54,7 +58,7 @@ USERS = {
     # Used while the workflow is put together; what it gives reaches jobs as params.
     "config.py": set(),
     "donor_noise.py": {"tabulate_donor_noise"},
-    "families.py": RUNS_THE_MODEL | TABLES,
+    "families.py": RUNS_THE_MODEL | OF_TABLES,
     "figures/__init__.py": SHOWS,
     "figures/style.py": SHOWS,
     "findings.py": {"write_findings"},
@@ -75,6 +79,7 @@ USERS = {
     "quantities.py": REPLAYS | TABLES | SHOWS,
     "reinforcement.py": {"reinforce_heads"},
     "replay.py": REPLAYS,
+    "sealed.py": EVERY,
     "selection.py": {"select_top_tokens"} | REPLAYS | ONE_ATTENTION | TABLES,
     "selection_control.py": {"tabulate_selection_control"},
     "single_attention.py": ONE_ATTENTION,
@@ -88,7 +93,8 @@ USERS = {
     "snapshots/wikitext.py": {"snapshot_corpus"},
     "statistics.py": TABLES | {"draw_token_noise", "write_findings"},
     "storage.py": READS_HDF5,
-    "tables.py": TABLES,
+    "table_file.py": USES_TABLES,
+    "tables.py": OF_TABLES,
     "tokens.py": {"tokenize_corpus", "check_prompts"} | RUNS_THE_MODEL,
     "wording.py": SHOWS,
 }
