@@ -1,11 +1,13 @@
 """Tables as files: Parquet with the run's settings in its attrs, sealed, and a CSV beside it to look at."""
 
 import io
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from pyarrow import parquet
 
 from selfrepair.sealed import BLANK, SEAL, advice_for, read_listed, read_sealed, write_sealed, write_whole, writing
 
@@ -15,11 +17,17 @@ def write_table(table: pd.DataFrame, path: Path, attrs: Mapping[Any, Any]) -> No
     csv = path.with_suffix(".csv")
     with write_whole(csv) as temporary, writing(csv):
         table.to_csv(temporary, index=False)
-    sealed = table.copy(deep=False)
-    sealed.attrs = {**attrs, SEAL: BLANK}
+    labelled = table.copy(deep=False)
+    labelled.attrs = dict(attrs)
     content = io.BytesIO()
-    sealed.to_parquet(content, index=False)
-    write_sealed(path, content.getvalue())
+    labelled.to_parquet(content, index=False)
+    columns = parquet.read_table(content)
+    sealed = io.BytesIO()
+    with parquet.ParquetWriter(sealed, columns.schema) as writer:
+        writer.write_table(columns)
+        # Beside the schema, so that the table's attrs are the run's settings alone.
+        writer.add_key_value_metadata({"selfrepair": json.dumps({SEAL: BLANK})})
+    write_sealed(path, sealed.getvalue())
 
 
 def read_table(path: Path, columns: Sequence[str] | None = None) -> pd.DataFrame:
@@ -38,8 +46,6 @@ def read_table(path: Path, columns: Sequence[str] | None = None) -> pd.DataFrame
     if path.suffix != ".parquet":
         raise ValueError(f"{path}: tables are read from .parquet or .csv files")
     try:
-        table = pd.read_parquet(io.BytesIO(read_sealed(path)), columns=wanted)
+        return pd.read_parquet(io.BytesIO(read_sealed(path)), columns=wanted)
     except OSError as error:  # pyarrow's, of bytes that are what was written
         raise ValueError(f"{path} is no table ({error}): {advice_for(path)}") from error
-    del table.attrs[SEAL]
-    return table
