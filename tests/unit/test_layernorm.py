@@ -295,7 +295,7 @@ def test_ratio_of_scales_is_the_ratio_of_residual_norms(run: Run) -> None:
 def test_heads_that_were_not_ablated_are_named(run: Run, tmp_path: Path) -> None:
     chosen = tmp_path / "chosen.json"
     write_json(chosen, {"heads": [[0, 0], [1, 7]]})
-    with pytest.raises(ValueError, match=r"lacks heads \[\(1, 7\)\]: name them under ablations"):
+    with pytest.raises(ValueError, match=r"lacks heads \[\(1, 7\)\], which .*chosen\.json names: name them under ablations"):
         tabulate_scale_ratios(
             **run.inputs("zero"), chosen_heads=chosen, summary=tmp_path / "a", histogram=tmp_path / "b"
         )
