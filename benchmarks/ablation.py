@@ -39,6 +39,7 @@ from selfrepair.flops import head_flops, sweep_flops
 from selfrepair.models import Model
 from selfrepair.progress import Progress
 from selfrepair.selection import top_tokens
+from selfrepair.storage import open_hdf5
 
 MATMUL_SIZE = 2048
 TOP_FRACTION = 0.02
@@ -402,7 +403,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 def prompts(tokens_file: Path) -> np.ndarray:
     """Token ids [prompt, pos] of the default run."""
-    with xr.open_dataset(tokens_file, engine="h5netcdf") as file:
+    with open_hdf5(tokens_file, "tokens", remake="tokenize_corpus") as file:
         return file["tokens"].values[:DEFAULT_PROMPTS].astype(np.int64)
 
 

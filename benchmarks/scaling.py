@@ -21,7 +21,6 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import numpy as np
 import torch
-import xarray as xr
 from matplotlib.axes import Axes
 from transformers import AutoModelForCausalLM, GPTNeoXConfig, LlamaConfig, PretrainedConfig
 
@@ -29,6 +28,7 @@ import selfrepair
 from selfrepair.figures import style
 from selfrepair.flops import layer_flops, sweep_flops
 from selfrepair.models import Model, find_parts
+from selfrepair.storage import open_hdf5
 
 TOKENS = (512, 1024, 2048, 4096, 8192)
 LENGTH = 128
@@ -55,7 +55,7 @@ AUTHORS_FORWARDS = 4
 
 def text(file: Path, n_tokens: int, length: int) -> np.ndarray:
     """``n_tokens`` of the text as prompts [prompt, pos] of any length."""
-    with xr.open_dataset(file, engine="h5netcdf") as dataset:
+    with open_hdf5(file, "tokens", remake="tokenize_corpus") as dataset:
         ids = dataset["tokens"].values.astype(np.int64).ravel()
     if len(ids) < n_tokens:
         raise SystemExit(f"the text has {len(ids)} tokens, {n_tokens} are wanted")

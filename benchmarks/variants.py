@@ -22,7 +22,6 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import numpy as np
 import torch
-import xarray as xr
 
 import selfrepair
 from selfrepair import models
@@ -31,6 +30,7 @@ from selfrepair.calls import Call
 from selfrepair.clean import prompt_chunks, run_clean
 from selfrepair.models import Model
 from selfrepair.progress import Progress
+from selfrepair.storage import open_hdf5
 
 PROMPTS = 8
 HEADS = 4
@@ -90,7 +90,7 @@ def time_variant(options: argparse.Namespace) -> dict[str, float]:
     model = selfrepair.load_model(options.model)
     if name == OWN_NORM:
         models._norm_in_own_dtype(model.hf)
-    with xr.open_dataset(options.tokens, engine="h5netcdf") as file:
+    with open_hdf5(options.tokens, "tokens", remake="tokenize_corpus") as file:
         tokens = torch.from_numpy(file["tokens"].values[:PROMPTS].astype(np.int64))
     if name in (LAYERS_ALONE, COMPILED):
         work = layers_alone(model, tokens, compiled=name == COMPILED)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from selfrepair.storage import open_hdf5, write_hdf5
+from selfrepair.storage import open_hdf5, open_shards, write_hdf5
 
 
 def average_activations(*, shards: Sequence[Path], out: Path, provenance: dict[str, Any]) -> None:
@@ -21,12 +21,11 @@ def average_activations(*, shards: Sequence[Path], out: Path, provenance: dict[s
     total: np.ndarray | float = 0.0
     count = 0
     dtype = np.dtype("float32")
-    for shard in shards:
-        with open_hdf5(shard, "activations", remake="cache_activations") as dataset:
-            dtype = dataset["z"].dtype
-            layers = range(dataset.sizes["layer"])
-            total = total + np.stack([dataset["z"][layer].values.sum((0, 1), dtype="float64") for layer in layers])
-            count += dataset.sizes["prompt"] * dataset.sizes["pos"]
+    for dataset, _ in open_shards(shards, "activations", remake="cache_activations"):
+        dtype = dataset["z"].dtype
+        layers = range(dataset.sizes["layer"])
+        total = total + np.stack([dataset["z"][layer].values.sum((0, 1), dtype="float64") for layer in layers])
+        count += dataset.sizes["prompt"] * dataset.sizes["pos"]
     mean = np.asarray(total / count, dtype)
     with write_hdf5(out, kind="mean_activations", provenance=provenance) as file:
         file.dims(layer=mean.shape[0], head=mean.shape[1], d_head=mean.shape[2])

@@ -1,13 +1,14 @@
 """How far measurements are from plain runs of the whole model (`selfrepair.proof`): what shards record, in one table."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from selfrepair.storage import open_hdf5
-from selfrepair.tables import write_table
+from selfrepair.storage import open_shards
+from selfrepair.table_file import read_table, write_table
 
 
 def tabulate_checks(
@@ -24,8 +25,8 @@ def tabulate_checks(
     """
     rows: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for kind, paths in shards.items():
-        for path in paths:
-            with open_hdf5(path, kind, remake=remake[kind]) as dataset:
+        for _, of_one in itertools.groupby(paths, key=lambda path: path.parent):
+            for dataset, _ in open_shards(list(of_one), kind, remake=remake[kind]):
                 rows.setdefault((kind, str(dataset.attrs.get("ablation", ""))), []).append(dict(dataset.attrs))
     table = [
         {
@@ -38,4 +39,4 @@ def tabulate_checks(
         }
         for (measurement, ablation), files in rows.items()
     ]
-    write_table(pd.DataFrame(table), out, pd.read_parquet(heads_table).attrs)
+    write_table(pd.DataFrame(table), out, read_table(heads_table).attrs)

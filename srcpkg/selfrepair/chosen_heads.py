@@ -1,10 +1,12 @@
 """The few heads that analyses of single heads are about."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
+
+from selfrepair.sealed import read_json, write_json
+from selfrepair.table_file import read_table
 
 N_CHOSEN = 4
 """Heads that are taken where the config names none: as many as a figure of panels holds side by side."""
@@ -15,24 +17,24 @@ def choose_heads(*, heads_table: Path, out: Path, heads: Sequence[tuple[int, int
 
     Args:
         heads_table: Table "heads" of the main kind of ablation.
-        out: JSON file: a list of [layer, head].
+        out: JSON file: ``heads``, a list of [layer, head].
         heads: The (layer, head) pairs; None takes those of largest condensed self-repair that have an MLP after them.
 
     Raises:
         ValueError: A head that was not ablated.
     """
-    table = pd.read_parquet(heads_table)
+    table = read_table(heads_table)
     chosen = strongest_heads(table, N_CHOSEN) if heads is None else [(int(layer), int(head)) for layer, head in heads]
     ablated = set(zip(table["layer"], table["head"], strict=True))
     missing = [pair for pair in chosen if pair not in ablated]
     if missing:
         raise ValueError(f"heads {missing} were not ablated: name them under ablations.*.heads, or name others")
-    out.write_text(json.dumps(chosen) + "\n", encoding="utf-8")
+    write_json(out, {"heads": chosen})
 
 
 def read_chosen_heads(path: Path) -> list[tuple[int, int]]:
     """The (layer, head) pairs that `choose_heads` wrote, the strongest first."""
-    return [(layer, head) for layer, head in json.loads(path.read_text(encoding="utf-8"))]
+    return [(layer, head) for layer, head in read_json(path)["heads"]]
 
 
 def strongest_heads(table: pd.DataFrame, count: int) -> list[tuple[int, int]]:

@@ -15,8 +15,9 @@ from selfrepair.chosen_heads import read_chosen_heads
 from selfrepair.quantities import HEAD_TOKEN
 from selfrepair.selection import read_selected
 from selfrepair.statistics import estimate_weights, estimated, mean_over_heads, ratios
-from selfrepair.storage import open_hdf5
-from selfrepair.tables import CONFIDENCE, relative_depth, write_table
+from selfrepair.storage import heads_of, open_shards, rows_of
+from selfrepair.table_file import read_table, write_table
+from selfrepair.tables import CONFIDENCE, relative_depth
 
 Head = tuple[int, int]
 
@@ -38,8 +39,9 @@ def condense_reinforcement(
         n_bootstrap: Resamples of prompts.
         bootstrap_seed: Of the resampling.
     """
-    sums = _joined(shards, "reinforcement", "reinforce_heads")
-    attrs = {**pd.read_parquet(heads_table).attrs, "ablation": ""}
+    run = read_table(heads_table).attrs
+    sums = _joined(shards, "reinforcement", "reinforce_heads", run.get("n_prompts"))
+    attrs = {**run, "ablation": ""}
     n_layers, n_heads, n_prompts = sums["n_selected"].shape
     weights = estimate_weights(n_prompts, n_bootstrap, bootstrap_seed)
     counts = sums["n_selected"].values.reshape(-1, n_prompts).astype(float)
@@ -124,8 +126,9 @@ def tabulate_repair(
         n_bootstrap: Resamples of prompts.
         bootstrap_seed: Of the resampling.
     """
-    repair, chosen = _repair(shards), read_chosen_heads(chosen_heads)
-    attrs = pd.read_parquet(heads_table).attrs
+    attrs = read_table(heads_table).attrs
+    repair, chosen = _repair(shards, attrs.get("n_prompts")), read_chosen_heads(chosen_heads)
+    rows_of(chosen, chosen_heads, repair, shards[0])
     parallel = attrs["parallel_attention_mlp"]
     weights = estimate_weights(repair.sizes["prompt"], n_bootstrap, bootstrap_seed)
     write_table(repair_by_layer(repair, parallel, weights), tables["by_layer"], attrs)
@@ -186,10 +189,10 @@ def strongest_pairs(repair: xr.Dataset, count: int) -> list[Repairer]:
     return by_head + by_mlp
 
 
-def _repair(shards: Sequence[Path]) -> xr.Dataset:
+def _repair(shards: Sequence[Path], n_prompts: int | None) -> xr.Dataset:
     """Each head's repair by every component, summed over its top tokens of each prompt, of all shards."""
     names = ["repair_by_head", "repair_by_mlp", "n_selected", "layer", "head_index"]
-    return _joined(shards, "ablations", "ablate_heads", names)
+    return _joined(shards, "ablations", "ablate_heads", n_prompts, names)
 
 
 def _whole_repair(
@@ -197,16 +200,13 @@ def _whole_repair(
 ) -> dict[tuple[Head, str], Float[np.ndarray, " prompt"]]:
     """By head and name of `WHOLE`, the sum over the head's top tokens of each prompt."""
     sums: dict[str, list[np.ndarray]] = {by: [] for by in WHOLE}
-    first = 0
-    for shard in shards:
-        with open_hdf5(shard, "ablations", remake="ablate_heads") as dataset:
-            row_of = _rows_of(dataset)
-            part = dataset[list(WHOLE.values())].isel(head=[row_of[head] for head in heads]).load()
+    for dataset, first in open_shards(shards, "ablations", remake="ablate_heads"):
+        row_of = _rows_of(dataset)
+        part = dataset[list(WHOLE.values())].isel(head=[row_of[head] for head in heads]).load()
         after = first + part.sizes["prompt"]
         selected = read_selected(thresholds, heads, slice(first, after))
         for by, quantity in WHOLE.items():
             sums[by].append(np.where(selected, part[quantity].values, 0).sum(-1, dtype=float))
-        first = after
     joined = {by: np.concatenate(of, axis=1) for by, of in sums.items()}
     return {(head, by): of[row] for by, of in joined.items() for row, head in enumerate(heads)}
 
@@ -276,9 +276,10 @@ def correlate_next_layer(
         n_bootstrap: Resamples of prompts; heads stay as they are.
         bootstrap_seed: Of the resampling.
     """
-    ablated = _repair(ablations)
-    shifted = _joined(moved, "moved_residual", "move_residual")
-    attrs = pd.read_parquet(heads_table).attrs
+    attrs = read_table(heads_table).attrs
+    ablated = _repair(ablations, attrs.get("n_prompts"))
+    shifted = _joined(moved, "moved_residual", "move_residual", attrs.get("n_prompts"))
+    rows_of(heads_of(shifted), moved[0], ablated, ablations[0])
     n_prompts, n_layers, n_heads = shifted.sizes["prompt"], ablated.sizes["by_layer"], ablated.sizes["by_head"]
     weights = estimate_weights(n_prompts, n_bootstrap, bootstrap_seed)
     row_of = _rows_of(ablated)
@@ -346,11 +347,11 @@ def condense_layer_ablation(
         n_bootstrap: Resamples of prompts.
         bootstrap_seed: Of the resampling.
     """
+    attrs = {**read_table(heads_table).attrs, "ablation": "resample"}
     parts: dict[str, list[np.ndarray]] = {name: [] for name in HEAD_TOKEN}
-    for shard in shards:
-        with open_hdf5(shard, "layer_ablations", remake="ablate_layers") as dataset:
-            for name, found in parts.items():
-                found.append(dataset[name].values[..., first_position:].astype(float))
+    for dataset, _ in open_shards(shards, "layer_ablations", remake="ablate_layers", n_prompts=attrs.get("n_prompts")):
+        for name, found in parts.items():
+            found.append(dataset[name].values[..., first_position:].astype(float))
     tokens = {name: np.concatenate(found, axis=2) for name, found in parts.items()}
     tokens["removed"] = tokens["direct_effect"] - tokens["ablated_direct_effect"]
     tokens["compensation"] = tokens["self_repair_from_heads"] + tokens["self_repair_from_mlps"]
@@ -374,7 +375,6 @@ def condense_layer_ablation(
         "n_tokens": n_prompts * n_pos,
         "n_prompts": n_prompts,
     }
-    attrs = {**pd.read_parquet(heads_table).attrs, "ablation": "resample"}
     write_table(pd.DataFrame({**columns, **with_interval(values)}), out, attrs)
 
 
@@ -401,16 +401,17 @@ def with_interval(values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {key: column for name, of in values.items() for key, column in estimated(name, of, CONFIDENCE).items()}
 
 
-def _joined(shards: Sequence[Path], kind: str, remake: str, names: Sequence[str] | None = None) -> xr.Dataset:
+def _joined(
+    shards: Sequence[Path], kind: str, remake: str, n_prompts: int | None, names: Sequence[str] | None = None
+) -> xr.Dataset:
     """These variables (None: all) of files of successive prompts as one; those without prompts are the same in all."""
-    parts = []
-    for shard in shards:
-        with open_hdf5(shard, kind, remake=remake) as dataset:
-            parts.append(dataset.load() if names is None else dataset[list(names)].load())
+    parts = [
+        dataset.load() if names is None else dataset[list(names)].load()
+        for dataset, _ in open_shards(shards, kind, remake=remake, n_prompts=n_prompts)
+    ]
     return xr.concat(parts, "prompt", data_vars="minimal", coords="minimal", compat="override", join="override")
 
 
 def _rows_of(dataset: xr.Dataset) -> dict[Head, int]:
     """Row of each (layer, head) pair of a file with a dimension of heads."""
-    pairs = zip(dataset["layer"].values.tolist(), dataset["head_index"].values.tolist(), strict=True)
-    return {pair: row for row, pair in enumerate(pairs)}
+    return {pair: row for row, pair in enumerate(heads_of(dataset))}

@@ -9,8 +9,9 @@ from jaxtyping import Float, Int
 
 from selfrepair.chosen_heads import read_chosen_heads
 from selfrepair.statistics import estimate_weights, estimated, ratios
-from selfrepair.storage import open_hdf5
-from selfrepair.tables import relative_depth, write_table
+from selfrepair.storage import open_shards, same_heads
+from selfrepair.table_file import read_table, write_table
+from selfrepair.tables import relative_depth
 
 
 def variance_over_donors(
@@ -74,18 +75,19 @@ def tabulate_donor_noise(
         heads_out: Parquet file; a CSV is written beside it.
         tokens_out: Parquet file; a CSV is written beside it.
     """
-    run = pd.read_parquet(heads_table).attrs
+    run = read_table(heads_table).attrs
+    chosen = read_chosen_heads(chosen_heads)
     parts = []
-    first = 0
-    for shard in shards:
-        with open_hdf5(shard, "donor_noise", remake="ablate_with_donors") as dataset:
-            values = {name: dataset[name].values for name in ("direct_effect", "ablated_direct_effect", "self_repair")}
+    for dataset, first in open_shards(
+        shards, "donor_noise", remake="ablate_with_donors", n_prompts=int(run["n_prompts"])
+    ):
+        same_heads(shards[0], dataset, chosen, chosen_heads)
+        values = {name: dataset[name].values for name in ("direct_effect", "ablated_direct_effect", "self_repair")}
         donor, row, prompt, pos = np.nonzero(np.isfinite(values["self_repair"]))
         listed = {name: value[donor, row, prompt, pos] for name, value in values.items()}
         parts.append(pd.DataFrame({"row": row, "prompt": prompt + first, "pos": pos, "donor": donor + 1, **listed}))
-        first += values["self_repair"].shape[2]
     tokens = pd.concat(parts, ignore_index=True)
-    heads = pd.DataFrame(read_chosen_heads(chosen_heads), columns=["layer", "head"])
+    heads = pd.DataFrame(chosen, columns=["layer", "head"])
     heads.insert(0, "rank", np.arange(1, len(heads) + 1))
     attrs = {**run, "noise_donors": int(tokens["donor"].max())}
     weights = estimate_weights(int(run["n_prompts"]), int(run["n_bootstrap"]), int(run["bootstrap_seed"]))

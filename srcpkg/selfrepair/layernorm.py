@@ -14,8 +14,8 @@ from selfrepair.chosen_heads import read_chosen_heads
 from selfrepair.quantities import PARTS
 from selfrepair.selection import read_selected
 from selfrepair.statistics import PromptSums, estimate_weights, estimated, ratios, token_values
-from selfrepair.storage import open_hdf5
-from selfrepair.tables import write_table
+from selfrepair.storage import heads_of, open_hdf5, open_shards, rows_of, same_heads
+from selfrepair.table_file import read_table, write_table
 
 RATIO_EDGES = np.linspace(0.5, 1.5, 401)
 """Edges of the bins of clean / ablated scale; what lies outside is counted in two bins of its own."""
@@ -69,14 +69,15 @@ def tabulate_scale_ratios(
     """
     attrs = _attrs(heads_table)
     chosen = read_chosen_heads(chosen_heads)
-    heads, _ = _contents(shards[0])
-    groups = [[row] for row in _rows(shards[0], heads, chosen)]
+    with open_hdf5(shards[0], "ablations", remake="ablate_heads") as dataset:
+        heads = heads_of(dataset)
+        groups = [[row] for row in rows_of(chosen, chosen_heads, dataset, shards[0])]
     if len(heads) == attrs["n_layers"] * attrs["n_heads"]:
         groups.append(list(range(len(heads))))
     sums: dict[str, list[np.ndarray]] = {}
     bins: dict[str, np.ndarray] = {}
     edges = np.concatenate([[0], RATIO_EDGES, [np.inf]])
-    for shard in _read(shards, thresholds, heads, attrs["first_position"]):
+    for shard in _read(shards, thresholds, heads, attrs, shards[0]):
         clean, ablated = shard.dataset["clean_scale"].values, shard.dataset["ablated_scale"].values
         ratio = clean[None] / ablated
         same = np.abs(ratio - 1) <= SAME_SCALE * np.finfo(ratio.dtype).eps
@@ -148,7 +149,7 @@ def tabulate_ablation_type(
     names = ("direct_effect", "ablated_direct_effect", "logit_change", "self_repair", *PARTS, "residual_norm_ratio")
     parts = []
     sums: dict[str, list[np.ndarray]] = {}
-    for shard in _read(shards, thresholds, [strongest], attrs["first_position"]):
+    for shard in _read(shards, thresholds, [strongest], attrs, chosen_heads):
         dataset = shard.dataset.isel(head=0)
         dataset["residual_norm_ratio"] = dataset["ablated_scale"] / dataset["clean_scale"]
         values = {name: dataset[name].values for name in names}
@@ -189,10 +190,11 @@ def tabulate_layernorm_claim(
         out: Parquet file, a CSV beside it: a row a source, set of layers and reading.
     """
     attrs = _attrs(heads_table)
-    heads, _ = _contents(shards[0])
+    with open_hdf5(shards[0], "ablations", remake="ablate_heads") as dataset:
+        heads = heads_of(dataset)
     sums = [
         PromptSums.of(token_values(shard.dataset), shard.counted["top"])
-        for shard in _read(shards, thresholds, heads, attrs["first_position"])
+        for shard in _read(shards, thresholds, heads, attrs, shards[0])
     ]
     joined = PromptSums.join(sums)
     weights = _weights(attrs)
@@ -210,7 +212,7 @@ def tabulate_layernorm_claim(
         for reading, values in found.items():
             share = map(float, estimated("fraction", values, attrs["confidence"]).values())
             rows.append((THIS_RUN, layers, at, reading, *share, int(chosen.sum()), int(joined.counts[chosen].sum())))
-    for model, of_model in pd.read_csv(published).groupby("model", sort=False):
+    for model, of_model in read_table(published).groupby("model", sort=False):
         for layers, at, chosen in _layer_sets(of_model["layer"].to_numpy(), int(of_model["layer"].max()) + 1):
             effect, clipped = (of_model[name].to_numpy()[chosen] for name in ("direct_effect", CLIPPED))
             # Every head has as many top tokens, so that means are sums up to a factor.
@@ -285,12 +287,14 @@ def compare_frozen_layernorm(
     measured = ("direct_effect", "logit_change", "self_repair_from_layernorm")
     names = (*measured, "frozen_layernorm_logit_change", "really_frozen_logit_change")
     sums, differences, allowed, left = [], [], [], []
-    for shard, path in zip(_read(shards, thresholds, chosen, attrs["first_position"]), frozen, strict=True):
+    ablations = _read(shards, thresholds, chosen, attrs, chosen_heads)
+    runs = open_shards(frozen, "frozen_layernorm", remake="freeze_layernorm", n_prompts=attrs["n_prompts"])
+    for shard, path, (dataset, _) in zip(ablations, frozen, runs, strict=True):
+        same_heads(path, dataset, chosen, chosen_heads)
         values = {
             name: shard.dataset[name].values.astype(np.float64) for name in (*measured, *PARTS, "ablated_direct_effect")
         }
-        with open_hdf5(path, "frozen_layernorm", remake="freeze_layernorm") as dataset:
-            really, rounding = dataset["frozen_layernorm_logit_change"].values, dataset["rounding"].values
+        really, rounding = dataset["frozen_layernorm_logit_change"].values, dataset["rounding"].values
         values["really_frozen_logit_change"] = really
         values["frozen_layernorm_logit_change"] = values["logit_change"] - values["self_repair_from_layernorm"]
         counted = shard.counted["top"]
@@ -334,49 +338,22 @@ def compare_frozen_layernorm(
 
 
 def _attrs(heads_table: Path) -> dict[Any, Any]:
-    return dict(pd.read_parquet(heads_table, columns=["layer"]).attrs)
-
-
-def _contents(shard: Path) -> tuple[list[tuple[int, int]], str]:
-    """The heads of an ablations file, and which of their tokens it holds."""
-    with open_hdf5(shard, "ablations", remake="ablate_heads") as dataset:
-        layers, heads = dataset["layer"].values.tolist(), dataset["head_index"].values.tolist()
-        return list(zip(layers, heads, strict=True)), dataset.attrs["tokens"]
-
-
-def _rows(path: Path, ablated: list[tuple[int, int]], heads: Sequence[tuple[int, int]]) -> list[int]:
-    """Where heads stand among those that were ablated.
-
-    Raises:
-        ValueError: A head that was not ablated.
-    """
-    missing = [pair for pair in heads if pair not in ablated]
-    if missing:
-        raise ValueError(
-            f"{path} lacks heads {missing}: name them under ablations.*.heads, or name others in analyses.heads"
-        )
-    return [ablated.index(pair) for pair in heads]
+    return dict(read_table(heads_table, columns=["layer"]).attrs)
 
 
 def _read(
-    shards: Sequence[Path], thresholds: Path, heads: list[tuple[int, int]], first_position: int
+    shards: Sequence[Path], thresholds: Path, heads: list[tuple[int, int]], attrs: Mapping[Any, Any], whose: Path
 ) -> Iterator[Ablations]:
-    """The shards' ablations of some heads, one after the other."""
-    first = 0
-    for path in shards:
-        ablated, computed = _contents(path)
-        rows = _rows(path, ablated, heads)
-        with open_hdf5(path, "ablations", remake="ablate_heads") as dataset:
-            part = dataset.drop_vars(["repair_by_head", "repair_by_mlp"])
-            part = part.isel(head=rows).load()
-        n_prompts = part.sizes["prompt"]
-        counted = {"top": read_selected(thresholds, heads, slice(first, first + n_prompts))}
-        if computed == "all":
+    """The shards' ablations of some heads that ``whose`` names, one after the other."""
+    for dataset, first in open_shards(shards, "ablations", remake="ablate_heads", n_prompts=attrs["n_prompts"]):
+        rows = rows_of(heads, whose, dataset, shards[0])
+        part = dataset.drop_vars(["repair_by_head", "repair_by_mlp"]).isel(head=rows).load()
+        counted = {"top": read_selected(thresholds, heads, slice(first, first + part.sizes["prompt"]))}
+        if part.attrs["tokens"] == "all":
             everything = np.zeros_like(counted["top"])
-            everything[..., first_position:] = True
+            everything[..., attrs["first_position"] :] = True
             counted["all"] = everything
         yield Ablations(part, counted, first)
-        first += n_prompts
 
 
 def _weights(attrs: Mapping[Any, Any]) -> Float[np.ndarray, "resample prompt"]:

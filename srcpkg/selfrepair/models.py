@@ -23,7 +23,7 @@ from selfrepair.allocator import keep_freed_memory
 from selfrepair.calls import LENGTHS, Call, Recorder, gives, hooked, left_as_it_was
 from selfrepair.families import FAMILIES, Family, is_parallel, refuse_architecture
 from selfrepair.snapshots.folder import some
-from selfrepair.snapshots.manifest import read_manifest
+from selfrepair.snapshots.manifest import verify_manifest
 from selfrepair.snapshots.weights import load_checked
 
 logger = logging.getLogger(__name__)
@@ -337,7 +337,7 @@ def _read_folder(folder: Path, device: str, dtype: torch.dtype) -> tuple[PreTrai
         )
     weights = "in a local folder"
     if (folder / "manifest.json").exists():
-        weights = read_manifest(folder / "manifest.json", kind="model")["weights"]
+        weights = verify_manifest(folder / "manifest.json", kind="model")["weights"]
     hf = load_checked(folder, str(folder), dtype=dtype, attn_implementation="sdpa")
     if dtype == torch.float64:
         _norm_in_own_dtype(hf)

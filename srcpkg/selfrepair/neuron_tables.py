@@ -8,8 +8,9 @@ import pandas as pd
 import xarray as xr
 
 from selfrepair.statistics import estimate_weights, estimated, ratios
-from selfrepair.storage import open_hdf5
-from selfrepair.tables import CONFIDENCE, write_table
+from selfrepair.storage import open_shards
+from selfrepair.table_file import read_table, write_table
+from selfrepair.tables import CONFIDENCE
 
 SHARES_OF_EFFECT = (0.5, 0.1, 0.05, 0.025, 0.01)
 """Shares of a head's direct effect that a neuron may repair; the paper's."""
@@ -38,8 +39,8 @@ def condense_neurons(*, shards: Sequence[Path], heads_table: Path, tables: dict[
         tables: "neuron_share", "neuron_concentration", "erasure_neurons", "erasure_quadrants" and "neuron_consistency":
             Parquet files to write; a CSV is written beside each.
     """
-    settings = pd.read_parquet(heads_table).attrs
-    dataset = _joined(shards)
+    settings = read_table(heads_table).attrs
+    dataset = _joined(shards, int(settings["n_prompts"]))
     weights = estimate_weights(*(int(settings[name]) for name in ("n_prompts", "n_bootstrap", "bootstrap_seed")))
     rows: dict[str, list[pd.DataFrame]] = {name: [] for name in tables}
     for row, (layer, head) in enumerate(zip(dataset["layer"].values, dataset["head_index"].values, strict=True)):
@@ -64,15 +65,12 @@ def condense_neurons(*, shards: Sequence[Path], heads_table: Path, tables: dict[
         write_table(table[[*first, *table.columns.drop(first)]], tables[name], {**settings, **own})
 
 
-def _joined(shards: Sequence[Path]) -> xr.Dataset:
+def _joined(shards: Sequence[Path], n_prompts: int) -> xr.Dataset:
     """All shards as one, prompts counted from the first."""
     parts = []
-    first = 0
-    for shard in shards:
-        with open_hdf5(shard, "neurons", remake="measure_neurons") as dataset:
-            part = dataset.load()
+    for dataset, first in open_shards(shards, "neurons", remake="measure_neurons", n_prompts=n_prompts):
+        part = dataset.load()
         parts.append(part.assign(prompt=part["prompt"] + first))
-        first += int(part.attrs["n_prompts"])
     return xr.concat(
         parts, dim="token", data_vars="minimal", coords="minimal", compat="override", combine_attrs="override"
     )

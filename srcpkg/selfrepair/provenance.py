@@ -13,6 +13,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeGuard
 
+from selfrepair.sealed import advice_for, read_listed, read_sealed, refusal
+
 PACKAGE = "selfrepair"
 LIBRARIES = ("torch", "transformers", "h5py", "numpy", "snakemake")
 
@@ -76,23 +78,28 @@ def describe(*, code: str, config: dict[str, Any], inputs: list[Path]) -> dict[s
 
 
 def identity_of(path: Path) -> str:
-    """The identity that a result file records of itself, or the SHA-256 of any other file.
+    """The identity that a result file records of itself, or the SHA-256 of any other file, whose own digest is checked first.
 
     Raises:
-        ValueError: A result file is missing or damaged, with the command that remakes it.
+        ValueError: A file is missing, damaged or locked, with what to do.
     """
+    advice = advice_for(path)
     if path.suffix == ".h5":
         import h5py
 
         try:
             with h5py.File(path) as file:
-                return str(json.loads(file.attrs["provenance"])["identity"])
-        except (OSError, KeyError) as error:
-            raise ValueError(
-                f"{path} is not a whole HDF5 file ({error}): remake it with `snakemake --forcerun {path}`"
-            ) from error
-    with path.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()[:16]
+                identity = file.attrs["identity"]  # text of fixed length, which lies under a checksum
+                return identity.decode() if isinstance(identity, bytes) else str(identity)
+        except OSError as error:
+            raise refusal(path, error, advice=advice, fault="is not a whole HDF5 file") from error
+        except (KeyError, RuntimeError, UnicodeError) as error:
+            raise ValueError(f"{path} has no identity that can be read ({error}): {advice}") from error
+    read = {".json": read_sealed, ".parquet": read_sealed, ".csv": read_listed}.get(path.suffix, Path.read_bytes)
+    try:
+        return hashlib.sha256(read(path)).hexdigest()[:16]
+    except OSError as error:
+        raise refusal(path, error, advice=advice) from error
 
 
 @cache

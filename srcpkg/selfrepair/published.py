@@ -10,7 +10,8 @@ from jaxtyping import Float
 
 from selfrepair.quantities import PARTS
 from selfrepair.statistics import estimate_weights, estimated
-from selfrepair.tables import relative_depth, write_table
+from selfrepair.table_file import read_table, write_table
+from selfrepair.tables import relative_depth
 
 COMPARED = ("self_repair", "direct_effect", "logit_change", *PARTS)
 """Condensed values that both have."""
@@ -46,10 +47,10 @@ def compare_published(
     Raises:
         ValueError: The published model has other layers or heads than the run's.
     """
-    heads = pd.read_parquet(heads_table)
+    heads = read_table(heads_table)
     run = heads.attrs
     ours = heads[heads["selection"] == "top"]
-    theirs = pd.read_csv(published)
+    theirs = read_table(published)
     attrs = {**run, "published": model}
     pairs = _pairs(ours, theirs, model, run)
     write_table(pairs, pairs_out, attrs)

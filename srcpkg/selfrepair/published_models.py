@@ -5,14 +5,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from selfrepair.sealed import read_listed, write_json
+from selfrepair.snapshots.manifest import verify_manifest
+
 
 def read_facts(path: Path) -> dict[str, dict[str, Any]]:
     """By published model, the values of its config that tell it from others.
 
     Args:
-        path: resources/published/models.json.
+        path: resources/published/models.json; its digest stands beside it.
+
+    Raises:
+        ValueError: It is damaged.
     """
-    return {name: of_model["config"] for name, of_model in json.loads(path.read_text(encoding="utf-8")).items()}
+    return {name: of_model["config"] for name, of_model in json.loads(read_listed(path)).items()}
 
 
 def differences(config: Mapping[str, Any], published: str, facts: Mapping[str, Mapping[str, Any]]) -> list[str]:
@@ -50,6 +56,7 @@ def check_published(*, model_manifest: Path, facts: Path, model: str, published:
     if published is not None:
         from transformers import AutoConfig
 
+        verify_manifest(model_manifest, kind="model", weights=False)
         # As transformers reads it: with the keys that the file leaves out.
         config = AutoConfig.from_pretrained(model_manifest.parent, local_files_only=True).to_dict()
         for difference in differences(config, published, read_facts(facts)):
@@ -57,4 +64,4 @@ def check_published(*, model_manifest: Path, facts: Path, model: str, published:
                 f"models.{model}.published is {published}, but {difference}: "
                 "name the published model that it is, or leave the key out"
             )
-    out.write_text(json.dumps({"published": published}) + "\n", encoding="utf-8")
+    write_json(out, {"published": published})

@@ -7,7 +7,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from selfrepair.storage import open_hdf5, write_hdf5
+from selfrepair.sealed import advice_for
+from selfrepair.storage import open_hdf5, open_shards, write_hdf5
+
+_MADE_BY = "cache_activations"
 
 
 def top_tokens(direct_effect: Float[np.ndarray, "head token"], count: int) -> Int[np.ndarray, "head top"]:
@@ -56,12 +59,11 @@ def select_top_tokens(
         raise ValueError(
             f"top_fraction {top_fraction} of {n_tokens} tokens takes none: raise tokens.prompts or statistics.top_fraction"
         )
-    for shard in shards:
-        with open_hdf5(shard, "activations", remake="cache_activations") as dataset:
-            effects = dataset["head_direct_effect"].values[..., first_position:]
+    for dataset, first in open_shards(shards, "activations", remake=_MADE_BY):
+        effects = dataset["head_direct_effect"].values[..., first_position:]
         layers, heads, prompts, positions = effects.shape
-        number = (n_prompts + np.arange(prompts))[:, None] * n_pos + first_position + np.arange(positions)
-        n_prompts += prompts
+        number = (first + np.arange(prompts))[:, None] * n_pos + first_position + np.arange(positions)
+        n_prompts = first + prompts
         flat = effects.reshape(layers * heads, -1)
         tokens = np.broadcast_to(number.reshape(-1), flat.shape)
         if kept_tokens is not None:
@@ -72,7 +74,10 @@ def select_top_tokens(
         kept_tokens = np.take_along_axis(tokens, best, axis=1)
     assert kept_tokens is not None
     with write_hdf5(
-        out, kind="thresholds", provenance=provenance, attrs={"n_tokens": n_tokens, "n_pos": n_pos}
+        out,
+        kind="thresholds",
+        provenance=provenance,
+        attrs={"n_tokens": n_tokens, "n_pos": n_pos, "n_prompts": n_prompts},
     ) as file:
         file.dims(layer=layers, head=heads, top=count)
         file.put(
@@ -102,10 +107,19 @@ def read_selected(
 
     Returns:
         Boolean [head, prompt, pos-1].
+
+    Raises:
+        ValueError: Heads or prompts that the file does not hold.
     """
     with open_hdf5(path, "thresholds", remake="select_top_tokens") as dataset:
         top = dataset["top_tokens"].values
-        n_pos = int(dataset.attrs["n_pos"])
+        n_pos, n_held = int(dataset.attrs["n_pos"]), int(dataset.attrs["n_prompts"])
+    beyond = [pair for pair in heads if not (0 <= pair[0] < top.shape[0] and 0 <= pair[1] < top.shape[1])]
+    if beyond or prompts.stop > n_held:
+        raise ValueError(
+            f"{path} holds top tokens of {top.shape[0]} layers of {top.shape[1]} heads on {n_held} prompts; wanted "
+            f"{f'heads {beyond}' if beyond else f'prompts up to {prompts.stop - 1}'}: {advice_for(path, 'select_top_tokens')}"
+        )
     n_prompts = prompts.stop - prompts.start
     selected = np.zeros((len(heads), n_prompts * n_pos), bool)
     for row, (layer, head) in enumerate(heads):
@@ -115,5 +129,5 @@ def read_selected(
 
 
 def _sizes(shard: Path) -> tuple[int, int]:
-    with open_hdf5(shard, "activations", remake="cache_activations") as dataset:
+    with open_hdf5(shard, "activations", remake=_MADE_BY) as dataset:
         return dataset.sizes["prompt"], dataset.sizes["predicting_pos"]

@@ -14,8 +14,9 @@ from jaxtyping import Bool, Float
 
 from selfrepair.selection import read_selected, top_tokens
 from selfrepair.statistics import estimate_weights, estimated, mean_over_heads, ratios
-from selfrepair.storage import open_hdf5
-from selfrepair.tables import relative_depth, write_table
+from selfrepair.storage import heads_of, open_hdf5, open_shards
+from selfrepair.table_file import read_table, write_table
+from selfrepair.tables import relative_depth
 
 CHOICES = ("top", "absolute", "removed", "other_donor", "random")
 """Tokens chosen by direct effect; by its size; by the effect that ablation removes, with the donor that is measured or with
@@ -122,19 +123,19 @@ def tabulate_selection_control(
         model_out: Parquet file, a row a choice.
         first_position: Positions before this one count nowhere.
     """
-    run = pd.read_parquet(heads_table).attrs
+    run = read_table(heads_table).attrs
     n_prompts, n_layers = int(run["n_prompts"]), int(run["n_layers"])
     weights = estimate_weights(n_prompts, int(run["n_bootstrap"]), int(run["bootstrap_seed"]))
     rng = np.random.default_rng(int(run["bootstrap_seed"]))
     by_head: dict[str, list[dict[str, np.ndarray]]] = {choice: [] for choice in CHOICES}
     layers = []
     with open_hdf5(ablations[0], "ablations", remake="ablate_heads") as dataset:
-        ablated = list(zip(dataset["layer"].values.tolist(), dataset["head_index"].values.tolist(), strict=True))
+        ablated = heads_of(dataset)
     for layer in sorted({layer for layer, _ in ablated}):
         heads = [pair for pair in ablated if pair[0] == layer]
         rows = [ablated.index(pair) for pair in heads]
         # A layer at a time, so that memory does not grow with the model.
-        tokens = _read_layer(ablations, other_donor, heads, rows)
+        tokens = _read_layer(ablations, other_donor, heads, rows, n_prompts)
         shape = tokens["direct_effect"].shape
         counted = np.broadcast_to(np.arange(shape[2]) >= first_position, shape[1:]).ravel()
         top = read_selected(thresholds, heads, slice(0, n_prompts))
@@ -160,18 +161,21 @@ def tabulate_selection_control(
 
 
 def _read_layer(
-    ablations: Sequence[Path], other_donor: Sequence[Path], heads: Sequence[tuple[int, int]], rows: Sequence[int]
+    ablations: Sequence[Path],
+    other_donor: Sequence[Path],
+    heads: Sequence[tuple[int, int]],
+    rows: Sequence[int],
+    n_prompts: int,
 ) -> dict[str, np.ndarray]:
     """Ablated heads of one layer on all prompts, by quantity [head, prompt, pos-1]; ``rows`` is where ablations hold them."""
     parts: dict[str, list[np.ndarray]] = {name: [] for name in (*EFFECTS, "other_donor")}
     layer = heads[0][0]
-    for swept, other in zip(ablations, other_donor, strict=True):
-        with open_hdf5(swept, "ablations", remake="ablate_heads") as dataset:
-            for name in EFFECTS:
-                parts[name].append(dataset[name][list(rows)].values)
-        with open_hdf5(other, "other_donor", remake="project_other_donor") as dataset:
-            effects = dataset["ablated_direct_effect"][layer].values
-            parts["other_donor"].append(effects[[head for _, head in heads]])
+    for dataset, _ in open_shards(ablations, "ablations", remake="ablate_heads", n_prompts=n_prompts):
+        for name in EFFECTS:
+            parts[name].append(dataset[name][list(rows)].values)
+    for dataset, _ in open_shards(other_donor, "other_donor", remake="project_other_donor", n_prompts=n_prompts):
+        effects = dataset["ablated_direct_effect"][layer].values
+        parts["other_donor"].append(effects[[head for _, head in heads]])
     return {name: np.concatenate(part, axis=1) for name, part in parts.items()}
 
 

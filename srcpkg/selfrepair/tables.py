@@ -1,6 +1,6 @@
 """Condensed tables: one row a head, a layer or a model, every mean with its interval; and the tokens of a few heads."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +10,10 @@ import pandas as pd
 from selfrepair.chosen_heads import read_chosen_heads
 from selfrepair.quantities import MEANS, SELECTIONS
 from selfrepair.selection import read_selected
-from selfrepair.snapshots.manifest import read_manifest
+from selfrepair.snapshots.manifest import verify_manifest
 from selfrepair.statistics import PromptSums, estimate_weights, estimated, mean_over_heads, means, token_values
-from selfrepair.storage import open_hdf5
+from selfrepair.storage import heads_of, open_shards, rows_of
+from selfrepair.table_file import read_table, write_table
 
 CONFIDENCE = 0.95
 
@@ -45,34 +46,33 @@ def condense_ablations(
     """
     sums: dict[str, list[PromptSums]] = {selection: [] for selection in SELECTIONS}
     heads: list[tuple[int, int]] = []
-    first = 0
-    for shard in shards:
-        with open_hdf5(shard, "ablations", remake="ablate_heads") as dataset:
-            heads = _heads(dataset)
-            n_prompts, n_pos = dataset.sizes["prompt"], dataset.sizes["pos"]
-            computed, parallel = dataset.attrs["tokens"], bool(dataset.attrs["parallel_attention_mlp"])
-            tokens = token_values(dataset)
+    n_prompts = 0
+    for dataset, first in open_shards(shards, "ablations", remake="ablate_heads"):
+        heads, computed = heads_of(dataset), dataset.attrs["tokens"]
+        parallel = bool(dataset.attrs["parallel_attention_mlp"])
+        n_here, n_pos = dataset.sizes["prompt"], dataset.sizes["pos"]
+        tokens = token_values(dataset)
+        n_prompts = first + n_here
         if computed == "all":
-            counted = np.zeros((len(heads), n_prompts, n_pos), bool)
+            counted = np.zeros((len(heads), n_here, n_pos), bool)
             counted[..., first_position:] = True
             sums["all"].append(PromptSums.of(tokens, counted))
-        sums["top"].append(PromptSums.of(tokens, read_selected(thresholds, heads, slice(first, first + n_prompts))))
-        first += n_prompts
+        sums["top"].append(PromptSums.of(tokens, read_selected(thresholds, heads, slice(first, n_prompts))))
     config = _model_config(model_manifest)
     attrs = {
         **labels,
         **config,
         "parallel_attention_mlp": parallel,
         "tokens": computed,
-        "n_prompts": first,
+        "n_prompts": n_prompts,
         "prompt_length": n_pos + 1,
-        "n_tokens": first * (n_pos - first_position),
+        "n_tokens": n_prompts * (n_pos - first_position),
         "first_position": first_position,
         "n_bootstrap": n_bootstrap,
         "bootstrap_seed": bootstrap_seed,
         "confidence": CONFIDENCE,
     }
-    weights = estimate_weights(first, n_bootstrap, bootstrap_seed)
+    weights = estimate_weights(n_prompts, n_bootstrap, bootstrap_seed)
     layer = np.array([at for at, _ in heads])
     rows: dict[str, list[pd.DataFrame]] = {name: [] for name in tables}
     for selection in SELECTIONS:
@@ -135,17 +135,15 @@ def tabulate_tokens(
     Raises:
         ValueError: Ablations that hold top tokens alone.
     """
-    table = pd.read_parquet(heads_table)
+    table = read_table(heads_table)
     if table.attrs["tokens"] != "all":
         raise ValueError("these ablations hold top tokens alone: set ablations.*.tokens to all to list every token")
     chosen = read_chosen_heads(chosen_heads)
     parts = []
-    first = 0
-    for shard in shards:
-        with open_hdf5(shard, "ablations", remake="ablate_heads") as dataset:
-            row_of = {pair: row for row, pair in enumerate(_heads(dataset))}
-            part = dataset.isel(head=[row_of[pair] for pair in chosen])
-            values = {name: part[name].values for name in TOKEN_COLUMNS}
+    n_prompts = table.attrs["n_prompts"]
+    for dataset, first in open_shards(shards, "ablations", remake="ablate_heads", n_prompts=n_prompts):
+        part = dataset.isel(head=rows_of(chosen, chosen_heads, dataset, shards[0]))
+        values = {name: part[name].values for name in TOKEN_COLUMNS}
         shape = values["direct_effect"].shape
         selected = read_selected(thresholds, chosen, slice(first, first + shape[1]))
         rank, prompt, pos = np.indices(shape)
@@ -160,30 +158,17 @@ def tabulate_tokens(
         }
         flat = pd.DataFrame({name: column[..., first_position:].reshape(-1) for name, column in columns.items()})
         parts.append(flat)
-        first += shape[1]
     tokens = pd.concat(parts, ignore_index=True).sort_values(["rank", "prompt", "pos"], ignore_index=True)
     write_table(tokens, out, table.attrs)
-
-
-def write_table(table: pd.DataFrame, path: Path, attrs: Mapping[Any, Any]) -> None:
-    """Write a table as Parquet, its settings in attrs, and as CSV beside it; each appears whole or not at all."""
-    table.attrs = dict(attrs)
-    temporary = path.with_name(f".{path.name}.partial")
-    for target, write in ((path.with_suffix(".csv"), table.to_csv), (path, table.to_parquet)):
-        write(temporary, index=False)
-        temporary.replace(target)
-
-
-def _heads(dataset: Any) -> list[tuple[int, int]]:
-    return list(zip(dataset["layer"].values.tolist(), dataset["head_index"].values.tolist(), strict=True))
 
 
 def _model_config(manifest: Path) -> dict[str, Any]:
     from transformers import AutoConfig
 
+    weights = verify_manifest(manifest, kind="model", weights=False)["weights"]
     config = AutoConfig.from_pretrained(manifest.parent, local_files_only=True)
     return {
-        "weights": read_manifest(manifest, kind="model")["weights"],
+        "weights": weights,
         "n_layers": config.num_hidden_layers,
         "n_heads": config.num_attention_heads,
     }

@@ -14,7 +14,8 @@ import xarray as xr
 from jaxtyping import Int
 
 from selfrepair.encoding import Encoder, beyond_vocabulary, check_vocabulary, model_vocabulary, read_encoder
-from selfrepair.snapshots.manifest import read_manifest
+from selfrepair.sealed import write_json
+from selfrepair.snapshots.manifest import verify_manifest
 from selfrepair.storage import open_hdf5, write_hdf5
 
 logger = logging.getLogger(__name__)
@@ -66,8 +67,8 @@ def tokenize_corpus(
         ValueError: The text does not fill one shard, or the tokenizer and the model do not fit: a token that the model
             has no embedding for, no EOS token, or a special token that the tokenizer reads out of the text.
     """
-    read_manifest(model_manifest, kind="model")
-    manifest = read_manifest(corpus_manifest, kind="corpus")
+    verify_manifest(model_manifest, kind="model", weights=False)
+    manifest = verify_manifest(corpus_manifest, kind="corpus")
     encoder = read_encoder(model_manifest.parent)
     vocab_size = model_vocabulary(model_manifest.parent)
     check_vocabulary(encoder, vocab_size, str(model_manifest.parent))
@@ -177,7 +178,7 @@ def check_prompts(*, tokens: Path, out: Path, prompts: int) -> None:
         held = dataset.sizes["prompt"]
         if prompts > held:
             raise ValueError(_too_many(prompts, dataset))
-    out.write_text(json.dumps({"asked": prompts, "held": held}) + "\n", encoding="utf-8")
+    write_json(out, {"asked": prompts, "held": held})
 
 
 def read_shard(path: Path, prompts: slice) -> Prompts:

@@ -1,6 +1,5 @@
 """Heads that answer one another: against hooked runs of the whole model, and planted models in which the answer is known."""
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -28,9 +27,11 @@ from selfrepair.next_layer import moved_changes
 from selfrepair.progress import Progress
 from selfrepair.quantities import PARTS
 from selfrepair.reinforcement import ADDED, _added, reinforce_heads
+from selfrepair.sealed import write_json
 from selfrepair.single_attention import Attentions
 from selfrepair.statistics import estimate_weights
 from selfrepair.storage import write_hdf5
+from selfrepair.table_file import write_table
 
 from conftest import random_model
 from planted import backup
@@ -145,7 +146,7 @@ def write_reinforcement(path: Path, sums: dict[str, np.ndarray], selected: np.nd
 def settings_table(path: Path, **attrs: object) -> Path:
     table = pd.DataFrame({"layer": [0]})
     table.attrs = {"ablation": "resample", "parallel_attention_mlp": False, **attrs}
-    table.to_parquet(path)
+    write_table(table, path, table.attrs)
     return path
 
 
@@ -247,7 +248,7 @@ def test_rows_add_up_to_self_repair_and_intervals_are_over_prompts(
         return float(whole[quantity].values[row][selected[row]].mean())
 
     chosen = [(1, 2), (0, 3)]
-    (tmp_path / "chosen.json").write_text(json.dumps(chosen))
+    write_json(tmp_path / "chosen.json", {"heads": chosen})
     names = ("by_layer", "rows", "pairs")
     tabulate_repair(
         shards=shards,
@@ -302,7 +303,8 @@ def write_thresholds(path: Path, selected: np.ndarray) -> Path:
     n_pos = selected.shape[2]
     tokens = [np.flatnonzero(of_head) for of_head in selected]
     longest = max(map(len, tokens))
-    with write_hdf5(path, kind="thresholds", provenance={}, attrs={"n_pos": n_pos}) as file:
+    attrs = {"n_pos": n_pos, "n_prompts": selected.shape[1]}
+    with write_hdf5(path, kind="thresholds", provenance={}, attrs=attrs) as file:
         file.dims(layer=len(selected) // 4, head=4, top=longest)
         top = np.stack([np.resize(of_head, longest) for of_head in tokens]).reshape(-1, 4, longest)
         file.put("top_tokens", ("layer", "head", "top"), top)

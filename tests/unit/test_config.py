@@ -10,6 +10,7 @@ import yaml
 from jsonschema import Draft202012Validator
 
 from selfrepair.config import check_config, check_sources, shard_names, shard_prompts
+from selfrepair.sealed import write_json
 
 from conftest import REPOSITORY
 
@@ -171,8 +172,8 @@ def test_a_path_must_be_there_until_its_snapshot_is(tmp_path: Path, monkeypatch:
     check_sources(config, manifests)
     (tmp_path / "model").rmdir()
     (tmp_path / "models").mkdir()
-    (tmp_path / "models" / "mine.json").write_text('{"source": "path:model"}')
+    write_json(tmp_path / "models" / "mine.json", {"source": "path:model"})
     check_sources(config, manifests)
-    (tmp_path / "models" / "mine.json").write_text('{"source": "path:another"}')
+    write_json(tmp_path / "models" / "mine.json", {"source": "path:another"})
     with pytest.raises(ValueError, match=re.escape(message)):
         check_sources(config, manifests)

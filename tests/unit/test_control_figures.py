@@ -18,6 +18,7 @@ from selfrepair.figures import donor_noise, published_comparison, selection_cont
 from selfrepair.published import COMPARED, compare_published
 from selfrepair.selection_control import CHOICES, EFFECTS
 from selfrepair.statistics import estimate_weights, estimated
+from selfrepair.table_file import write_table
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -84,7 +85,7 @@ def published_tables(
             heads[name] = slope * published[name].loc[at].to_numpy() + noise * rng.normal(size=len(heads))
             heads[f"{name}_low"], heads[f"{name}_high"] = heads[name] - 0.05, heads[name] + 0.05
     folder.mkdir(exist_ok=True)
-    heads.to_parquet(folder / "heads.parquet")
+    write_table(heads, folder / "heads.parquet", heads.attrs)
     files = {name: folder / f"{name}.parquet" for name in ("pairs", "agreement", "distributions")}
     compare_published(
         heads_table=folder / "heads.parquet",
@@ -210,7 +211,7 @@ def test_a_published_model_is_drawn_head_by_head(tmp_path: Path) -> None:
 
 def test_a_model_of_another_shape_is_refused(tmp_path: Path) -> None:
     heads = make_heads()
-    heads.to_parquet(tmp_path / "heads.parquet")
+    write_table(heads, tmp_path / "heads.parquet", heads.attrs)
     message = "models.tiny.published is pythia-160m, which has 12 layers of 12 heads, but the model has 4 layers of 3"
     outs = {f"{name}_out": tmp_path / f"{name}.parquet" for name in ("pairs", "agreement", "distributions")}
     with pytest.raises(ValueError, match=message):

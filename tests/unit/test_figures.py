@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from selfrepair import figures
 from selfrepair.figures import repair_breakdown, style
 from selfrepair.quantities import HEAD_TOKEN, PARTS, QUANTITIES
+from selfrepair.table_file import write_table
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -415,7 +416,7 @@ def test_draw_figure_reads_files(tmp_path):
     files = {"published": PUBLISHED}
     for key in ("heads", "layers"):
         files[key] = tmp_path / f"{key}.parquet"
-        tables[key].to_parquet(files[key])
+        write_table(tables[key], files[key], tables[key].attrs)
     png, svg = tmp_path / "figure.png", tmp_path / "figure.svg"
     figures.draw_figure("self_repair_by_layer", files, png, svg)
     assert (png.read_bytes(), svg.read_bytes()) == written(draw("self_repair_by_layer", tables), tmp_path, "same")

@@ -11,7 +11,7 @@ from unit.test_figures import FIGURES, PUBLISHED, make_tables, make_tokens
 
 from selfrepair.figures import figure_names, finding
 from selfrepair.findings import write_findings
-from selfrepair.tables import write_table
+from selfrepair.table_file import write_table
 from selfrepair.wording import decimal, largest, measured, percentage, signs
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -29,7 +29,7 @@ def saved(tables: dict[str, pd.DataFrame], folder: Path) -> dict[str, Path]:
     folder.mkdir(parents=True, exist_ok=True)
     files = {key: folder / f"{key}.parquet" for key in tables if key != "published"}
     for key, path in files.items():
-        tables[key].to_parquet(path)
+        write_table(tables[key], path, tables[key].attrs)
     return {**files, **({"published": PUBLISHED} if "published" in tables else {})}
 
 

@@ -1,7 +1,6 @@
 """Tables and figures of the final norm: known answers on a planted model, and every mean by another way."""
 
 import importlib
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +28,7 @@ from selfrepair.layernorm import (
     tabulate_scale_ratios,
 )
 from selfrepair.quantities import ABLATION_KINDS
+from selfrepair.sealed import write_json
 from selfrepair.selection import select_top_tokens
 from selfrepair.storage import open_hdf5, write_hdf5
 from selfrepair.tables import condense_ablations
@@ -87,7 +87,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     thresholds = folder / "thresholds.h5"
     select_top_tokens(shards=activations, out=thresholds, top_fraction=TOP, first_position=0, provenance={})
     average_activations(shards=activations, out=folder / "mean.h5", provenance={})
-    made.chosen.write_text(json.dumps([HEAD, (0, 1)]))
+    write_json(made.chosen, {"heads": [HEAD, (0, 1)]})
     for kind in ABLATION_KINDS:
         (folder / kind).mkdir()
         mean = folder / "mean.h5" if kind == "mean" else None
@@ -300,8 +300,10 @@ def test_ratio_of_scales_is_the_ratio_of_residual_norms(run: Run) -> None:
 
 def test_heads_that_were_not_ablated_are_named(run: Run, tmp_path: Path) -> None:
     chosen = tmp_path / "chosen.json"
-    chosen.write_text("[[0, 0], [1, 7]]")
-    with pytest.raises(ValueError, match=r"lacks heads \[\(1, 7\)\]: name them under ablations"):
+    write_json(chosen, {"heads": [[0, 0], [1, 7]]})
+    with pytest.raises(
+        ValueError, match=r"lacks heads \[\(1, 7\)\], which .*chosen\.json names: name them under ablations"
+    ):
         tabulate_scale_ratios(
             **run.inputs("zero"), chosen_heads=chosen, summary=tmp_path / "a", histogram=tmp_path / "b"
         )

@@ -9,6 +9,7 @@ import xarray as xr
 
 from selfrepair.neuron_tables import AMONG_TOP, QUADRANTS, SHARES_OF_EFFECT, condense_neurons
 from selfrepair.neurons import DESCRIPTIONS, write_neurons
+from selfrepair.table_file import write_table
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -57,7 +58,7 @@ def condensed(folder: Path, shards: list[xr.Dataset], n_neurons: int = 30) -> di
         write_neurons(files[-1], [dataset], HEADS, attrs=attrs, provenance={})
     heads = pd.DataFrame({"selection": ["top"]})
     heads.attrs = SETTINGS
-    heads.to_parquet(folder / "heads.parquet")
+    write_table(heads, folder / "heads.parquet", heads.attrs)
     tables = {name: folder / f"{name}.parquet" for name in TABLES}
     condense_neurons(shards=files, heads_table=folder / "heads.parquet", tables=tables)
     return {name: pd.read_parquet(path) for name, path in tables.items()}

@@ -12,6 +12,7 @@ from selfrepair.ablation import constant_replacement
 from selfrepair.clean import run_clean
 from selfrepair.neuron_tables import condense_neurons
 from selfrepair.neurons import neuron_effects, summarise, write_neurons
+from selfrepair.table_file import write_table
 
 from planted.neuron import AMPLIFIER, ERASURE, GAINS, HEAD, LESSER, N_NEURONS, ROUNDING, Planted, planted_neuron
 
@@ -63,7 +64,7 @@ def tables(planted: Planted, tokens: np.ndarray, kind: str, tmp_path: Path) -> d
     write_neurons(tmp_path / "neurons.h5", parts, [HEAD], attrs=attrs, provenance={})
     heads = pd.DataFrame({"selection": ["top"]})
     heads.attrs = {"n_prompts": N_PROMPTS, "n_bootstrap": 100, "bootstrap_seed": 0}
-    heads.to_parquet(tmp_path / "heads.parquet")
+    write_table(heads, tmp_path / "heads.parquet", heads.attrs)
     files = {name: tmp_path / f"{name}.parquet" for name in TABLES}
     condense_neurons(shards=[tmp_path / "neurons.h5"], heads_table=tmp_path / "heads.parquet", tables=files)
     return {name: pd.read_parquet(path) for name, path in files.items()}

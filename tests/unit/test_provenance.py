@@ -9,6 +9,7 @@ import pytest
 
 import selfrepair.provenance
 from selfrepair.provenance import code_digest, describe, identity_of, module_files
+from selfrepair.sealed import write_json
 from selfrepair.storage import write_hdf5
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -180,9 +181,9 @@ def test_inputs_of_one_name_are_kept_apart(tmp_path: Path) -> None:
     manifests = [tmp_path / kind / "manifest.json" for kind in ("model", "corpus")]
     for manifest in manifests:
         manifest.parent.mkdir()
-        manifest.write_text(manifest.parent.name)
+        write_json(manifest, {"kind": manifest.parent.name})
     before = describe(code="c0de", config={}, inputs=manifests)["identity"]
-    manifests[0].write_text("another model")
+    write_json(manifests[0], {"kind": "another model"})
     assert describe(code="c0de", config={}, inputs=manifests)["identity"] != before
 
 

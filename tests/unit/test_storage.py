@@ -2,18 +2,20 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
 import pytest
 import xarray as xr
 
-from selfrepair.storage import SCHEMA_VERSION, open_hdf5, write_hdf5
+from selfrepair.storage import SCHEMA_VERSION, heads_of, open_hdf5, open_shards, rows_of, same_heads, write_hdf5
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -171,7 +173,7 @@ def test_only_the_damaged_part_is_refused(tmp_path: Path) -> None:
 def test_another_kind_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "tokens.h5"
     write(path)
-    message = "holds tokens of schema version 1; wanted ablations of version 1: .*ablate_heads"
+    message = "holds tokens of schema version 2; wanted ablations of version 2: .*ablate_heads"
     with pytest.raises(ValueError, match=message), open_hdf5(path, "ablations", remake="ablate_heads"):
         pass
 
@@ -181,7 +183,7 @@ def test_another_schema_version_is_refused(tmp_path: Path) -> None:
     write(path)
     with h5py.File(path, "r+") as file:
         file.attrs["schema_version"] = SCHEMA_VERSION + 1
-    with pytest.raises(ValueError, match="holds tokens of schema version 2; wanted tokens of version 1"):
+    with pytest.raises(ValueError, match="holds tokens of schema version 3; wanted tokens of version 2"):
         read(path)
 
 
@@ -191,3 +193,197 @@ def test_a_foreign_hdf5_file_is_refused(tmp_path: Path) -> None:
         file["tokens"] = VALUES
     with pytest.raises(ValueError, match="holds None of schema version 0; wanted tokens"):
         read(path)
+
+
+HEADS = [(0, 1), (1, 0)]
+
+
+def write_shard(path: Path, first: int, *, heads: list[tuple[int, int]] = HEADS, size: int = 2, **changed: Any) -> Path:
+    """An ablations file of some prompts, with the provenance that a job gives it."""
+    config = {"prompts": [first, first + size], "kind": changed.get("kind", "resample")}
+    upstream = {"results/tokens.h5": changed.get("tokens", "a"), f"results/activations/{first:05d}.h5": str(first)}
+    dataset = xr.Dataset(
+        {"logit_change": (("head", "prompt", "pos"), np.zeros((len(heads), changed.get("held", size), 3)))},
+        coords={name: ("head", at) for name, at in zip(("layer", "head_index"), np.array(heads).T, strict=True)},
+    )
+    with write_hdf5(path, kind="ablations", provenance={"config": config, "upstream": upstream}) as file:
+        file.put_dataset(dataset)
+    return path
+
+
+def firsts(*paths: Path, n_prompts: int | None = None) -> list[int]:
+    return [first for _, first in open_shards(paths, "ablations", remake="ablate_heads", n_prompts=n_prompts)]
+
+
+def test_shards_are_read_in_the_order_of_their_prompts(tmp_path: Path) -> None:
+    shards = [write_shard(tmp_path / f"{number}.h5", 2 * number) for number in range(3)]
+    assert firsts(*shards, n_prompts=6) == [0, 2, 4]
+    with pytest.raises(ValueError, match=r"1\.h5 begins with prompt 2 where prompt 0 follows: name every shard"):
+        firsts(*shards[1:])
+    with pytest.raises(ValueError, match=r"2\.h5 begins with prompt 4 where prompt 2 follows"):
+        firsts(shards[0], shards[2])
+    with pytest.raises(ValueError, match=r"0\.h5 begins with prompt 0 where prompt 2 follows"):
+        firsts(shards[0], shards[0])
+    with pytest.raises(ValueError, match=r"0\.h5 and the shards after it hold 4 prompts, the run 6"):
+        firsts(*shards[:2], n_prompts=6)
+
+
+@pytest.mark.parametrize(
+    ("changed", "reason"),
+    [
+        ({"heads": HEADS[::-1]}, "heads differ"),
+        ({"heads": HEADS[:1]}, "heads differ|sizes differ"),
+        ({"kind": "mean"}, "settings differ"),
+        ({"tokens": "b"}, "inputs differ"),
+        ({"held": 1}, "holds 1 prompts of 2"),
+    ],
+)
+def test_a_shard_of_another_run_is_named_with_the_one_it_differs_from(
+    tmp_path: Path, changed: dict[str, Any], reason: str
+) -> None:
+    first, other = write_shard(tmp_path / "a.h5", 0), write_shard(tmp_path / "b.h5", 2, **changed)
+    with pytest.raises(ValueError, match=reason) as caught:
+        firsts(first, other)
+    assert str(other) in str(caught.value)
+    assert "holds" in reason or str(first) in str(caught.value)
+
+
+def test_rows_of_two_files_are_joined_only_where_their_heads_are_the_same(tmp_path: Path) -> None:
+    path, whose = write_shard(tmp_path / "a.h5", 0), tmp_path / "chosen_heads.json"
+    with open_hdf5(path, "ablations", remake="ablate_heads") as dataset:
+        assert heads_of(dataset) == HEADS
+        same_heads(path, dataset, HEADS, whose)
+        assert rows_of(HEADS[::-1], whose, dataset, path) == [1, 0]
+        with pytest.raises(
+            ValueError, match=r"a\.h5 holds the heads 0\.1, 1\.0 \(2\), .*chosen_heads\.json names 1\.0, 0\.1"
+        ):
+            same_heads(path, dataset, HEADS[::-1], whose)
+        with pytest.raises(ValueError, match=r"a\.h5 lacks heads \[\(4, 4\)\], which .*chosen_heads\.json names"):
+            rows_of([(0, 1), (4, 4)], whose, dataset, path)
+
+
+READ = """
+import sys
+from pathlib import Path
+from selfrepair.provenance import identity_of
+from selfrepair.storage import open_hdf5
+try:
+    with open_hdf5(Path(sys.argv[1]), "tokens", remake="tokenize_corpus") as dataset:
+        dataset.load()
+finally:
+    identity_of(Path(sys.argv[1]))
+"""
+WRITE = """
+import sys
+from pathlib import Path
+import numpy as np
+from selfrepair.storage import write_hdf5
+with write_hdf5(Path(sys.argv[1]), kind="tokens", provenance={}) as file:
+    file.dims(prompt=200000)
+    file.put("tokens", ("prompt",), np.random.default_rng(0).random(200000))
+"""
+
+
+def said(code: str, path: Path, **environment: str) -> str:
+    """The last line that a process of its own says when it runs ``code``."""
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(path)],
+        capture_output=True,
+        text=True,
+        env=os.environ | environment,
+        timeout=120,
+        check=False,
+    )
+    return done.stderr.strip().splitlines()[-1] if done.returncode else ""
+
+
+def test_a_file_that_another_program_has_open_is_locked_not_damaged(tmp_path: Path) -> None:
+    path = tmp_path / "tokens.h5"
+    write(path)
+    with h5py.File(path, "r+"):
+        for environment in ({}, {"HDF5_USE_FILE_LOCKING": "FALSE"}):
+            message = said(READ, path, **environment)
+            assert str(path) in message
+            assert "is locked: another program has it open" in message or "is open for writing in another" in message
+            assert "damaged" not in message
+    np.testing.assert_array_equal(read(path), VALUES)
+    assert said(READ, path) == ""
+
+
+def test_a_file_that_is_being_written_by_another_run_is_said_so(tmp_path: Path) -> None:
+    path = tmp_path / "tokens.h5"
+    with h5py.File(path.with_name(".tokens.h5.partial"), "w"):
+        assert "tokens.h5 is locked: another program has it open" in said(WRITE, path)
+
+
+@pytest.fixture(scope="module")
+def refused(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], dict[str, str]]:
+    """Environments in which a call of the C library fails with an error number."""
+    compiler = shutil.which("gcc") or shutil.which("cc")
+    if compiler is None:
+        pytest.skip("no C compiler to make a system that refuses")
+    folder = tmp_path_factory.mktemp("refused")
+
+    def environment(call: str, number: str) -> dict[str, str]:
+        library = folder / f"{number}.so"
+        source = f"#include <errno.h>\nlong {call}() {{ errno = {number}; return -1; }}\n"
+        command = [compiler, "-shared", "-fPIC", "-w", "-x", "c", "-", "-o", str(library)]
+        subprocess.run(command, input=source, text=True, check=True)
+        return {"LD_PRELOAD": str(library)}
+
+    return environment
+
+
+@pytest.mark.parametrize("number", ["ENOLCK", "EOPNOTSUPP"])
+def test_a_filesystem_without_locks_is_said_with_what_to_set(
+    tmp_path: Path, refused: Callable[[str, str], dict[str, str]], number: str
+) -> None:
+    path = tmp_path / "tokens.h5"
+    write(path)
+    without = refused("flock", number)
+    for code, name in ((READ, path), (WRITE, tmp_path / "new.h5")):
+        message = said(code, name, **without)
+        assert f"{name} cannot be locked" in message
+        assert "set HDF5_USE_FILE_LOCKING=FALSE" in message
+        assert "remake" not in message
+        assert said(code, name, **without, HDF5_USE_FILE_LOCKING="FALSE") == ""
+
+
+@pytest.mark.parametrize(
+    ("number", "remedy"),
+    [
+        ("ENOSPC", "free space"),
+        ("EDQUOT", "free space"),
+        ("EIO", "says nothing of the content"),
+        ("EROFS", "another folder"),
+    ],
+)
+def test_what_the_system_refuses_to_write_is_named_with_its_cause(
+    tmp_path: Path, refused: Callable[[str, str], dict[str, str]], number: str, remedy: str
+) -> None:
+    message = said(WRITE, tmp_path / "new.h5", **refused("pwrite64", number), HDF5_USE_FILE_LOCKING="FALSE")
+    message = message or said(WRITE, tmp_path / "new.h5", **refused("pwrite", number), HDF5_USE_FILE_LOCKING="FALSE")
+    assert f"{tmp_path / 'new.h5'} cannot be written" in message
+    assert remedy in message
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_and_a_missing_permission_are_not_damage(tmp_path: Path) -> None:
+    folder = tmp_path / "folder.h5"
+    folder.mkdir()
+    with pytest.raises(ValueError, match=r"folder\.h5 cannot be read .*: a folder is where a file is wanted"):
+        read(folder)
+    with pytest.raises(ValueError, match=r"folder\.h5 cannot be written .*: a folder is where a file is wanted"):
+        write(folder)
+    write(path := tmp_path / "tokens.h5")
+    path.chmod(0)
+    if os.geteuid():
+        with pytest.raises(ValueError, match=r"tokens\.h5 cannot be read .*: give this user the permission"):
+            read(path)
+
+
+def test_an_error_of_another_file_is_not_blamed_on_the_one_that_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "tokens.h5"
+    write(path)
+    with pytest.raises(FileNotFoundError), open_hdf5(path, "tokens", remake="tokenize_corpus"):
+        (tmp_path / "another").read_bytes()

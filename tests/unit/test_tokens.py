@@ -16,6 +16,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from selfrepair import encoding
 from selfrepair.encoding import byte_symbols
+from selfrepair.sealed import read_json
 from selfrepair.snapshots.corpora import snapshot_corpus
 from selfrepair.snapshots.models import snapshot_model
 from selfrepair.storage import open_hdf5
@@ -303,7 +304,7 @@ def test_documents_go_to_the_tokenizer_in_calls_of_bounded_size(
 
 def test_as_many_prompts_as_the_text_holds_may_be_asked_for(tokens_file: Path, tmp_path: Path) -> None:
     check_prompts(tokens=tokens_file, out=tmp_path / "prompts.json", prompts=9)
-    assert json.loads((tmp_path / "prompts.json").read_text()) == {"asked": 9, "held": 9}
+    assert read_json(tmp_path / "prompts.json") == {"asked": 9, "held": 9}
 
 
 def test_more_prompts_than_the_text_holds_are_refused(tokens_file: Path, tmp_path: Path) -> None:

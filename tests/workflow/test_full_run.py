@@ -15,6 +15,7 @@ import xarray as xr
 import yaml
 
 import selfrepair
+from selfrepair.sealed import read_json
 from selfrepair.wording import percentage
 from workflow.running import NOTHING, Space
 
@@ -341,7 +342,7 @@ def test_tokens_of_the_strongest_heads(finished: Space) -> None:
 def test_scale_ratios_of_the_chosen_heads_and_of_all(finished: Space, kind: str) -> None:
     folder = finished.run / "tables" / kind
     table, bins = (pd.read_parquet(folder / f"layernorm_scale_{name}.parquet") for name in ("ratio", "histogram"))
-    chosen = json.loads((finished.run / "chosen_heads.json").read_text())
+    chosen = read_json(finished.run / "chosen_heads.json")["heads"]
     shards = [read(finished.run / "ablations" / kind / f"{shard}.h5") for shard in SHARDS]
     ratio = np.concatenate([shard["clean_scale"][None] / shard["ablated_scale"] for shard in shards], axis=1)
     masks = {"top": top_mask(finished), "all": np.ones(ratio.shape, bool)}
@@ -366,7 +367,7 @@ def test_ablation_type_is_of_the_strongest_head(finished: Space, kind: str) -> N
     folder = finished.run / "tables" / kind
     means, tokens = (pd.read_parquet(folder / f"{name}.parquet") for name in ("ablation_type", "ablation_type_tokens"))
     heads = pd.read_parquet(folder / "heads.parquet")
-    (layer, head), *_ = json.loads((finished.run / "chosen_heads.json").read_text())
+    (layer, head), *_ = read_json(finished.run / "chosen_heads.json")["heads"]
     assert set(zip(tokens["layer"], tokens["head"], strict=True)) == {(layer, head)}
     assert (len(tokens), tokens["selected"].sum()) == (N_TOKENS, N_TOP)
     of_head = heads[(heads["layer"] == layer) & (heads["head"] == head)].set_index("selection")
@@ -382,9 +383,8 @@ def test_freezing_agrees_with_the_closed_form(finished: Space) -> None:
     table = pd.read_parquet(finished.run / "tables" / "resample" / "frozen_layernorm.parquet")
     heads = pd.read_parquet(finished.run / "tables" / "resample" / "heads.parquet")
     of_head = heads[heads["selection"] == "top"].set_index(["layer", "head"])
-    assert [[*pair] for pair in zip(table["layer"], table["head"], strict=True)] == json.loads(
-        (finished.run / "chosen_heads.json").read_text()
-    )
+    chosen = read_json(finished.run / "chosen_heads.json")["heads"]
+    assert [[*pair] for pair in zip(table["layer"], table["head"], strict=True)] == chosen
     for _, row in table.iterrows():
         wanted = of_head.loc[(row["layer"], row["head"]), "frozen_layernorm_logit_change"]
         assert row["really_frozen_logit_change"] == pytest.approx(wanted, abs=1e-5)
@@ -456,7 +456,7 @@ def test_the_first_of_several_donors_is_the_runs_own(finished: Space) -> None:
     folder = finished.run / "tables" / "resample"
     tokens = pd.read_parquet(folder / "donor_noise_tokens.parquet")
     heads = pd.read_parquet(folder / "donor_noise.parquet")
-    chosen = json.loads((finished.run / "chosen_heads.json").read_text())
+    chosen = read_json(finished.run / "chosen_heads.json")["heads"]
     assert heads[["layer", "head"]].to_numpy().tolist() == chosen
     assert set(tokens["donor"]) == {1, 2, 3}, "a shard of four has three others"
     values, mask = ablations(finished, "resample")["self_repair"], top_mask(finished)
@@ -495,7 +495,7 @@ def test_a_wrong_name_of_a_published_model_is_refused(copied: Space) -> None:
 
 def test_neurons_add_up_to_what_the_last_mlp_repairs(finished: Space) -> None:
     """On the top tokens of the chosen heads and no others; the ablations' files hold the same sums, made otherwise."""
-    chosen = json.loads((finished.run / "chosen_heads.json").read_text())
+    chosen = read_json(finished.run / "chosen_heads.json")["heads"]
     parts = [read(finished.run / "neurons" / "resample" / f"{shard}.h5") for shard in SHARDS]
     by_mlp = repair(finished, "resample")["repair_by_mlp"].sum(1)
     selected = top_mask(finished)
@@ -601,7 +601,7 @@ def test_reinforcement_starts_from_the_condensed_direct_effect(finished: Space) 
 
 
 def test_next_layer_of_the_chosen_heads(finished: Space) -> None:
-    chosen = [tuple(pair) for pair in json.loads((finished.run / "chosen_heads.json").read_text())]
+    chosen = [tuple(pair) for pair in read_json(finished.run / "chosen_heads.json")["heads"]]
     correlations, points = table(finished, "next_layer_correlation"), table(finished, "next_layer_heads")
     assert [*zip(correlations["layer"], correlations["head"], strict=True)] == chosen
     for _, row in correlations.iterrows():

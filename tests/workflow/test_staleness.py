@@ -1,12 +1,12 @@
 """A result is stale when its inputs, the config values it uses or the package code it runs changed: no more, no less."""
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import pytest
 
+from selfrepair.sealed import read_json
 from workflow.running import REPOSITORY, Space
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -40,13 +40,17 @@ TABLES = {
 DONORS = {"project_other_donor", "ablate_with_donors"}
 REPLAYS = {"ablate_heads", "freeze_layernorm", "measure_neurons", "ablate_layers", *DONORS}
 ONE_ATTENTION = {"reinforce_heads", "move_residual"}
+# These read which heads were chosen.
+TAKES_CHOSEN = {"ablate_heads", "freeze_layernorm", "measure_neurons", "ablate_with_donors", "move_residual"}
 RUNS_THE_MODEL = {"cache_activations", *REPLAYS, *ONE_ATTENTION}
 READS_HDF5 = {
     *("tokenize_corpus", "check_prompts", "select_top_tokens", "average_activations"),
     *(RUNS_THE_MODEL | TABLES),
 }
+OF_TABLES = TABLES - LAYERNORM
+USES_TABLES = TABLES | SHOWS | TAKES_CHOSEN | {"choose_heads"}
 EVERY = SNAPSHOTS | READS_HDF5 | {"choose_heads", "check_published"} | SHOWS
-READS_SNAPSHOTS = {"tokenize_corpus", "check_prompts", *RUNS_THE_MODEL, *TABLES}
+READS_SNAPSHOTS = {"tokenize_corpus", "check_prompts", *RUNS_THE_MODEL, *OF_TABLES}
 
 # The rules that run each module, and are stale by an edit of it. What is made from their results follows by itself.
 USERS = {
@@ -89,6 +93,7 @@ USERS = {
     "reinforcement.py": {"reinforce_heads"},
     "replay.py": REPLAYS,
     "rounding.py": REPLAYS | ONE_ATTENTION,
+    "sealed.py": EVERY,
     "selection.py": {"select_top_tokens"} | REPLAYS | ONE_ATTENTION | TABLES,
     "selection_control.py": {"tabulate_selection_control"},
     "single_attention.py": ONE_ATTENTION,
@@ -108,7 +113,8 @@ USERS = {
     "snapshots/wikitext.py": {"snapshot_corpus"},
     "statistics.py": TABLES | {"draw_token_noise", "write_findings"},
     "storage.py": READS_HDF5,
-    "tables.py": TABLES,
+    "table_file.py": USES_TABLES,
+    "tables.py": OF_TABLES,
     "token_ids.py": REPLAYS,
     "tokens.py": {"tokenize_corpus", "check_prompts"} | RUNS_THE_MODEL,
     "wording.py": SHOWS,
@@ -337,7 +343,7 @@ def test_more_prompts_keep_finished_shards(finished: Space, tmp_path) -> None:
         "00001.h5",
         "00002.h5",
     ]
-    assert json.loads((space.run / "prompts.json").read_text()) == {"asked": 12, "held": 16}
+    assert read_json(space.run / "prompts.json") == {"asked": 12, "held": 16}
 
 
 def test_fewer_prompts_recompute_no_shard(space: Space) -> None:

@@ -7,15 +7,14 @@ figures share.
 
 import importlib
 import pkgutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 
 import pandas as pd
 
 from selfrepair.figures import style
-
-_READERS: dict[str, Callable[[Path], pd.DataFrame]] = {".parquet": pd.read_parquet, ".csv": pd.read_csv}
+from selfrepair.table_file import read_table
 
 
 def figure_names() -> list[str]:
@@ -55,18 +54,12 @@ def read_tables(files: Mapping[str, Path]) -> dict[str, pd.DataFrame]:
     """Tables from Parquet or CSV files.
 
     Raises:
-        ValueError: A file that is neither.
+        ValueError: As `selfrepair.table_file.read_table`.
     """
-    return {key: _read(path) for key, path in files.items()}
+    return {key: read_table(path) for key, path in files.items()}
 
 
 def _module(name: str) -> ModuleType:
     if name not in figure_names():
         raise ValueError(f"no figure {name!r}: choose one of {', '.join(figure_names())}")
     return importlib.import_module(f"{__name__}.{name}")
-
-
-def _read(path: Path) -> pd.DataFrame:
-    if path.suffix not in _READERS:
-        raise ValueError(f"{path}: tables are read from {' or '.join(_READERS)} files")
-    return _READERS[path.suffix](path)

@@ -9,7 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-SCHEMA_VERSION = 1
+from selfrepair.sealed import read_json, refusal, write_json
+
+SCHEMA_VERSION = 2
 MANIFEST = "manifest.json"
 OWNED = "snapshot_files.json"
 """Names of a snapshot's files, in its folder: they are the snapshot's also when Snakemake has removed the manifest."""
@@ -110,7 +112,7 @@ def publish(manifest: Path, partial: Path, fields: Mapping[str, Any]) -> None:
         ValueError: If the manifest's folder holds what no snapshot of ours has written.
     """
     names = sorted(path.name for path in partial.iterdir())
-    _write_json(partial / OWNED, {"files": names})
+    write_json(partial / OWNED, {"files": names})
     files = {}
     for name in [*names, OWNED]:
         path = partial / name
@@ -119,7 +121,9 @@ def publish(manifest: Path, partial: Path, fields: Mapping[str, Any]) -> None:
             os.fsync(handle.fileno())
         path.chmod(0o644)
         files[name] = {"sha256": digest, "bytes": path.stat().st_size}
-    _write_json(partial / manifest.name, {"schema_version": SCHEMA_VERSION, "files": files, **fields})
+    write_json(
+        partial / manifest.name, {"schema_version": SCHEMA_VERSION, "files": files, **dict(sorted(fields.items()))}
+    )
     folder = manifest.parent
     refuse_foreign(folder)
     old = _beside(folder, "old")
@@ -212,13 +216,6 @@ def _read_json(path: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    with path.open("w", encoding="utf-8") as handle:
-        handle.write(json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
-        handle.flush()
-        os.fsync(handle.fileno())
-
-
 def read_manifest(path: Path, kind: str) -> dict[str, Any]:
     """A snapshot's manifest, after checking that every file it names is there with the recorded size (bytes).
 
@@ -230,13 +227,8 @@ def read_manifest(path: Path, kind: str) -> dict[str, Any]:
         ValueError: If the manifest or a file is missing, of another schema or kind, or of another size.
     """
     remake = f"remake it with `snakemake --forcerun snapshot_{kind}`"
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"{path}: no readable manifest of a {kind} snapshot ({type(error).__name__}); {remake}"
-        ) from error
-    if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict):
+    manifest = read_json(path, remake)
+    if not isinstance(manifest.get("files"), dict):
         raise ValueError(f"{path}: not a manifest of a snapshot; {remake}")
     if manifest.get("schema_version") != SCHEMA_VERSION:
         raise ValueError(
@@ -258,22 +250,27 @@ def read_manifest(path: Path, kind: str) -> dict[str, Any]:
     return manifest
 
 
-def verify_manifest(path: Path, kind: str) -> dict[str, Any]:
-    """As `read_manifest`, and every file's sha256 is checked, which reads them all.
+def verify_manifest(path: Path, kind: str, weights: bool = True) -> dict[str, Any]:
+    """As `read_manifest`, and the content of every file is held to its sha256, which reads them all.
 
     Args:
         path: Path of the manifest.
         kind: `model` or `corpus`.
+        weights: Weights (safetensors) too, for a job that reads them.
 
     Raises:
-        ValueError: As `read_manifest`, or if a file's content has changed.
+        ValueError: As `read_manifest`, or if a file cannot be read or is not what was written.
     """
     manifest = read_manifest(path, kind)
+    advice = f"remake it with `snakemake --forcerun snapshot_{kind}`"
     for name, record in manifest["files"].items():
-        found = sha256_of(path.parent / name)
+        if name.endswith(".safetensors") and not weights:
+            continue
+        file = path.parent / name
+        try:
+            found = sha256_of(file)
+        except OSError as error:
+            raise refusal(file, error, advice=advice) from error
         if found != record["sha256"]:
-            raise ValueError(
-                f"{path.parent / name}: sha256 {found}, {path.name} records {record['sha256']}; "
-                f"remake it with `snakemake --forcerun snapshot_{kind}`"
-            )
+            raise ValueError(f"{file}: sha256 {found}, {path.name} records {record['sha256']}: it is damaged; {advice}")
     return manifest
