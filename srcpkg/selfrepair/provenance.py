@@ -13,7 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from selfrepair.sealed import advice_for, read_listed, read_sealed, refusal
+from selfrepair.sealed import SEAL, advice_for, listed, read_listed, read_sealed, refusal
 
 PACKAGE = "selfrepair"
 LIBRARIES = ("torch", "transformers", "h5py", "numpy", "snakemake")
@@ -78,7 +78,7 @@ def describe(*, code: str, config: dict[str, Any], inputs: list[Path]) -> dict[s
 
 
 def identity_of(path: Path) -> str:
-    """The identity that a result file records of itself, or the SHA-256 of any other file, whose own digest is checked first.
+    """The identity that a result file records of itself, or the SHA-256 of any other file; one that carries its own is checked.
 
     Raises:
         ValueError: A file is missing, damaged or locked, with what to do.
@@ -95,9 +95,14 @@ def identity_of(path: Path) -> str:
             raise refusal(path, error, advice=advice, fault="is not a whole HDF5 file") from error
         except (KeyError, RuntimeError, UnicodeError) as error:
             raise ValueError(f"{path} has no identity that can be read ({error}): {advice}") from error
-    read = {".json": read_sealed, ".parquet": read_sealed, ".csv": read_listed}.get(path.suffix, Path.read_bytes)
     try:
-        return hashlib.sha256(read(path)).hexdigest()[:16]
+        # Files of the user's, which snapshots are taken of, carry no digest.
+        if path.suffix in (".json", ".parquet") and SEAL.encode() in path.read_bytes():
+            read_sealed(path)
+        elif listed(path).exists():
+            read_listed(path)
+        with path.open("rb") as handle:
+            return hashlib.file_digest(handle, "sha256").hexdigest()[:16]
     except OSError as error:
         raise refusal(path, error, advice=advice) from error
 

@@ -165,6 +165,11 @@ def read_json(path: Path, advice: str | None = None) -> dict[str, Any]:
     return fields
 
 
+def listed(path: Path) -> Path:
+    """Where the digest of a file of the release stands."""
+    return path.with_name(f"{path.name}.sha256")
+
+
 def read_listed(path: Path) -> bytes:
     """What a file of the release holds, after its digest in the file of sha256sum's form beside it has been checked.
 
@@ -174,14 +179,14 @@ def read_listed(path: Path) -> bytes:
     Raises:
         ValueError: Either of the two cannot be read, or they differ.
     """
-    listed = path.with_name(f"{path.name}.sha256")
-    remedy = f"take it from the release again, or `git checkout {path} {listed}`"
+    beside = listed(path)
+    remedy = f"take it from the release again, or `git checkout {path} {beside}`"
     content = []
-    for file in (path, listed):
+    for file in (path, beside):
         try:
             content.append(file.read_bytes())
         except OSError as error:
             raise refusal(file, error, advice=remedy) from error
     if content[1] != f"{hashlib.sha256(content[0]).hexdigest()}  {path.name}\n".encode():
-        raise ValueError(f"{path} is not the file whose digest {listed.name} holds, one of them is damaged: {remedy}")
+        raise ValueError(f"{path} is not the file whose digest {beside.name} holds, one of them is damaged: {remedy}")
     return content[0]
