@@ -56,8 +56,9 @@ class Writer:
 
     def attrs(self, **values: Any) -> None:
         """Write root attributes that are known at the end alone."""
-        for name, value in values.items():
-            self._file.attrs[name] = value
+        with writing(self._path):
+            for name, value in values.items():
+                self._file.attrs[name] = _attribute(value)
 
     def dims(self, **sizes: int) -> None:
         """Declare dimensions and their sizes."""
