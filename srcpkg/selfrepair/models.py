@@ -357,23 +357,28 @@ def _norm_in_own_dtype(hf: PreTrainedModel) -> None:
 
 
 def _check_settings(hf: PreTrainedModel, device: torch.device, dtype: torch.dtype) -> None:
-    weight = next(hf.parameters())
+    """Refuse a model any part of which is without values, in training mode, or of another dtype or device than asked for."""
     unread = [name for name, tensor in (*hf.named_parameters(), *hf.named_buffers()) if tensor.is_meta]
     if unread:
         raise ValueError(
             f"{len(unread)} tensors of the model in memory are on the meta device, without values ({some(unread)}): "
             "load it whole, without offloading (no device_map to disk or meta)"
         )
-    if hf.training:
-        raise ValueError("the model is in training mode, where dropout changes every run: call model.eval() first")
-    if weight.dtype != dtype:
+    training = [name or type(module).__name__ for name, module in hf.named_modules() if module.training]
+    if training:
         raise ValueError(
-            f"the model in memory is {weight.dtype}, asked for {dtype}: convert it first (model.to({dtype})) or pass its dtype"
+            f"the model is in training mode ({some(training)}), where dropout changes every run: call model.eval() first"
         )
-    if weight.device.type != device.type:
-        raise ValueError(
-            f"the model in memory is on {weight.device}, asked for {device}: move it first, or pass its device"
-        )
+    for name, weight in hf.named_parameters():
+        if weight.dtype != dtype:
+            raise ValueError(
+                f"the model in memory is {weight.dtype} ({name}), asked for {dtype}: convert it first (model.to({dtype})) or "
+                "pass its dtype"
+            )
+        if weight.device.type != device.type:
+            raise ValueError(
+                f"the model in memory is on {weight.device} ({name}), asked for {device}: move it first, or pass its device"
+            )
 
 
 def _module(root: nn.Module, path: str) -> nn.Module:

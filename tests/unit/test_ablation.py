@@ -302,6 +302,17 @@ def test_hidden_change_of_a_covered_architecture_is_found_at_load() -> None:
         selfrepair.load_model(hf, dtype="float64")
 
 
+def test_any_part_in_another_state_is_refused() -> None:
+    """Not the first weight alone is looked at, nor the outermost module."""
+    hf = random_model("llama")
+    hf.model.layers[2].mlp.train()
+    with pytest.raises(ValueError, match=r"in training mode \(model\.layers\.2\.mlp.*call model\.eval\(\)"):
+        selfrepair.load_model(hf, dtype="float64")
+    hf.eval().model.layers[1].mlp.down_proj.to(torch.float32)
+    with pytest.raises(ValueError, match=r"is torch\.float32 \(model\.layers\.1\.mlp\.down_proj\.weight\), asked for"):
+        selfrepair.load_model(hf, dtype="float64")
+
+
 def test_settings_of_a_model_in_memory() -> None:
     hf = random_model("llama")
     with pytest.raises(ValueError, match=r"float64, asked for torch.float32: convert it first"):

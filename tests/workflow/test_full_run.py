@@ -490,7 +490,7 @@ def test_a_wrong_name_of_a_published_model_is_refused(copied: Space) -> None:
     copied.change("models.tiny.published", "gpt2-small")
     done = copied.snakemake("published_comparison")
     assert done.returncode != 0
-    assert "models.tiny.published is gpt2-small, which has 12 layers of 12 heads, but the model has 2" in done.stdout
+    assert "models.tiny.published is gpt2-small, but the model has model_type llama" in done.stdout
 
 
 def test_neurons_add_up_to_what_the_last_mlp_repairs(finished: Space) -> None:
