@@ -7,6 +7,7 @@ from snakemake.exceptions import WorkflowError
 
 from selfrepair.config import check_config, check_published, check_sources, main_kind, shard_names, shard_prompts
 from selfrepair.provenance import code_digest
+from selfrepair.snapshots.sources import file_sizes, source_files
 
 
 wildcard_constraints:
@@ -86,6 +87,17 @@ def settings_of(section, name):
     return lambda wildcards: {
         key: value for key, value in config[section][wildcards[name]].items() if key != "published"
     }
+
+
+def model_files(wildcards):
+    """The user's files that a model's snapshot reads."""
+    return source_files(config["models"][wildcards.model]["source"], "model")
+
+
+def corpus_files(wildcards):
+    """The user's files that a corpus's snapshot reads."""
+    settings = config["corpora"][wildcards.corpus]
+    return source_files(settings["source"], "corpus", format=settings.get("format"))
 
 
 def listed(heads):

@@ -5,19 +5,6 @@ Outputs: a folder with everything that later stages read, and its manifest.
 Steps: snapshot_model, snapshot_corpus.
 """
 
-from selfrepair.snapshots.sources import file_sizes, source_files
-
-
-def model_files(wildcards):
-    """The user's files that a model's snapshot reads."""
-    return source_files(config["models"][wildcards.model]["source"], "model")
-
-
-def corpus_files(wildcards):
-    """The user's files that a corpus's snapshot reads."""
-    settings = config["corpora"][wildcards.corpus]
-    return source_files(settings["source"], "corpus", format=settings.get("format"))
-
 
 localrules:
     snapshot_model,
