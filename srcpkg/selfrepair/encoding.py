@@ -22,6 +22,8 @@ CHARACTERS_A_CALL = 200_000
 """The tokenizers library holds some 130 bytes a character while it works."""
 OVERLAP = 4_000
 """Characters that two neighbouring windows of a long text share; where they meet, they must agree."""
+CUT_BY_RULES = ("BPE", "WordPiece", "WordLevel")
+"""Models whose tokens follow from the text around them; Unigram sums scores over all of it, where rounding may decide."""
 LEAST_AGREEMENT = 16
 """Tokens in a row that two windows must agree on."""
 
@@ -110,6 +112,8 @@ class Encoder:
         share, the one has far more text before it and the other far more after it: where they agree there on every
         token, neither end has reached it.
         """
+        if self.parts["model"].get("type") not in CUT_BY_RULES:
+            return self._encode_whole(text, f"a {self.parts['model'].get('type')} model weighs every piece of a text")
         parts = []
         left = self._window(text, 0, CHARACTERS_A_CALL)
         while left.end < len(text):
@@ -119,12 +123,15 @@ class Encoder:
                 if seam is not None:
                     break
             else:
-                # Nothing is sure but the whole: slower and larger, never wrong.
-                logger.warning("a text of %d characters has no place to cut it at: it is tokenized whole", len(text))
-                return np.array(self.tokenizer.encode(text, add_special_tokens=False).ids, dtype=np.int32)
+                return self._encode_whole(text, "it has no place to cut it at")
             parts.append(left.ids[: seam[0]])
             left = right.without(seam[1])
         return np.concatenate([*parts, left.ids])
+
+    def _encode_whole(self, text: str, reason: str) -> Int[np.ndarray, " token"]:
+        """Where nothing is sure but the whole: slower and larger, never wrong."""
+        logger.warning("a text of %d characters is tokenized whole: %s", len(text), reason)
+        return np.array(self.tokenizer.encode(text, add_special_tokens=False).ids, dtype=np.int32)
 
     def _window(self, text: str, start: int, end: int) -> "_Window":
         encoding = self.tokenizer.encode(text[start:end], add_special_tokens=False)

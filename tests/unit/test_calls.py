@@ -1,5 +1,6 @@
 """Modules called again: arguments of the whole prompt, cut along positions; and a model that is left as it was."""
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -292,6 +293,7 @@ def test_a_call_is_made_again_as_it_was_made() -> None:
 @pytest.mark.parametrize("name", CONFIGS)
 def test_parallel_and_causal_are_seen_whatever_the_config_says(name: str) -> None:
     hf = random_model(name)
+    hf.config = copy.deepcopy(hf.config)
     wanted = selfrepair.load_model(hf, dtype="float64").parallel
     assert wanted == (name in ("gpt_neox", "phi", "stablelm_parallel"))
     hf.config.use_parallel_residual = not wanted

@@ -23,7 +23,7 @@ def counted(model: Model, layer: int, heads: list[int]) -> int:
     replay = SuffixReplay(model, tokens, clean)
     donor_z = run_clean(model, tokens.flip(0)).z[layer]
     # The counter does not know the fused attention of CPUs; the plain one does the same products.
-    model.layer_calls(LENGTH - 1)  # recorded once a model, not once an ablation
+    model.layer_calls(LENGTH)  # recorded once a model, not once an ablation
     everything = torch.ones(len(heads), PROMPTS, LENGTH - 1, dtype=torch.bool)
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         for _ in replay.ablate(layer, heads, donor_z, everything):

@@ -11,6 +11,8 @@ from transformers import GPT2Config, GPTNeoXConfig, LlamaConfig, PretrainedConfi
 
 from selfrepair.config import check_published as check_config
 from selfrepair.published_models import check_published, differences, read_facts
+from selfrepair.sealed import read_json
+from selfrepair.snapshots.manifest import publish, staging
 
 from conftest import REPOSITORY
 
@@ -41,10 +43,12 @@ OTHERS = {
 
 
 def _check(folder: Path, config: PretrainedConfig, published: str | None) -> Any:
-    config.save_pretrained(folder)
-    out = folder / "published.json"
-    check_published(model_manifest=folder / "manifest.json", facts=FACTS, model="mine", published=published, out=out)
-    return json.loads(out.read_text())
+    manifest, out = folder / "snapshot" / "manifest.json", folder / "published.json"
+    with staging(manifest) as staged:
+        config.save_pretrained(staged)
+        publish(manifest, staged, {"kind": "model", "source": "path:mine", "license": None})
+    check_published(model_manifest=manifest, facts=FACTS, model="mine", published=published, out=out)
+    return read_json(out)
 
 
 @pytest.mark.parametrize("name", [*MODELS, *OTHERS])
