@@ -118,11 +118,12 @@ def test_windows_give_what_the_whole_gives(kind: str, tmp_path: Path, monkeypatc
     """Long texts of every kind, in windows: the same ids as in one call."""
     monkeypatch.setattr(encoding, "CHARACTERS_A_CALL", 1500)
     monkeypatch.setattr(encoding, "OVERLAP", 150)
-    tokenizer = KINDS[kind]()
-    encoder = saved(tokenizer, tmp_path)
+    encoder = saved(KINDS[kind](), tmp_path)
+    # As the file says: scores of a Unigram model lose their last digits when they are written.
+    whole = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
     for name, text in TEXTS.items():
         (found,) = encoder.encode([text])
-        wanted = tokenizer.encode(text, add_special_tokens=False).ids
+        wanted = whole.encode(text, add_special_tokens=False).ids
         assert found.dtype == np.int32
         assert found.tolist() == wanted, name
 
