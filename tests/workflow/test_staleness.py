@@ -31,7 +31,6 @@ CONTROLS = {"tabulate_selection_control", "tabulate_donor_noise", "compare_publi
 TABLES = {
     "condense_ablations",
     "tabulate_tokens",
-    "tabulate_checks",
     "condense_neurons",
     *LAYERNORM,
     *CIRCUITS,
@@ -45,12 +44,12 @@ TAKES_CHOSEN = {"ablate_heads", "freeze_layernorm", "measure_neurons", "ablate_w
 RUNS_THE_MODEL = {"cache_activations", *REPLAYS, *ONE_ATTENTION}
 READS_HDF5 = {
     *("tokenize_corpus", "check_prompts", "select_top_tokens", "average_activations"),
-    *(RUNS_THE_MODEL | TABLES),
+    *(RUNS_THE_MODEL | TABLES | {"tabulate_checks"}),
 }
 OF_TABLES = TABLES - LAYERNORM
-USES_TABLES = TABLES | SHOWS | TAKES_CHOSEN | {"choose_heads"}
+USES_TABLES = TABLES | SHOWS | TAKES_CHOSEN | {"choose_heads", "tabulate_checks"}
 EVERY = SNAPSHOTS | READS_HDF5 | {"choose_heads", "check_published"} | SHOWS
-READS_SNAPSHOTS = {"tokenize_corpus", "check_prompts", *RUNS_THE_MODEL, *OF_TABLES}
+READS_SNAPSHOTS = {"tokenize_corpus", "check_prompts", "check_published", *RUNS_THE_MODEL, *OF_TABLES}
 
 # The rules that run each module, and are stale by an edit of it. What is made from their results follows by itself.
 USERS = {
@@ -89,7 +88,7 @@ USERS = {
     "provenance.py": EVERY,
     "published.py": {"compare_published"},
     "published_models.py": {"check_published"},
-    "quantities.py": REPLAYS | TABLES | SHOWS,
+    "quantities.py": REPLAYS | ONE_ATTENTION | TABLES | SHOWS,
     "reinforcement.py": {"reinforce_heads"},
     "replay.py": REPLAYS,
     "rounding.py": REPLAYS | ONE_ATTENTION,
