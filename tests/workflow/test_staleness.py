@@ -311,8 +311,11 @@ def test_the_published_model_makes_stale_what_is_compared_with_it(space: Space) 
     tiny = json.loads((space.work / "model" / "config.json").read_text(encoding="utf-8"))
     known = json.loads(facts.read_text(encoding="utf-8"))
     known["gpt2-small"]["config"] = {key: tiny[key] for key in ("model_type", "hidden_size", "vocab_size")}
-    edited = space.edited(facts, facts.read_text(encoding="utf-8"), json.dumps(known))
-    with edited, configured(space, "models.tiny.published", "gpt2-small"):
+    text, digest = json.dumps(known), facts.with_name("models.json.sha256")
+    listed = f"{hashlib.sha256(text.encode()).hexdigest()}  models.json\n"
+    edited = space.edited(facts, facts.read_text(encoding="utf-8"), text)
+    sealed = space.edited(digest, digest.read_text(encoding="utf-8"), listed)
+    with edited, sealed, configured(space, "models.tiny.published", "gpt2-small"):
         assert space.jobs() == {"check_published": 1, "compare_published": 1, **drawn("published_comparison")}
 
 
