@@ -1,5 +1,7 @@
 """A result is stale when its inputs, the config values it uses or the package code it runs changed: no more, no less."""
 
+import hashlib
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
