@@ -17,7 +17,7 @@ from selfrepair.calls import left_as_it_was
 from selfrepair.clean import CleanRun, prompt_chunks, run_clean
 from selfrepair.models import Model, load_model
 from selfrepair.progress import Progress
-from selfrepair.proof import PlainReplacements, Proof, plain_replacement, prove_heads
+from selfrepair.proof import PlainReplacements, Proof, plain_replacement, prove_heads, repeat_heads
 from selfrepair.quantities import ABLATION_KINDS, HEAD_TOKEN, PARTS, QUANTITIES
 from selfrepair.replay import Batch, SuffixReplay, group_by_layer
 from selfrepair.rounding import identity_tolerance
@@ -78,7 +78,8 @@ def ablate_heads(
             part = _ablate_chunk(model, prompt_ids[chunk], chunk_donors, chosen, kind, mean_z, bar)
             of_prompt = None if chunk_donors is None else chunk_donors[:, None].numpy()
             again = plain_replacements(model, kind, of_prompt, mean_z)
-            prove_heads(proof, proof.within(repeated, chunk), chosen, prompt_ids[chunk], again, arrays(part))
+            within = proof.within(repeated, chunk)
+            prove_heads(proof, repeat_heads(proof, within, chosen, prompt_ids[chunk], again), arrays(part))
             parts.append(part)
     return _join(parts).assign_attrs(proof.attrs())
 
@@ -124,9 +125,9 @@ def plain_replacements(
         mean_z: The mean, for "mean".
     """
     if donors is not None:
-        return lambda prompt: plain_replacement(model, list(torch.from_numpy(donors[prompt]).long()))
+        return lambda prompt, until: plain_replacement(model, list(torch.from_numpy(donors[prompt]).long()), until)
     constant = constant_replacement(model, kind, (1, 1), mean_z)
-    return lambda prompt: lambda layer: constant(layer)[0]
+    return lambda prompt, until: lambda layer: constant(layer)[0]
 
 
 def ablate_shard(
@@ -189,7 +190,8 @@ def ablate_shard(
             donors = shard.donor_tokens(chunk) if kind == "resample" else None
             again = plain_replacements(model, kind, donors, mean_z)
             found = {**arrays(part), "selected": selected[:, chunk]}
-            prove_heads(proof, proof.within(repeated, chunk), chosen, ids[chunk], again, found)
+            within = proof.within(repeated, chunk)
+            prove_heads(proof, repeat_heads(proof, within, chosen, ids[chunk], again), found)
             parts.append(part)
     dataset = _join(parts)
     attrs = {

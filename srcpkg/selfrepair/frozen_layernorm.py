@@ -4,7 +4,7 @@ The closed form (docs/definitions.md, Effects) takes the LayerNorm part off the 
 goes through the model's own final norm, made to divide by the clean scale, and through its own unembedding. The two must agree.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,6 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from selfrepair.ablation import (
-    Heads,
     Replacement,
     check_heads,
     constant_replacement,
@@ -30,7 +29,7 @@ from selfrepair.calls import hooked
 from selfrepair.clean import prompt_chunks
 from selfrepair.models import Model, load_model
 from selfrepair.progress import Progress
-from selfrepair.proof import PlainPrompt, PlainReplacements, Proof, correct_logits, replaced_z
+from selfrepair.proof import Proof, Repeated, correct_logits, repeat_heads
 from selfrepair.quantities import QUANTITIES
 from selfrepair.replay import SuffixReplay, group_by_layer
 from selfrepair.rounding import repeated_tolerance
@@ -183,7 +182,8 @@ def freeze_layernorm(
                 bar.advance(len(of_layer))
             donors = shard.donor_tokens(chunk) if kind == "resample" else None
             again = plain_replacements(model, kind, donors, mean_z)
-            prove_frozen(proof, proof.within(repeated, chunk), chosen, ids[chunk], again, change[:, chunk])
+            within = proof.within(repeated, chunk)
+            prove_frozen(proof, repeat_heads(proof, within, chosen, ids[chunk], again), change[:, chunk])
     quantity = QUANTITIES[NAME]
     dataset = xr.Dataset(
         {
@@ -204,38 +204,22 @@ def freeze_layernorm(
         file.put_dataset(dataset, chunk={"head": 1, "prompt": 1})
 
 
-def prove_frozen(
-    proof: Proof,
-    chosen: Sequence[tuple[int, list[int]]],
-    heads: Heads,
-    tokens: Int[Tensor, "prompt pos"],
-    replacement: PlainReplacements,
-    found: Float[np.ndarray, "head prompt predicted"],
-) -> None:
-    """Repeat some of `frozen_layernorm_change`: what the model's own norm gives is multiplied by s' / s before its unembedding.
+def prove_frozen(proof: Proof, repeated: Iterable[Repeated], found: Float[np.ndarray, "head prompt predicted"]) -> None:
+    """Hold `frozen_layernorm_change` against plain runs: what the model's own norm gives is multiplied by s' / s.
 
     Args:
         proof: Where it is counted.
-        chosen: Prompts, each with rows of ``heads``.
-        heads: The (layer, head) pairs.
-        tokens: Token ids.
-        replacement: What takes the place of ``z``, from token ids.
+        repeated: From `selfrepair.proof.repeat_heads`.
         found: frozen_layernorm_logit_change.
 
     Raises:
         ValueError: A difference beyond rounding.
     """
     model = proof.model
-    for prompt, rows in chosen:
-        of_prompt, z = PlainPrompt(model, tokens[prompt]), replacement(prompt)
-        for row in rows:
-            layer, head = heads[row]
-            plain = of_prompt.ablated(replaced_z(model, layer, head, z(layer)[:, head]), layer, head)
-            with torch.inference_mode():
-                bias = model.final_norm.bias
-                ratio = (plain.values["ablated_scale"] / of_prompt.clean.scale)[:, None]
-                frozen = (plain.run.normed[:-1] - bias) * ratio + bias
-                wanted = correct_logits(model, frozen, tokens[prompt]) - of_prompt.clean.logit
-            where = f"{NAME} of head (layer {layer}, head {head})"
-            proof.compare(where, found[row, prompt], wanted, plain.summed)
-            proof.ablations += 1
+    for each in repeated:
+        clean, ablated = each.of.clean, each.effects.seen
+        with torch.inference_mode():
+            bias = model.final_norm.bias
+            frozen = (ablated.normed - bias) * (ablated.scale / clean.scale)[:, None] + bias
+            wanted = correct_logits(model, frozen, each.of.tokens) - clean.logit
+        proof.compare(f"{NAME} {each.where}", found[each.row, each.prompt], wanted, each.effects.summed)

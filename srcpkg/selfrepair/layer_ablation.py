@@ -118,7 +118,8 @@ def prove_layers(
     """
     model = proof.model
     for prompt, numbers in chosen:
-        of_prompt, runs = PlainPrompt(model, tokens[prompt]), [plain_run(model, donor) for donor in donors[prompt]]
+        of_prompt, until = PlainPrompt(model, tokens[prompt]), max(number % model.n_layers for number in numbers)
+        runs = [plain_run(model, donor, until=until) for donor in donors[prompt]]
         for number in numbers:
             row, layer = divmod(number, model.n_layers)
             component = LAYER_COMPONENTS[row]

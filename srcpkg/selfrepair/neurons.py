@@ -5,7 +5,7 @@ so that no neuron's d_model output is formed. Its repair is ablated minus clean 
 """
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -33,7 +33,7 @@ from selfrepair.chosen_heads import read_chosen_heads
 from selfrepair.clean import CleanRun, prompt_chunks
 from selfrepair.models import Model, load_model
 from selfrepair.progress import Progress
-from selfrepair.proof import Effects, PlainPrompt, PlainReplacements, Proof, replaced_z
+from selfrepair.proof import Proof, Repeated, repeat_heads
 from selfrepair.replay import SuffixReplay, group_by_layer
 from selfrepair.rounding import identity_tolerance
 from selfrepair.selection import read_selected
@@ -338,9 +338,10 @@ def measure_neurons(
                 replacement = constant_replacement(model, kind, ids[chunk].shape, mean_z)
             donors = shard.donor_tokens(chunk) if kind == "resample" else None
             plain = plain_replacements(model, kind, donors, mean_z)
-            again = _PlainNeurons(proof, proof.within(repeated, chunk), heads, ids[chunk], plain, layer)
+            within, watch = proof.within(repeated, chunk), [model.mlp_out(layer)]
+            again = list(repeat_heads(proof, within, heads, ids[chunk], plain, watch))
             for effects in neuron_effects(model, ids[chunk], clean, replacement, heads, selected[:, chunk], layer):
-                again.prove(effects)
+                prove_neurons(proof, again, effects, layer)
                 part = summarise(effects, top_neurons)
                 parts.append(part.assign(prompt=part["prompt"] + chunk.start))
             bar.advance()
@@ -359,56 +360,30 @@ def measure_neurons(
     )
 
 
-class _PlainNeurons:
-    """Some of `neuron_effects` repeated by plain runs.
+def prove_neurons(proof: Proof, repeated: Iterable[Repeated], found: NeuronEffects, layer: int) -> None:
+    """Hold a batch of tokens against plain runs of those of its ablations that were repeated.
 
     Args:
         proof: Where it is counted.
-        chosen: Prompts, each with rows of ``heads``.
-        heads: The (layer, head) pairs.
-        tokens: Token ids [prompt, pos].
-        replacement: What takes the place of ``z``, from token ids.
+        repeated: From `selfrepair.proof.repeat_heads`, which watches what the layer's MLP multiplies with W_out.
+        found: The batch.
         layer: The neurons' layer.
+
+    Raises:
+        ValueError: A difference beyond rounding.
     """
-
-    def __init__(
-        self,
-        proof: Proof,
-        chosen: Sequence[tuple[int, list[int]]],
-        heads: Heads,
-        tokens: Int[Tensor, "prompt pos"],
-        replacement: PlainReplacements,
-        layer: int,
-    ) -> None:
-        model, watch = proof.model, [proof.model.mlp_out(layer)]
-        self.proof, self.layer, self.heads = proof, layer, heads
-        self.runs: dict[tuple[int, int], tuple[PlainPrompt, Effects]] = {}
-        for prompt, rows in chosen:
-            of_prompt, z = PlainPrompt(model, tokens[prompt], watch), replacement(prompt)
-            for row in rows:
-                at, head = heads[row]
-                edit = replaced_z(model, at, head, z(at)[:, head])
-                self.runs[row, prompt] = of_prompt, of_prompt.ablated(edit, at, head, watch=watch)
-
-    def prove(self, found: NeuronEffects) -> None:
-        """Hold a batch of tokens against what was repeated of it.
-
-        Raises:
-            ValueError: A difference beyond rounding.
-        """
-        W_out = self.proof.model.W_out[self.layer]
-        for (row, prompt), (of_prompt, plain) in self.runs.items():
-            of_batch = torch.nonzero((found.row == row) & (found.prompt == prompt)).squeeze(1)
-            if not len(of_batch):
-                continue
-            pos = found.pos[of_batch]
-            with torch.inference_mode():
-                along = of_prompt.scaled[pos] @ W_out.T
-                clean, ablated = (run.watched[0][pos] * along for run in (of_prompt.clean.run, plain.run))
-            where = f"with head {self.heads[row]} ablated"
-            self.proof.compare(f"clean neurons {where}", found.clean[of_batch].cpu(), clean, plain.summed[pos, None])
-            self.proof.compare(f"neurons {where}", found.ablated[of_batch].cpu(), ablated, plain.summed[pos, None])
-            self.proof.ablations += 1
+    W_out = proof.model.W_out[layer]
+    for each in repeated:
+        of_batch = torch.nonzero((found.row == each.row) & (found.prompt == each.prompt)).squeeze(1)
+        if not len(of_batch):
+            continue
+        pos = found.pos[of_batch]
+        with torch.inference_mode():
+            along = each.of.scaled[pos] @ W_out.T
+            clean, ablated = (seen.run.watched[0][pos] * along for seen in (each.of.clean, each.effects.seen))
+        summed = each.effects.summed[pos, None]
+        proof.compare(f"neurons before the ablation {each.where}", found.clean[of_batch].cpu(), clean, summed)
+        proof.compare(f"neurons after the ablation {each.where}", found.ablated[of_batch].cpu(), ablated, summed)
 
 
 def write_neurons(

@@ -54,9 +54,9 @@ def move_residual_of_shard(
     with open_activations(activations, model) as cached:
         parts = []
         for chunk in prompt_chunks(model, *ids.shape):
-            part = moved_changes(attentions, ids[chunk], cached.clean_run(chunk), chosen, selected[:, chunk])
-            prove_moved(proof, ids[chunk], chosen, selected[:, chunk], part)
-            parts.append(part)
+            parts.append(moved_changes(attentions, ids[chunk], cached.clean_run(chunk), chosen, selected[:, chunk]))
+    changes = np.concatenate(parts, axis=1)
+    prove_moved(proof, ids, chosen, selected, changes)
     attrs = {"coordinates": "layer head_index", **proof.attrs()}
     with write_hdf5(out, kind="moved_residual", provenance=provenance, attrs=attrs) as file:
         file.dims(head=len(chosen), prompt=len(ids), next_head=model.n_heads)
@@ -65,7 +65,7 @@ def move_residual_of_shard(
         file.put(
             "moved_change",
             ("head", "prompt", "next_head"),
-            np.concatenate(parts, axis=1),
+            changes,
             units="logits",
             description="change of each next head's direct effect, summed over the head's top tokens",
         )
@@ -116,7 +116,7 @@ def prove_moved(
 
     Args:
         proof: Where it is counted.
-        tokens: Token ids of some prompts.
+        tokens: Token ids of the shard's prompts.
         heads: The (layer, head) pairs.
         selected: Tokens that are summed over, for each of them.
         found: What `moved_changes` gives.
@@ -135,10 +135,10 @@ def prove_moved(
     with torch.inference_mode():
         with model.running():
             hidden = model.attention_norm(layer + 1)(of_prompt.clean.run.resid[layer][None])[0]
-        moved = of_prompt.seen(plain_run(model, tokens[prompt], [replaced_attention_input(model, layer + 1, hidden)]))
+        edit = replaced_attention_input(model, layer + 1, hidden)
+        moved = of_prompt.head_effects(plain_run(model, tokens[prompt], [edit], until=layer + 1), layer + 1)
         wanted = torch.from_numpy(selected[row, prompt]).to(model.device)
-        clean = of_prompt.clean.heads[layer + 1]
-        change = (moved.heads[layer + 1] - clean)[wanted].sum(0)
-        summed = (of_prompt.clean.sizes + moved.sizes)[wanted].sum()
+        change = (moved - of_prompt.clean.heads[layer + 1])[wanted].sum(0)
+        summed = (of_prompt.clean.sizes + moved.abs().sum(1))[wanted].sum()
     proof.compare(f"moved_change of head (layer {layer}, head {head})", found[row, prompt], change, summed)
     proof.ablations += 1

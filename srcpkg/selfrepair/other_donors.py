@@ -20,7 +20,7 @@ from selfrepair.activations import open_activations
 from selfrepair.clean import CleanRun, Directions, head_direct_effects, project, prompt_chunks
 from selfrepair.models import Model, load_model
 from selfrepair.progress import Progress
-from selfrepair.proof import Proof, prove_heads
+from selfrepair.proof import Proof, prove_heads, repeat_heads
 from selfrepair.quantities import HEAD_TOKEN
 from selfrepair.selection import read_selected
 from selfrepair.storage import write_hdf5
@@ -154,7 +154,8 @@ def ablate_with_donors(
             if donor == proven:
                 again = plain_replacements(model, "resample", of_donor.donor_tokens(chunk), None)
                 checked = {**arrays(part), "selected": selected[:, chunk]}
-                prove_heads(proof, proof.within(repeated, chunk), chosen, ids[chunk], again, checked)
+                within = proof.within(repeated, chunk)
+                prove_heads(proof, repeat_heads(proof, within, chosen, ids[chunk], again), checked)
             found[donor].append(part[list(HEAD_TOKEN)])
     dataset = xr.concat([xr.concat(parts, dim="prompt") for parts in found], dim="donor")
     attrs = {"coordinates": "layer head_index", **proof.attrs()}

@@ -6,10 +6,10 @@ hooks look. If the two differ beyond rounding, the job stops.
 """
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -35,27 +35,35 @@ Edit = Callable[[], Any]
 
 @dataclass(frozen=True)
 class PlainRun:
-    """What hooks see in one prompt's run through the whole model.
+    """What hooks see in one prompt's run through the model.
 
     Attributes:
         resid: Per layer, the residual that enters it [pos, d_model].
         z: Per layer [pos, head, d_head].
         mlp: Per layer, what its MLP writes [pos, d_model].
-        final: The final residual [pos, d_model].
-        normed: What the final norm gives [pos, d_model].
+        final: The final residual [pos, d_model]; None in a run that was stopped.
+        normed: What the final norm gives [pos, d_model]; likewise.
         watched: What went into each module that was watched besides, [pos, width].
     """
 
     resid: list[Tensor]
     z: list[Tensor]
     mlp: list[Tensor]
-    final: Tensor
-    normed: Tensor
+    final: Tensor | None
+    normed: Tensor | None
     watched: list[Tensor]
 
 
+class _Stopped(Exception):  # noqa: N818
+    """A plain run went as far as it was wanted."""
+
+
 def plain_run(
-    model: Model, tokens: Int[Tensor, " pos"], edits: Sequence[Edit] = (), watch: Sequence[nn.Module] = ()
+    model: Model,
+    tokens: Int[Tensor, " pos"],
+    edits: Sequence[Edit] = (),
+    watch: Sequence[nn.Module] = (),
+    until: int | None = None,
 ) -> PlainRun:
     """Run one prompt through the whole model.
 
@@ -64,8 +72,13 @@ def plain_run(
         tokens: Token ids.
         edits: Hooks that change what modules read or write, set before those that look.
         watch: More modules whose inputs are kept.
+        until: Stop when this layer has run: what comes after it is not looked at.
     """
     resid, z, mlp, final, watched = (list[Tensor]() for _ in range(5))
+    normed = None
+
+    def stop(*_: Any) -> None:
+        raise _Stopped
 
     def keep_input(into: list[Tensor], _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         into.append(_flat(args[0] if args else kwargs["hidden_states"]).to(model.dtype))
@@ -84,11 +97,14 @@ def plain_run(
             stack.callback(handle.remove)
         for at in layers:
             stack.callback(model.mlp(at).register_forward_hook(partial(keep_output, mlp)).remove)
+        if until is not None:
+            stack.callback(model.layers[until].register_forward_hook(stop).remove)
         stack.enter_context(torch.inference_mode())
-        with model.running():
+        with model.running(), suppress(_Stopped):
             out = model.hf.base_model(input_ids=tokens[None].to(model.device), use_cache=False)
+            normed = out.last_hidden_state[0]
         heads = [each.unflatten(-1, (model.n_heads, model.d_head)) for each in z]
-        return PlainRun(resid, heads, mlp, final[0], out.last_hidden_state[0], watched)
+        return PlainRun(resid, heads, mlp, final[0] if final else None, normed, watched)
 
 
 def correct_logits(model: Model, normed: Tensor, tokens: Int[Tensor, " pos"]) -> Float[Tensor, " predicted"]:
@@ -142,23 +158,40 @@ def _flat(hidden: Tensor) -> Tensor:
     return hidden.reshape(-1, hidden.shape[-1])
 
 
-@dataclass(frozen=True)
 class Seen:
-    """A plain run as it meets the correct tokens.
+    """A plain run as it meets the correct tokens; what is not asked for is not computed.
+
+    Args:
+        of: The prompt.
+        run: Its run, clean or ablated, to the end.
 
     Attributes:
-        run: The run.
+        final, normed: The final residual, and what the final norm gives [pos-1, d_model].
         scale: Of the final norm [pos-1].
-        heads: Direct effects of every head [layer, pos-1, head], logits, by the clean scale.
-        mlps: Direct effects of every MLP [layer, pos-1], likewise.
-        logit: Correct logits [pos-1], by the model's own final norm and unembedding.
     """
 
-    run: PlainRun
-    scale: Tensor
-    heads: Tensor
-    mlps: Tensor
-    logit: Tensor
+    def __init__(self, of: "PlainPrompt", run: PlainRun) -> None:
+        assert run.final is not None
+        assert run.normed is not None
+        self.of, self.run, self.final, self.normed = of, run, run.final[:-1], run.normed[:-1]
+        with torch.inference_mode():
+            self.scale = of.model.final_norm.scale(self.final)
+
+    @cached_property
+    def heads(self) -> Tensor:
+        """Direct effects of every head [layer, pos-1, head], logits, by the clean scale."""
+        return torch.stack([self.of.head_effects(self.run, layer) for layer in range(self.of.model.n_layers)])
+
+    @cached_property
+    def mlps(self) -> Tensor:
+        """Direct effects of every MLP [layer, pos-1], likewise."""
+        with torch.inference_mode():
+            return torch.stack([(write[:-1] * self.of.scaled).sum(-1) for write in self.run.mlp])
+
+    @cached_property
+    def logit(self) -> Tensor:
+        """Correct logits [pos-1], by the model's own final norm and unembedding."""
+        return correct_logits(self.of.model, self.normed, self.of.tokens)
 
     @property
     def sizes(self) -> Tensor:
@@ -175,14 +208,14 @@ class Effects:
         by_head, by_mlp: Change of every component's direct effect, the ablated one's left out [layer, pos-1, head],
             [layer, pos-1].
         summed: Sizes of the terms that cancel [pos-1].
-        run: The ablated run.
+        seen: The ablated run.
     """
 
     values: dict[str, Tensor]
     by_head: Tensor
     by_mlp: Tensor
     summed: Tensor
-    run: PlainRun
+    seen: Seen
 
 
 class PlainPrompt:
@@ -198,23 +231,15 @@ class PlainPrompt:
         self.model, self.tokens = model, tokens
         with torch.inference_mode():
             self.d = model.direction(tokens[1:].to(model.device))
-            run = plain_run(model, tokens, watch=watch)
-            self.scaled = self.d / model.final_norm.scale(run.final[:-1])[:, None]
-            self.clean = self.seen(run)
+            self.clean = Seen(self, plain_run(model, tokens, watch=watch))
+            self.scaled = self.d / self.clean.scale[:, None]
 
-    def seen(self, run: PlainRun) -> Seen:
-        """What a run of the prompt gives along the correct tokens' directions."""
+    def head_effects(self, run: PlainRun, layer: int) -> Float[Tensor, "pos head"]:
+        """Direct effects of a layer's heads in a run of the prompt, logits, by the clean scale."""
         model = self.model
         with torch.inference_mode():
-            heads = [
-                torch.linalg.vecdot(z[:-1] - constant, torch.einsum("pm,hdm->phd", self.scaled, W_O))
-                for z, constant, W_O in zip(run.z, model.value_constant, model.W_O, strict=True)
-            ]
-            mlps = [(write[:-1] * self.scaled).sum(-1) for write in run.mlp]
-            scale = model.final_norm.scale(run.final[:-1])
-            return Seen(
-                run, scale, torch.stack(heads), torch.stack(mlps), correct_logits(model, run.normed, self.tokens)
-            )
+            z = run.z[layer][:-1] - model.value_constant[layer]
+            return torch.linalg.vecdot(z, torch.einsum("pm,hdm->phd", self.scaled, model.W_O[layer]))
 
     def ablated(
         self,
@@ -233,7 +258,7 @@ class PlainPrompt:
             component: "attention" or "mlp".
             watch: Modules whose inputs are kept besides.
         """
-        clean, ablated = self.clean, self.seen(plain_run(self.model, self.tokens, [edit], watch))
+        clean, ablated = self.clean, Seen(self, plain_run(self.model, self.tokens, [edit], watch))
         with torch.inference_mode():
             by_head, by_mlp = ablated.heads - clean.heads, ablated.mlps - clean.mlps
             own = [_own(side, layer, head, component) for side in (clean, ablated)]
@@ -242,7 +267,7 @@ class PlainPrompt:
             else:
                 by_head[layer, :, slice(None) if head is None else head] = 0
             change = ablated.logit - clean.logit
-            along = (ablated.run.final[:-1] * self.d).sum(-1)
+            along = (ablated.final * self.d).sum(-1)
             values = {
                 "direct_effect": own[0],
                 "ablated_direct_effect": own[1],
@@ -253,10 +278,10 @@ class PlainPrompt:
                 "self_repair_from_layernorm": along * (1 / ablated.scale - 1 / clean.scale),
                 "ablated_scale": ablated.scale,
             }
-            longest = torch.stack([*ablated.run.resid, ablated.run.final]).norm(dim=-1).amax(0)[:-1]
+            longest = torch.stack([*(each[:-1] for each in ablated.run.resid), ablated.final]).norm(dim=-1).amax(0)
             along = self.scaled.norm(dim=-1) + self.model.offset_length / clean.scale
             sizes = clean.sizes + ablated.sizes + clean.logit.abs() + ablated.logit.abs()
-            return Effects(values, by_head, by_mlp, sizes + longest * along, ablated.run)
+            return Effects(values, by_head, by_mlp, sizes + longest * along, ablated)
 
 
 def _own(side: Seen, layer: int, head: int | None, component: str) -> Tensor:
@@ -363,51 +388,89 @@ class Proof:
 
 PlainReplacement = Callable[[int], Tensor]
 """What takes the place of ``z`` of a layer in one prompt [pos, head, d_head]; one position broadcasts."""
-PlainReplacements = Callable[[int], PlainReplacement]
-"""The same for each prompt."""
+PlainReplacements = Callable[[int, int], PlainReplacement]
+"""The same for each prompt, up to a layer."""
 
 
-def plain_replacement(model: Model, donors: Sequence[Int[Tensor, " pos"]]) -> PlainReplacement:
-    """What takes the place of ``z`` in one prompt: its donors' own, averaged, from their token ids."""
-    runs = [plain_run(model, tokens) for tokens in donors]
+def plain_replacement(model: Model, donors: Sequence[Int[Tensor, " pos"]], until: int) -> PlainReplacement:
+    """What takes the place of ``z`` in one prompt: its donors' own, averaged, from their token ids, up to a layer."""
+    runs = [plain_run(model, tokens, until=until) for tokens in donors]
     return lambda layer: torch.stack([run.z[layer] for run in runs]).mean(0)
 
 
-def prove_heads(
+@dataclass(frozen=True)
+class Repeated:
+    """A head's ablation on one prompt, repeated.
+
+    Attributes:
+        row: Of the head among the job's.
+        prompt: Among those given.
+        head: The (layer, head) pair.
+        of: The prompt, with its clean run.
+        effects: What the ablation gives.
+    """
+
+    row: int
+    prompt: int
+    head: tuple[int, int]
+    of: PlainPrompt
+    effects: Effects
+
+    @property
+    def where(self) -> str:
+        """For errors."""
+        return "of head (layer {}, head {})".format(*self.head)
+
+
+def repeat_heads(
     proof: Proof,
     chosen: Sequence[tuple[int, list[int]]],
     heads: Sequence[tuple[int, int]],
     tokens: Int[Tensor, "prompt pos"],
     replacement: PlainReplacements,
-    found: Mapping[str, Any],
-) -> None:
-    """Repeat ablations of heads, and hold everything that a sweep gives against them.
+    watch: Sequence[nn.Module] = (),
+) -> Iterator[Repeated]:
+    """Repeat ablations of heads, and count them.
+
+    Args:
+        proof: Where they are counted.
+        chosen: Prompts, each with rows of ``heads``.
+        heads: The job's (layer, head) pairs.
+        tokens: Token ids of the job's prompts.
+        replacement: What takes the place of ``z``, from token ids.
+        watch: Modules whose inputs are kept besides.
+    """
+    model = proof.model
+    for prompt, rows in chosen:
+        of_prompt = PlainPrompt(model, tokens[prompt], watch)
+        z = replacement(prompt, max(heads[row][0] for row in rows))
+        for row in rows:
+            layer, head = heads[row]
+            edit = replaced_z(model, layer, head, z(layer)[:, head])
+            effects = of_prompt.ablated(edit, layer, head, watch=watch)
+            proof.ablations += 1
+            yield Repeated(row, prompt, (layer, head), of_prompt, effects)
+
+
+def prove_heads(proof: Proof, repeated: Iterable[Repeated], found: Mapping[str, Any]) -> None:
+    """Hold everything that a sweep gives against its repeated ablations.
 
     Args:
         proof: Where it is counted.
-        chosen: Prompts, each with rows of ``heads``.
-        heads: The sweep's (layer, head) pairs.
-        tokens: Token ids of the sweep's prompts.
-        replacement: What takes the place of ``z``, from token ids.
+        repeated: From `repeat_heads`.
         found: The sweep's arrays [head, prompt, ...], by name.
 
     Raises:
         ValueError: A difference beyond rounding.
     """
-    model = proof.model
-    for prompt, rows in chosen:
-        of_prompt, z = PlainPrompt(model, tokens[prompt]), replacement(prompt)
-        for row in rows:
-            layer, head = heads[row]
-            plain = of_prompt.ablated(replaced_z(model, layer, head, z(layer)[:, head]), layer, head)
-            where = f"of head (layer {layer}, head {head})"
-            prove_values(proof, where, plain, {name: np.asarray(found[name])[row, prompt] for name in HEAD_TOKEN})
-            if "ablated_scale" in found:
-                scale = plain.values["ablated_scale"]
-                proof.compare(f"ablated_scale {where}", np.asarray(found["ablated_scale"])[row, prompt], scale, scale)
-            if "repair_by_head" in found:
-                _prove_sums(proof, where, plain, found, row, prompt)
-            proof.ablations += 1
+    for each in repeated:
+        at = each.row, each.prompt
+        prove_values(proof, each.where, each.effects, {name: np.asarray(found[name])[at] for name in HEAD_TOKEN})
+        if "ablated_scale" in found:
+            scale = each.effects.values["ablated_scale"]
+            proof.compare(f"ablated_scale {each.where}", np.asarray(found["ablated_scale"])[at], scale, scale)
+        if "repair_by_head" in found:
+            _prove_sums(proof, each, found)
 
 
 def prove_values(proof: Proof, where: str, plain: Effects, found: Mapping[str, Any]) -> None:
@@ -416,9 +479,10 @@ def prove_values(proof: Proof, where: str, plain: Effects, found: Mapping[str, A
         proof.compare(f"{name} {where}", found[name], plain.values[name], plain.summed)
 
 
-def _prove_sums(proof: Proof, where: str, plain: Effects, found: Mapping[str, Any], row: int, prompt: int) -> None:
+def _prove_sums(proof: Proof, repeated: Repeated, found: Mapping[str, Any]) -> None:
     """The same for who repairs, summed over the head's top tokens."""
-    selected = torch.as_tensor(np.asarray(found["selected"])[row, prompt]).to(plain.summed.device)
+    plain, at = repeated.effects, (repeated.row, repeated.prompt)
+    selected = torch.as_tensor(np.asarray(found["selected"])[at]).to(plain.summed.device)
     summed = plain.summed[selected].sum() + torch.finfo(torch.float32).tiny
     for name, change in (("repair_by_head", plain.by_head), ("repair_by_mlp", plain.by_mlp)):
-        proof.compare(f"{name} {where}", np.asarray(found[name])[row, prompt], change[:, selected].sum(1), summed)
+        proof.compare(f"{name} {repeated.where}", np.asarray(found[name])[at], change[:, selected].sum(1), summed)

@@ -68,17 +68,20 @@ def reinforce_shard(
         for chunk in chunks:
             numbers = prompts[0] + np.arange(len(ids))[chunk]
             clean = cached.clean_run(chunk)
-            part = reinforce_heads(attentions, ids[chunk], clean, selected[:, :, chunk], scales, seed, numbers, bar)
-            prove_reinforcement(proof, ids[chunk], selected[:, :, chunk], scales, part)
-            parts.append(part)
+            parts.append(
+                reinforce_heads(attentions, ids[chunk], clean, selected[:, :, chunk], scales, seed, numbers, bar)
+            )
+    found = {name: np.concatenate([part[name] for part in parts], axis=2) for name in VARIABLES}
+    prove_reinforcement(proof, ids, selected, scales, found)
     with write_hdf5(out, kind="reinforcement", provenance=provenance, attrs=proof.attrs()) as file:
         file.dims(layer=model.n_layers, head=model.n_heads, prompt=len(ids), added=len(ADDED), scale=len(scales))
         file.put("scale", ("scale",), np.array(scales, float), description="times the output is added")
         dims = ("layer", "head", "prompt")
         file.put("n_selected", dims, selected.sum(-1), description="top tokens of the head in the prompt")
         for name, (more, units, description) in VARIABLES.items():
-            values = np.concatenate([part[name] for part in parts], axis=2)
-            file.put(name, (*dims, *more), values, units=units, description=f"{description}, summed over top tokens")
+            file.put(
+                name, (*dims, *more), found[name], units=units, description=f"{description}, summed over top tokens"
+            )
 
 
 VARIABLES = {
@@ -162,7 +165,7 @@ def prove_reinforcement(
 
     Args:
         proof: Where it is counted.
-        tokens: Token ids of some prompts.
+        tokens: Token ids of the shard's prompts.
         selected: Tokens at which outputs are added, for each head.
         scales: How many times an output is added.
         found: What `reinforce_heads` gives of them.
@@ -187,9 +190,8 @@ def prove_reinforcement(
             changed = resid[pos] + scales[scale] * (z[pos] @ W_O)
             with model.running():
                 hidden = model.attention_norm(layer)(changed[None])
-            run = plain_run(
-                model, tokens[prompt], [replaced_attention_input(model, layer, hidden, slice(pos, pos + 1))]
-            )
+            edit = replaced_attention_input(model, layer, hidden, slice(pos, pos + 1))
+            run = plain_run(model, tokens[prompt], [edit], until=layer)
             written = run.z[layer][pos, head] - model.value_constant[layer, head]
             effect = effect + (written @ W_O) @ of_prompt.scaled[pos]
             summed = summed + written.norm() * W_O.norm() * of_prompt.scaled[pos].norm()

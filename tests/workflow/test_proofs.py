@@ -115,7 +115,7 @@ JOBS = {
         a_longer_change,
     ),
     "layer_ablations": (by_file(ablate_layers_of_shard), a_longer_change),
-    "reinforcement": (by_file(reinforce_shard, "thresholds", scales=[1, 3], seed=0), a_longer_z),
+    "reinforcement": (by_file(reinforce_shard, "thresholds", scales=[1.0, 3.0], seed=0), a_longer_z),
     "moved_residual": (by_file(move_residual_of_shard, "thresholds", "chosen_heads"), a_longer_z),
 }
 
