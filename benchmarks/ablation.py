@@ -32,14 +32,14 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import selfrepair
-from selfrepair import replay
-from selfrepair.ablation import sweep
-from selfrepair.clean import CleanRun, prompt_chunks, run_clean
-from selfrepair.flops import head_flops, sweep_flops
-from selfrepair.models import Model
-from selfrepair.progress import Progress
-from selfrepair.selection import top_tokens
-from selfrepair.storage import open_hdf5
+from selfrepair.engine import replay
+from selfrepair.engine.clean import CleanRun, prompt_chunks, run_clean
+from selfrepair.files.hdf5 import open_hdf5
+from selfrepair.measure.ablations import sweep
+from selfrepair.measure.thresholds import top_tokens
+from selfrepair.model.flops import head_flops, sweep_flops
+from selfrepair.model.model import Model
+from selfrepair.workflow.progress import Progress
 
 MATMUL_SIZE = 2048
 TOP_FRACTION = 0.02

@@ -13,7 +13,7 @@ import h5netcdf
 import numpy as np
 import xarray as xr
 
-from selfrepair.storage import open_hdf5, write_hdf5
+from selfrepair.files.hdf5 import open_hdf5, write_hdf5
 
 LAYERS, PROMPTS, LENGTH, HEADS, D_HEAD = 30, 8, 128, 9, 64
 SIZES = {"layer": LAYERS, "prompt": PROMPTS, "pos": LENGTH, "d_model": HEADS * D_HEAD, "head": HEADS, "d_head": D_HEAD}

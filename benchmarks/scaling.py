@@ -26,9 +26,9 @@ from transformers import AutoModelForCausalLM, GPTNeoXConfig, LlamaConfig, Pretr
 
 import selfrepair
 from selfrepair.figures import style
-from selfrepair.flops import layer_flops, sweep_flops
-from selfrepair.models import Model, find_parts
-from selfrepair.storage import open_hdf5
+from selfrepair.files.hdf5 import open_hdf5
+from selfrepair.model.flops import layer_flops, sweep_flops
+from selfrepair.model.model import Model, find_parts
 
 TOKENS = (512, 1024, 2048, 4096, 8192)
 LENGTH = 128

@@ -24,13 +24,13 @@ import numpy as np
 import torch
 
 import selfrepair
-from selfrepair import models
-from selfrepair.ablation import sweep
-from selfrepair.calls import Call
-from selfrepair.clean import prompt_chunks, run_clean
-from selfrepair.models import Model
-from selfrepair.progress import Progress
-from selfrepair.storage import open_hdf5
+from selfrepair.engine.clean import prompt_chunks, run_clean
+from selfrepair.files.hdf5 import open_hdf5
+from selfrepair.measure.ablations import sweep
+from selfrepair.model import model as models
+from selfrepair.model.calls import Call
+from selfrepair.model.model import Model
+from selfrepair.workflow.progress import Progress
 
 PROMPTS = 8
 HEADS = 4

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 
-from selfrepair.config import check_config, check_published, check_sources, main_kind, shard_names, shard_prompts
-from selfrepair.provenance import code_digest
+from selfrepair.workflow.config import check_config, check_published, check_sources, main_kind, shard_names, shard_prompts
+from selfrepair.workflow.provenance import code_digest
 from selfrepair.snapshots.sources import file_sizes, source_files
 
 

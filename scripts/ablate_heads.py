@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-from selfrepair.jobs import job
+from selfrepair.workflow.jobs import job
 
 if __name__ == "__main__":
     with job(snakemake) as provenance:
-        from selfrepair.ablation import ablate_shard
-        from selfrepair.chosen_heads import read_chosen_heads
+        from selfrepair.measure.ablations import ablate_shard
+        from selfrepair.measure.chosen_heads import read_chosen_heads
 
         chosen = snakemake.input.get("chosen")
         mean_activations = snakemake.input.get("mean_activations")

@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from selfrepair.jobs import job
+from selfrepair.workflow.jobs import job
 
 if __name__ == "__main__":
     with job(snakemake) as provenance:
-        from selfrepair.layer_ablation import ablate_layers_of_shard
+        from selfrepair.measure.layer_ablations import ablate_layers_of_shard
 
         ablate_layers_of_shard(
             model_manifest=Path(snakemake.input.model),

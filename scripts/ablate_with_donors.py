@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-from selfrepair.jobs import job
+from selfrepair.workflow.jobs import job
 
 if __name__ == "__main__":
     with job(snakemake) as provenance:
-        from selfrepair.chosen_heads import read_chosen_heads
-        from selfrepair.other_donors import ablate_with_donors
+        from selfrepair.measure.chosen_heads import read_chosen_heads
+        from selfrepair.measure.other_donors import ablate_with_donors
 
         ablate_with_donors(
             model_manifest=Path(snakemake.input.model),

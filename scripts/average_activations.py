@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from selfrepair.jobs import job
+from selfrepair.workflow.jobs import job
 
 if __name__ == "__main__":
     with job(snakemake) as provenance:
-        from selfrepair.averages import average_activations
+        from selfrepair.measure.mean_activations import average_activations
 
         average_activations(
             shards=[Path(path) for path in snakemake.input.activations],

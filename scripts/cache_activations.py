@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from selfrepair.jobs import job
+from selfrepair.workflow.jobs import job
 
 if __name__ == "__main__":
     with job(snakemake) as provenance:
-        from selfrepair.activations import cache_activations
+        from selfrepair.measure.activations import cache_activations
 
         cache_activations(
             model_manifest=Path(snakemake.input.model),

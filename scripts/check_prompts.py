@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from selfrepair.jobs import job
+from selfrepair.workflow.jobs import job
 
 if __name__ == "__main__":
     with job(snakemake):
-        from selfrepair.tokens import check_prompts
+        from selfrepair.measure.tokens import check_prompts
 
         check_prompts(
             tokens=Path(snakemake.input.tokens),

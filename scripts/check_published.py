@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from selfrepair.jobs import job
+from selfrepair.workflow.jobs import job
 
 if __name__ == "__main__":
     with job(snakemake):
-        from selfrepair.published_models import check_published
+        from selfrepair.snapshots.published import check_published
 
         check_published(
             model_manifest=Path(snakemake.input.model),

@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from selfrepair.jobs import job
+from selfrepair.workflow.jobs import job
 
 if __name__ == "__main__":
     with job(snakemake):
-        from selfrepair.chosen_heads import choose_heads
+        from selfrepair.measure.chosen_heads import choose_heads
 
         choose_heads(
             heads_table=Path(snakemake.input.heads),

@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from selfrepair.jobs import job
+from selfrepair.workflow.jobs import job
 
 if __name__ == "__main__":
     with job(snakemake):
-        from selfrepair.layernorm import compare_frozen_layernorm
+        from selfrepair.tables.layernorm import compare_frozen_layernorm
 
         compare_frozen_layernorm(
             heads_table=Path(snakemake.input.heads),

@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from selfrepair.jobs import job
+from selfrepair.workflow.jobs import job
 
 if __name__ == "__main__":
     with job(snakemake):
-        from selfrepair.published import compare_published
+        from selfrepair.tables.published import compare_published
 
         compare_published(
             heads_table=Path(snakemake.input.heads),

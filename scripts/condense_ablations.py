@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from selfrepair.jobs import job
+from selfrepair.workflow.jobs import job
 
 if __name__ == "__main__":
     with job(snakemake):
-        from selfrepair.tables import condense_ablations
+        from selfrepair.tables.heads import condense_ablations
 
         condense_ablations(
             model_manifest=Path(snakemake.input.model),

@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from selfrepair.jobs import job
+from selfrepair.workflow.jobs import job
 
 if __name__ == "__main__":
     with job(snakemake):
-        from selfrepair.circuit_tables import condense_layer_ablation
+        from selfrepair.tables.circuits import condense_layer_ablation
 
         condense_layer_ablation(
             shards=[Path(path) for path in snakemake.input.ablations],

@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from selfrepair.jobs import job
+from selfrepair.workflow.jobs import job
 
 if __name__ == "__main__":
     with job(snakemake):
-        from selfrepair.neuron_tables import condense_neurons
+        from selfrepair.tables.neurons import condense_neurons
 
         condense_neurons(
             shards=[Path(path) for path in snakemake.input.neurons],

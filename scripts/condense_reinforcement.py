@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from selfrepair.jobs import job
+from selfrepair.workflow.jobs import job
 
 if __name__ == "__main__":
     with job(snakemake):
-        from selfrepair.circuit_tables import condense_reinforcement
+        from selfrepair.tables.circuits import condense_reinforcement
 
         condense_reinforcement(
             shards=[Path(path) for path in snakemake.input.reinforcement],

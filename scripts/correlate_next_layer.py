@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from selfrepair.jobs import job
+from selfrepair.workflow.jobs import job
 
 if __name__ == "__main__":
     with job(snakemake):
-        from selfrepair.circuit_tables import correlate_next_layer
+        from selfrepair.tables.circuits import correlate_next_layer
 
         correlate_next_layer(
             ablations=[Path(path) for path in snakemake.input.ablations],

@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-from selfrepair.jobs import job
+from selfrepair.workflow.jobs import job
 
 if __name__ == "__main__":
     with job(snakemake) as provenance:
-        from selfrepair.chosen_heads import read_chosen_heads
-        from selfrepair.frozen_layernorm import freeze_layernorm
+        from selfrepair.measure.chosen_heads import read_chosen_heads
+        from selfrepair.measure.frozen_layernorm import freeze_layernorm
 
         mean_activations = snakemake.input.get("mean_activations")
         freeze_layernorm(

@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from selfrepair.jobs import job
+from selfrepair.workflow.jobs import job
 
 if __name__ == "__main__":
     with job(snakemake) as provenance:
-        from selfrepair.neurons import measure_neurons
+        from selfrepair.measure.neurons import measure_neurons
 
         mean_activations = snakemake.input.get("mean_activations")
         measure_neurons(

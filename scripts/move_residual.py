@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from selfrepair.jobs import job
+from selfrepair.workflow.jobs import job
 
 if __name__ == "__main__":
     with job(snakemake) as provenance:
-        from selfrepair.next_layer import move_residual_of_shard
+        from selfrepair.measure.moved_residual import move_residual_of_shard
 
         move_residual_of_shard(
             model_manifest=Path(snakemake.input.model),

@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from selfrepair.jobs import job
+from selfrepair.workflow.jobs import job
 
 if __name__ == "__main__":
     with job(snakemake) as provenance:
-        from selfrepair.other_donors import project_other_donor
+        from selfrepair.measure.other_donors import project_other_donor
 
         project_other_donor(
             model_manifest=Path(snakemake.input.model),

@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from selfrepair.jobs import job
+from selfrepair.workflow.jobs import job
 
 if __name__ == "__main__":
     with job(snakemake) as provenance:
-        from selfrepair.reinforcement import reinforce_shard
+        from selfrepair.measure.reinforcement import reinforce_shard
 
         reinforce_shard(
             model_manifest=Path(snakemake.input.model),

@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from selfrepair.jobs import job
+from selfrepair.workflow.jobs import job
 
 if __name__ == "__main__":
     with job(snakemake) as provenance:
-        from selfrepair.selection import select_top_tokens
+        from selfrepair.measure.thresholds import select_top_tokens
 
         select_top_tokens(
             shards=[Path(path) for path in snakemake.input.activations],

@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from selfrepair.jobs import job
+from selfrepair.workflow.jobs import job
 
 if __name__ == "__main__":
     with job(snakemake):
-        from selfrepair.layernorm import tabulate_ablation_type
+        from selfrepair.tables.layernorm import tabulate_ablation_type
 
         tabulate_ablation_type(
             heads_table=Path(snakemake.input.heads),

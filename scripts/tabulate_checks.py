@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from selfrepair.jobs import job
+from selfrepair.workflow.jobs import job
 
 if __name__ == "__main__":
     with job(snakemake):
-        from selfrepair.checks import tabulate_checks
+        from selfrepair.tables.checks import tabulate_checks
 
         tabulate_checks(
             heads_table=Path(snakemake.input.heads),

@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from selfrepair.jobs import job
+from selfrepair.workflow.jobs import job
 
 if __name__ == "__main__":
     with job(snakemake):
-        from selfrepair.donor_noise import tabulate_donor_noise
+        from selfrepair.tables.donor_noise import tabulate_donor_noise
 
         tabulate_donor_noise(
             heads_table=Path(snakemake.input.heads),

@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from selfrepair.jobs import job
+from selfrepair.workflow.jobs import job
 
 if __name__ == "__main__":
     with job(snakemake):
-        from selfrepair.circuit_tables import tabulate_repair
+        from selfrepair.tables.circuits import tabulate_repair
 
         tabulate_repair(
             shards=[Path(path) for path in snakemake.input.ablations],

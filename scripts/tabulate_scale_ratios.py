@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from selfrepair.jobs import job
+from selfrepair.workflow.jobs import job
 
 if __name__ == "__main__":
     with job(snakemake):
-        from selfrepair.layernorm import tabulate_scale_ratios
+        from selfrepair.tables.layernorm import tabulate_scale_ratios
 
         tabulate_scale_ratios(
             heads_table=Path(snakemake.input.heads),

@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from selfrepair.jobs import job
+from selfrepair.workflow.jobs import job
 
 if __name__ == "__main__":
     with job(snakemake):
-        from selfrepair.selection_control import tabulate_selection_control
+        from selfrepair.tables.selection_control import tabulate_selection_control
 
         tabulate_selection_control(
             heads_table=Path(snakemake.input.heads),

@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from selfrepair.jobs import job
+from selfrepair.workflow.jobs import job
 
 if __name__ == "__main__":
     with job(snakemake):
-        from selfrepair.tables import tabulate_tokens
+        from selfrepair.tables.heads import tabulate_tokens
 
         tabulate_tokens(
             heads_table=Path(snakemake.input.heads),

@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from selfrepair.jobs import job
+from selfrepair.workflow.jobs import job
 
 if __name__ == "__main__":
     with job(snakemake) as provenance:
-        from selfrepair.tokens import tokenize_corpus
+        from selfrepair.measure.tokens import tokenize_corpus
 
         tokenize_corpus(
             model_manifest=Path(snakemake.input.model),

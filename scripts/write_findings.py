@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from selfrepair.jobs import job
+from selfrepair.workflow.jobs import job
 
 if __name__ == "__main__":
     with job(snakemake):
-        from selfrepair.findings import write_findings
+        from selfrepair.figures.findings import write_findings
 
         files = {figure: snakemake.input[f"{figure}_tables"] for figure in snakemake.params.tables}
         write_findings(

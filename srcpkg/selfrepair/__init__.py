@@ -9,14 +9,14 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from selfrepair.ablation import ablate_heads as ablate_heads
-    from selfrepair.models import load_model as load_model
+    from selfrepair.measure.ablations import ablate_heads as ablate_heads
+    from selfrepair.model.model import load_model as load_model
 
 __version__ = version("selfrepair")
 __all__ = ["__version__", "ablate_heads", "load_model"]
 
 # Loaded at first use, so that importing the package does not import torch.
-_LAZY = {"ablate_heads": "selfrepair.ablation", "load_model": "selfrepair.models"}
+_LAZY = {"ablate_heads": "selfrepair.measure.ablations", "load_model": "selfrepair.model.model"}
 
 
 def __getattr__(name: str) -> Any:

@@ -8,9 +8,9 @@ import torch
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, PreTrainedModel
 
 import selfrepair
-from selfrepair.calls import hooked
-from selfrepair.clean import run_clean
-from selfrepair.models import Model
+from selfrepair.engine.clean import run_clean
+from selfrepair.model.calls import hooked
+from selfrepair.model.model import Model
 from selfrepair.quantities import ABLATION_KINDS, PARTS
 
 from conftest import CONFIGS, VOCAB, random_model

@@ -13,14 +13,14 @@ import pytest
 import torch
 
 import selfrepair
-from selfrepair.allocator import block_of_its_own
+from selfrepair.model.allocator import block_of_its_own
 
 from conftest import VOCAB, random_model
 
 FAULTS = """
 import resource, sys
 import torch
-from selfrepair.allocator import keep_freed_memory
+from selfrepair.model.allocator import keep_freed_memory
 kept = keep_freed_memory() if sys.argv[1] == "keep" else True
 def faults(times):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

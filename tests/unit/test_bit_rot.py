@@ -14,12 +14,12 @@ import pytest
 import xarray as xr
 
 from selfrepair import load_model
-from selfrepair.chosen_heads import read_chosen_heads
-from selfrepair.provenance import identity_of
-from selfrepair.sealed import read_json, write_json
+from selfrepair.files.hdf5 import open_hdf5, write_hdf5
+from selfrepair.files.sealed import read_json, write_json
+from selfrepair.files.tables import read_table, write_table
+from selfrepair.measure.chosen_heads import read_chosen_heads
 from selfrepair.snapshots.manifest import publish, read_manifest, staging, verify_manifest
-from selfrepair.storage import open_hdf5, write_hdf5
-from selfrepair.table_file import read_table, write_table
+from selfrepair.workflow.provenance import identity_of
 
 from tiny_model import save_tiny_model
 
@@ -203,7 +203,7 @@ def test_a_damaged_heap_does_not_hang_the_reader(tmp_path: Path) -> None:
     content = path.read_bytes()
     heap = content.index(b"GCOL\x01")
     code = (
-        "import sys; from pathlib import Path; from selfrepair.storage import open_hdf5\n"
+        "import sys; from pathlib import Path; from selfrepair.files.hdf5 import open_hdf5\n"
         "path = Path(sys.argv[1]); content = path.read_bytes(); heap = int(sys.argv[2])\n"
         "for place in range(heap, heap + 200):\n"
         "    path.write_bytes(content[:place] + bytes([content[place] ^ 2]) + content[place + 1:])\n"

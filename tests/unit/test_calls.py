@@ -11,7 +11,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
 import selfrepair
-from selfrepair.calls import Call, Recorder, forward_is, left_as_it_was
+from selfrepair.model.calls import Call, Recorder, forward_is, left_as_it_was
 
 from conftest import CONFIGS, VOCAB, random_model
 

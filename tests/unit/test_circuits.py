@@ -9,9 +9,18 @@ import torch
 import xarray as xr
 
 import selfrepair
-from selfrepair.ablation import sweep
-from selfrepair.calls import hooked
-from selfrepair.circuit_tables import (
+from selfrepair.engine.clean import by_head, run_clean
+from selfrepair.engine.single_attention import Attentions
+from selfrepair.files.hdf5 import write_hdf5
+from selfrepair.files.sealed import write_json
+from selfrepair.files.tables import write_table
+from selfrepair.measure.ablations import sweep
+from selfrepair.measure.moved_residual import moved_changes
+from selfrepair.measure.reinforcement import ADDED, _added, reinforce_heads
+from selfrepair.model.calls import hooked
+from selfrepair.model.model import Model
+from selfrepair.quantities import PARTS
+from selfrepair.tables.circuits import (
     CONTROLS,
     _regression,
     _repairs,
@@ -21,17 +30,8 @@ from selfrepair.circuit_tables import (
     strongest_pairs,
     tabulate_repair,
 )
-from selfrepair.clean import by_head, run_clean
-from selfrepair.models import Model
-from selfrepair.next_layer import moved_changes
-from selfrepair.progress import Progress
-from selfrepair.quantities import PARTS
-from selfrepair.reinforcement import ADDED, _added, reinforce_heads
-from selfrepair.sealed import write_json
-from selfrepair.single_attention import Attentions
-from selfrepair.statistics import estimate_weights
-from selfrepair.storage import write_hdf5
-from selfrepair.table_file import write_table
+from selfrepair.tables.statistics import estimate_weights
+from selfrepair.workflow.progress import Progress
 
 from conftest import random_model
 from planted import backup

@@ -9,8 +9,8 @@ import pytest
 import yaml
 from jsonschema import Draft202012Validator
 
-from selfrepair.config import check_config, check_sources, shard_names, shard_prompts
-from selfrepair.sealed import write_json
+from selfrepair.files.sealed import write_json
+from selfrepair.workflow.config import check_config, check_sources, shard_names, shard_prompts
 
 from conftest import REPOSITORY
 

@@ -13,12 +13,12 @@ from docutils.core import publish_parts
 from matplotlib.figure import Figure
 from unit.test_figures import PUBLISHED, ROOT, labelled, make_heads, settings, words, written
 
-from selfrepair.donor_noise import variance_over_donors
 from selfrepair.figures import donor_noise, published_comparison, selection_control, style
-from selfrepair.published import COMPARED, compare_published
-from selfrepair.selection_control import CHOICES, EFFECTS
-from selfrepair.statistics import estimate_weights, estimated
-from selfrepair.table_file import write_table
+from selfrepair.files.tables import write_table
+from selfrepair.tables.donor_noise import variance_over_donors
+from selfrepair.tables.published import COMPARED, compare_published
+from selfrepair.tables.selection_control import CHOICES, EFFECTS
+from selfrepair.tables.statistics import estimate_weights, estimated
 
 pytestmark = pytest.mark.filterwarnings("error")
 

@@ -5,11 +5,11 @@ import pytest
 import torch
 
 import selfrepair
-from selfrepair.clean import run_clean
-from selfrepair.donor_noise import variance_over_donors
-from selfrepair.other_donors import ablated_direct_effect
-from selfrepair.replay import SuffixReplay
-from selfrepair.statistics import estimate_weights, interval
+from selfrepair.engine.clean import run_clean
+from selfrepair.engine.replay import SuffixReplay
+from selfrepair.measure.other_donors import ablated_direct_effect
+from selfrepair.tables.donor_noise import variance_over_donors
+from selfrepair.tables.statistics import estimate_weights, interval
 
 from conftest import random_model
 

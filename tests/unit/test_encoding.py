@@ -10,8 +10,8 @@ import pytest
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from tokenizers.trainers import BpeTrainer, UnigramTrainer, WordPieceTrainer
 
-from selfrepair import encoding
-from selfrepair.encoding import Encoder, byte_symbols, read_encoder
+from selfrepair.snapshots import encoding
+from selfrepair.snapshots.encoding import Encoder, byte_symbols, read_encoder
 from selfrepair.snapshots.pretokenizers import PRE_TOKENIZERS
 
 pytestmark = pytest.mark.filterwarnings("error")

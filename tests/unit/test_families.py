@@ -18,18 +18,18 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 import selfrepair
-from selfrepair import models
-from selfrepair.ablation import sweep
-from selfrepair.clean import run_clean
+from selfrepair.engine.clean import run_clean
+from selfrepair.engine.replay import LAYER_COMPONENTS, SuffixReplay, group_by_layer
+from selfrepair.engine.single_attention import Attentions
 from selfrepair.families import FAMILIES
-from selfrepair.frozen_layernorm import frozen_layernorm_change
-from selfrepair.layer_ablation import ablate_layers, mlp_output
-from selfrepair.models import Model
-from selfrepair.neurons import neuron_effects, reads_head
-from selfrepair.progress import Progress
+from selfrepair.measure.ablations import sweep
+from selfrepair.measure.frozen_layernorm import frozen_layernorm_change
+from selfrepair.measure.layer_ablations import ablate_layers, mlp_output
+from selfrepair.measure.neurons import neuron_effects, reads_head
+from selfrepair.model import model as models
+from selfrepair.model.model import Model
 from selfrepair.quantities import ABLATION_KINDS, HEAD_TOKEN
-from selfrepair.replay import LAYER_COMPONENTS, SuffixReplay, group_by_layer
-from selfrepair.single_attention import Attentions
+from selfrepair.workflow.progress import Progress
 
 from reference import Measured, Reference
 

@@ -18,8 +18,8 @@ from matplotlib.figure import Figure
 
 from selfrepair import figures
 from selfrepair.figures import repair_breakdown, style
+from selfrepair.files.tables import write_table
 from selfrepair.quantities import HEAD_TOKEN, PARTS, QUANTITIES
-from selfrepair.table_file import write_table
 
 pytestmark = pytest.mark.filterwarnings("error")
 

@@ -10,9 +10,9 @@ import pytest
 from unit.test_figures import FIGURES, PUBLISHED, make_tables, make_tokens
 
 from selfrepair.figures import figure_names, finding
-from selfrepair.findings import write_findings
-from selfrepair.table_file import write_table
-from selfrepair.wording import decimal, largest, measured, percentage, signs
+from selfrepair.figures.findings import write_findings
+from selfrepair.figures.wording import decimal, largest, measured, percentage, signs
+from selfrepair.files.tables import write_table
 
 pytestmark = pytest.mark.filterwarnings("error")
 

@@ -6,10 +6,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import selfrepair
-from selfrepair.clean import run_clean
-from selfrepair.flops import head_flops, layer_flops
-from selfrepair.models import Model
-from selfrepair.replay import SuffixReplay
+from selfrepair.engine.clean import run_clean
+from selfrepair.engine.replay import SuffixReplay
+from selfrepair.model.flops import head_flops, layer_flops
+from selfrepair.model.model import Model
 
 from conftest import VOCAB, random_model
 

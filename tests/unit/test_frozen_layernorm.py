@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 import selfrepair
-from selfrepair.clean import CleanRun, run_clean
-from selfrepair.frozen_layernorm import frozen_layernorm_change, frozen_scale, own_correct_logit
-from selfrepair.models import Model
-from selfrepair.replay import SuffixReplay, group_by_layer
+from selfrepair.engine.clean import CleanRun, run_clean
+from selfrepair.engine.replay import SuffixReplay, group_by_layer
+from selfrepair.measure.frozen_layernorm import frozen_layernorm_change, frozen_scale, own_correct_logit
+from selfrepair.model.model import Model
 
 from conftest import CONFIGS, VOCAB, random_model
 

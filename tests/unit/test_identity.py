@@ -13,8 +13,8 @@ import xarray as xr
 from transformers import PreTrainedModel
 
 import selfrepair
-from selfrepair.clean import run_clean
-from selfrepair.models import Model
+from selfrepair.engine.clean import run_clean
+from selfrepair.model.model import Model
 from selfrepair.quantities import ABLATION_KINDS, PARTS
 
 from conftest import random_model
@@ -117,7 +117,7 @@ SOUND = [(family, dtype) for family in ("llama", "gpt2", "gpt_neox", "qwen3") fo
 
 def changed(monkeypatch: pytest.MonkeyPatch, part: str, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
     """Let replay give one of its quantities wrong."""
-    from selfrepair import replay
+    from selfrepair.engine import replay
 
     measured = replay.SuffixReplay._measure
 
@@ -171,7 +171,7 @@ def test_a_component_that_is_not_watched_is_refused(
     sound: tuple[Model, float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One layer's heads are left out of the sum."""
-    from selfrepair import replay
+    from selfrepair.engine import replay
 
     model, _ = sound
     see = replay._Changes._see_heads

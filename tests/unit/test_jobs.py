@@ -18,7 +18,7 @@ import json, sys
 from pathlib import Path
 from types import SimpleNamespace
 from snakemake.iocontainers import Params
-from selfrepair.jobs import job
+from selfrepair.workflow.jobs import job
 
 params = Params(fromdict={"code": "c0de", "seed": 4})
 snakemake = SimpleNamespace(log=[sys.argv[1]], threads=1, params=params, input=sys.argv[2:])
@@ -133,7 +133,7 @@ def test_progress_is_drawn_on_the_terminal_not_in_the_log(tmp_path: Path) -> Non
     """A pseudo-terminal stands for the user's; the log gets plain lines."""
     log = tmp_path / "rule.log"
     script = (
-        f"{JOB}\nwith job(snakemake):\n    from selfrepair.progress import Progress\n"
+        f"{JOB}\nwith job(snakemake):\n    from selfrepair.workflow.progress import Progress\n"
         "    with Progress(2, 'ablating', 'head') as bar:\n        bar.advance(2)\n"
     )
     outer, inner = pty.openpty()

@@ -8,13 +8,13 @@ import torch
 from transformers import PreTrainedModel
 
 import selfrepair
-from selfrepair.calls import hooked
-from selfrepair.clean import CleanRun, run_clean
-from selfrepair.layer_ablation import ablate_layers, mlp_output
-from selfrepair.models import Model
-from selfrepair.progress import Progress
+from selfrepair.engine.clean import CleanRun, run_clean
+from selfrepair.engine.replay import LAYER_COMPONENTS, SuffixReplay
+from selfrepair.measure.layer_ablations import ablate_layers, mlp_output
+from selfrepair.model.calls import hooked
+from selfrepair.model.model import Model
 from selfrepair.quantities import HEAD_TOKEN, PARTS
-from selfrepair.replay import LAYER_COMPONENTS, SuffixReplay
+from selfrepair.workflow.progress import Progress
 
 from conftest import CONFIGS, random_model
 

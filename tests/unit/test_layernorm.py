@@ -13,12 +13,19 @@ import torch
 from unit.test_figures import rendered
 
 import selfrepair
-from selfrepair.ablation import ablate_shard
-from selfrepair.activations import cache_activations
-from selfrepair.averages import average_activations
 from selfrepair.figures import style
-from selfrepair.frozen_layernorm import freeze_layernorm
-from selfrepair.layernorm import (
+from selfrepair.figures.wording import measured
+from selfrepair.files.hdf5 import open_hdf5, write_hdf5
+from selfrepair.files.sealed import write_json
+from selfrepair.measure.ablations import ablate_shard
+from selfrepair.measure.activations import cache_activations
+from selfrepair.measure.frozen_layernorm import freeze_layernorm
+from selfrepair.measure.mean_activations import average_activations
+from selfrepair.measure.thresholds import select_top_tokens
+from selfrepair.measure.tokens import assign_donors
+from selfrepair.quantities import ABLATION_KINDS
+from selfrepair.tables.heads import condense_ablations
+from selfrepair.tables.layernorm import (
     READINGS,
     THIS_RUN,
     compare_frozen_layernorm,
@@ -27,13 +34,6 @@ from selfrepair.layernorm import (
     tabulate_layernorm_claim,
     tabulate_scale_ratios,
 )
-from selfrepair.quantities import ABLATION_KINDS
-from selfrepair.sealed import write_json
-from selfrepair.selection import select_top_tokens
-from selfrepair.storage import open_hdf5, write_hdf5
-from selfrepair.tables import condense_ablations
-from selfrepair.tokens import assign_donors
-from selfrepair.wording import measured
 
 from conftest import REPOSITORY
 from planted.layernorm import HEAD, LIVE, QUIET, by_hand, planted_model, save_planted_model

@@ -7,9 +7,9 @@ import pandas as pd
 import pytest
 import xarray as xr
 
-from selfrepair.neuron_tables import AMONG_TOP, QUADRANTS, SHARES_OF_EFFECT, condense_neurons
-from selfrepair.neurons import DESCRIPTIONS, write_neurons
-from selfrepair.table_file import write_table
+from selfrepair.files.tables import write_table
+from selfrepair.measure.neurons import DESCRIPTIONS, write_neurons
+from selfrepair.tables.neurons import AMONG_TOP, QUADRANTS, SHARES_OF_EFFECT, condense_neurons
 
 pytestmark = pytest.mark.filterwarnings("error")
 

@@ -10,9 +10,9 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 import selfrepair
-from selfrepair.clean import run_clean
-from selfrepair.models import Model
-from selfrepair.neurons import (
+from selfrepair.engine.clean import run_clean
+from selfrepair.engine.replay import SuffixReplay
+from selfrepair.measure.neurons import (
     NeuronEffects,
     curve_points,
     heads_that_reach,
@@ -21,7 +21,7 @@ from selfrepair.neurons import (
     summarise,
     top_percent,
 )
-from selfrepair.replay import SuffixReplay
+from selfrepair.model.model import Model
 
 from conftest import CONFIGS, ORACLE, random_model
 

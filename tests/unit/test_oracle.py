@@ -9,8 +9,8 @@ import xarray as xr
 from transformers import AutoModelForCausalLM
 
 import selfrepair
-from selfrepair.clean import run_clean
-from selfrepair.models import Model
+from selfrepair.engine.clean import run_clean
+from selfrepair.model.model import Model
 
 from conftest import ORACLE
 

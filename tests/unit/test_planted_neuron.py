@@ -8,11 +8,11 @@ import pytest
 import torch
 
 import selfrepair
-from selfrepair.ablation import constant_replacement
-from selfrepair.clean import run_clean
-from selfrepair.neuron_tables import condense_neurons
-from selfrepair.neurons import neuron_effects, summarise, write_neurons
-from selfrepair.table_file import write_table
+from selfrepair.engine.clean import run_clean
+from selfrepair.files.tables import write_table
+from selfrepair.measure.ablations import constant_replacement
+from selfrepair.measure.neurons import neuron_effects, summarise, write_neurons
+from selfrepair.tables.neurons import condense_neurons
 
 from planted.neuron import AMPLIFIER, ERASURE, GAINS, HEAD, LESSER, N_NEURONS, ROUNDING, Planted, planted_neuron
 

@@ -10,10 +10,10 @@ from transformers import GemmaConfig, PreTrainedModel
 from unit.test_calls import longrope_model
 
 import selfrepair
-from selfrepair import replay
-from selfrepair.calls import Call
-from selfrepair.models import Model
-from selfrepair.proof import Proof
+from selfrepair.engine import replay
+from selfrepair.engine.proof import Proof
+from selfrepair.model.calls import Call
+from selfrepair.model.model import Model
 from selfrepair.quantities import ABLATION_KINDS
 
 from conftest import CONFIGS, random_model
@@ -186,7 +186,7 @@ def test_a_fault_in_replay_is_noticed(
     model = selfrepair.load_model(random_model(name, dtype), dtype=str(dtype).removeprefix("torch."))
     plant(monkeypatch)
     # Some faults break the identity too; that of the proof must be enough.
-    monkeypatch.setattr("selfrepair.ablation.check_identity", lambda *_: None)
+    monkeypatch.setattr("selfrepair.measure.ablations.check_identity", lambda *_: None)
     with pytest.raises(ValueError, match=NOTICED):
         selfrepair.ablate_heads(model, tokens, donors, heads=[(0, 1), (1, 3)])
 

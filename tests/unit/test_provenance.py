@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-import selfrepair.provenance
-from selfrepair.provenance import code_digest, describe, identity_of, module_files
-from selfrepair.sealed import write_json
-from selfrepair.storage import write_hdf5
+import selfrepair.workflow.provenance
+from selfrepair.files.hdf5 import write_hdf5
+from selfrepair.files.sealed import write_json
+from selfrepair.workflow.provenance import code_digest, describe, identity_of, module_files
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -79,7 +79,7 @@ class Tree:
 def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Tree:
     made = Tree(tmp_path)
     # The package that is looked at is the one that this module lies in.
-    monkeypatch.setattr(selfrepair.provenance, "__file__", str(made.package / "provenance.py"))
+    monkeypatch.setattr(selfrepair.workflow.provenance, "__file__", str(made.package / "workflow" / "provenance.py"))
     return made
 
 
@@ -145,7 +145,7 @@ def test_a_relative_import_is_refused(tree: Tree) -> None:
 
 def test_the_digest_of_every_script_is_the_same_in_another_process_and_place(tmp_path: Path) -> None:
     repository = Path(__file__).parents[2]
-    code = "import sys; from pathlib import Path; from selfrepair.provenance import code_digest; "
+    code = "import sys; from pathlib import Path; from selfrepair.workflow.provenance import code_digest; "
     code += "print(*(code_digest(path) for path in sorted(Path('scripts').glob('*.py'))))"
     subprocess.run(["cp", "-r", str(repository / "scripts"), str(repository / "srcpkg"), str(tmp_path)], check=True)
     printed = [

@@ -9,10 +9,10 @@ import pytest
 import yaml
 from transformers import GPT2Config, GPTNeoXConfig, LlamaConfig, PretrainedConfig
 
-from selfrepair.config import check_published as check_config
-from selfrepair.published_models import check_published, differences, read_facts
-from selfrepair.sealed import read_json
+from selfrepair.files.sealed import read_json
 from selfrepair.snapshots.manifest import publish, staging
+from selfrepair.snapshots.published import check_published, differences, read_facts
+from selfrepair.workflow.config import check_published as check_config
 
 from conftest import REPOSITORY
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from selfrepair.storage import write_hdf5
-from selfrepair.tokens import check_prompts
+from selfrepair.files.hdf5 import write_hdf5
+from selfrepair.measure.tokens import check_prompts
 
 from conftest import REPOSITORY
 

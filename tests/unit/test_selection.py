@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from selfrepair.selection import read_selected, select_top_tokens
-from selfrepair.storage import write_hdf5
+from selfrepair.files.hdf5 import write_hdf5
+from selfrepair.measure.thresholds import read_selected, select_top_tokens
 
 LAYERS, HEADS, PROMPTS, POSITIONS = 2, 3, 4, 6
 

@@ -5,8 +5,8 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from selfrepair.selection_control import CHOICES, choose_tokens, over_heads, repair_of_choice
-from selfrepair.statistics import estimate_weights
+from selfrepair.tables.selection_control import CHOICES, choose_tokens, over_heads, repair_of_choice
+from selfrepair.tables.statistics import estimate_weights
 
 pytestmark = pytest.mark.filterwarnings("error")
 

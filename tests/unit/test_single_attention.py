@@ -5,10 +5,10 @@ import pytest
 import torch
 
 import selfrepair
-from selfrepair.calls import hooked
-from selfrepair.clean import by_head, run_clean
-from selfrepair.models import Model
-from selfrepair.single_attention import Attentions
+from selfrepair.engine.clean import by_head, run_clean
+from selfrepair.engine.single_attention import Attentions
+from selfrepair.model.calls import hooked
+from selfrepair.model.model import Model
 
 from conftest import CONFIGS, random_model
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from selfrepair.sealed import read_json, write_json
+from selfrepair.files.sealed import read_json, write_json
 from selfrepair.snapshots.manifest import publish, read_manifest, refuse_overlap, staging, verify_manifest
 from selfrepair.snapshots.packages import package_file
 from selfrepair.snapshots.sources import Source, parse_source, source_files

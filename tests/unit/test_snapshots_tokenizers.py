@@ -16,7 +16,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from tokenizers.trainers import BpeTrainer
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from selfrepair.encoding import byte_symbols, read_encoder
+from selfrepair.snapshots.encoding import byte_symbols, read_encoder
 from selfrepair.snapshots.pretokenizers import PRE_TOKENIZERS, byte_level_bpe
 from selfrepair.snapshots.tokenizers import PROOF, settle_tokenizer, write_gguf_tokenizer
 

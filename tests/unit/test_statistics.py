@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import xarray as xr
 
+from selfrepair.measure.thresholds import top_tokens
 from selfrepair.quantities import HEAD_TOKEN, MEANS, PARTS
-from selfrepair.selection import top_tokens
-from selfrepair.statistics import PromptSums, bootstrap_weights, interval, means, token_values
+from selfrepair.tables.statistics import PromptSums, bootstrap_weights, interval, means, token_values
 
 
 @pytest.fixture

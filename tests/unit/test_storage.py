@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from selfrepair.storage import SCHEMA_VERSION, heads_of, open_hdf5, open_shards, rows_of, same_heads, write_hdf5
+from selfrepair.files.hdf5 import SCHEMA_VERSION, heads_of, open_hdf5, open_shards, rows_of, same_heads, write_hdf5
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -108,7 +108,7 @@ def test_nothing_has_the_final_name_before_the_block_ends(tmp_path: Path) -> Non
 def test_a_killed_writer_leaves_no_file_and_the_next_one_no_remains(tmp_path: Path) -> None:
     path = tmp_path / "tokens.h5"
     code = (
-        "import os, signal, sys\nfrom pathlib import Path\nfrom selfrepair.storage import write_hdf5\n"
+        "import os, signal, sys\nfrom pathlib import Path\nfrom selfrepair.files.hdf5 import write_hdf5\n"
         "with write_hdf5(Path(sys.argv[1]), kind='tokens', provenance={}):\n    os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     killed = subprocess.run([sys.executable, "-c", code, str(path)], check=False)
@@ -265,8 +265,8 @@ def test_rows_of_two_files_are_joined_only_where_their_heads_are_the_same(tmp_pa
 READ = """
 import sys
 from pathlib import Path
-from selfrepair.provenance import identity_of
-from selfrepair.storage import open_hdf5
+from selfrepair.workflow.provenance import identity_of
+from selfrepair.files.hdf5 import open_hdf5
 try:
     with open_hdf5(Path(sys.argv[1]), "tokens", remake="tokenize_corpus") as dataset:
         dataset.load()
@@ -277,7 +277,7 @@ WRITE = """
 import sys
 from pathlib import Path
 import numpy as np
-from selfrepair.storage import write_hdf5
+from selfrepair.files.hdf5 import write_hdf5
 with write_hdf5(Path(sys.argv[1]), kind="tokens", provenance={}) as file:
     file.dims(prompt=200000)
     file.put("tokens", ("prompt",), np.random.default_rng(0).random(200000))

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import selfrepair
-from selfrepair.models import Model
-from selfrepair.token_ids import token_ids
+from selfrepair.model.model import Model
+from selfrepair.model.token_ids import token_ids
 
 from conftest import VOCAB, random_model
 

@@ -14,13 +14,13 @@ from tokenizers.pre_tokenizers import ByteLevel, WhitespaceSplit
 from transformer_lens.utilities.tokenize_utils import tokenize_and_concatenate
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from selfrepair import encoding
-from selfrepair.encoding import byte_symbols
-from selfrepair.sealed import read_json
+from selfrepair.files.hdf5 import open_hdf5
+from selfrepair.files.sealed import read_json
+from selfrepair.measure.tokens import assign_donors, check_prompts, cut_prompts, read_shard, tokenize_corpus
+from selfrepair.snapshots import encoding
 from selfrepair.snapshots.corpora import snapshot_corpus
+from selfrepair.snapshots.encoding import byte_symbols
 from selfrepair.snapshots.models import snapshot_model
-from selfrepair.storage import open_hdf5
-from selfrepair.tokens import assign_donors, check_prompts, cut_prompts, read_shard, tokenize_corpus
 
 from tiny_model import WORDS, save_tiny_model
 

@@ -6,10 +6,10 @@ import torch
 import xarray as xr
 
 import selfrepair
-from selfrepair.ablation import check_heads, sweep
-from selfrepair.clean import run_clean
-from selfrepair.progress import Progress
+from selfrepair.engine.clean import run_clean
+from selfrepair.measure.ablations import check_heads, sweep
 from selfrepair.quantities import HEAD_TOKEN
+from selfrepair.workflow.progress import Progress
 
 from conftest import VOCAB, random_model
 

@@ -24,7 +24,7 @@ NOTHING = "Nothing to be done"
 DIGESTS = """
 import json, sys
 from pathlib import Path
-from selfrepair.provenance import code_digest
+from selfrepair.workflow.provenance import code_digest
 rules = json.loads(sys.argv[1])
 print(json.dumps({rule: code_digest(Path(f"{script}.py"), *modules) for rule, (script, *modules) in rules.items()}))
 """
@@ -171,7 +171,12 @@ class Space:
 
     @property
     def figures(self) -> set[str]:
-        return {path.stem for path in (self.package / "figures").glob("*.py")} - {"__init__", "style"}
+        return {path.stem for path in (self.package / "figures").glob("*.py")} - {
+            "__init__",
+            "findings",
+            "style",
+            "wording",
+        }
 
     @contextmanager
     def edited(self, path: Path, old: str, new: str) -> Iterator[None]:

@@ -123,12 +123,12 @@ def test_a_model_that_is_not_the_published_one(fresh: Space, tmp_path: Path) -> 
 
 
 def test_an_import_error_is_in_the_rules_log(copied: Space) -> None:
-    path = copied.package / "selection.py"
+    path = copied.package / "measure/thresholds.py"
     path.write_text(f'raise ImportError("no such library")\n{path.read_text()}')
     assert fails(copied, "select_top_tokens", "results/tiny/words/thresholds.h5") == "ImportError('no such library')"
     log = log_of(copied, "select_top_tokens")
     assert log.startswith("Traceback (most recent call last):")
-    assert "selection.py" in log
+    assert "measure/thresholds.py" in log
 
 
 def test_an_unknown_target_is_named(space: Space) -> None:

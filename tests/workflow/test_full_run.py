@@ -15,8 +15,8 @@ import xarray as xr
 import yaml
 
 import selfrepair
-from selfrepair.sealed import read_json
-from selfrepair.wording import percentage
+from selfrepair.figures.wording import percentage
+from selfrepair.files.sealed import read_json
 from workflow.running import NOTHING, Space
 
 pytestmark = pytest.mark.filterwarnings("error")

@@ -8,16 +8,16 @@ import pandas as pd
 import pytest
 import xarray as xr
 
-from selfrepair import replay
-from selfrepair.ablation import ablate_shard
-from selfrepair.chosen_heads import read_chosen_heads
-from selfrepair.frozen_layernorm import freeze_layernorm
-from selfrepair.layer_ablation import ablate_layers_of_shard
-from selfrepair.neurons import measure_neurons
-from selfrepair.next_layer import move_residual_of_shard
-from selfrepair.other_donors import ablate_with_donors
-from selfrepair.reinforcement import reinforce_shard
-from selfrepair.single_attention import Attentions
+from selfrepair.engine import replay
+from selfrepair.engine.single_attention import Attentions
+from selfrepair.measure.ablations import ablate_shard
+from selfrepair.measure.chosen_heads import read_chosen_heads
+from selfrepair.measure.frozen_layernorm import freeze_layernorm
+from selfrepair.measure.layer_ablations import ablate_layers_of_shard
+from selfrepair.measure.moved_residual import move_residual_of_shard
+from selfrepair.measure.neurons import measure_neurons
+from selfrepair.measure.other_donors import ablate_with_donors
+from selfrepair.measure.reinforcement import reinforce_shard
 from workflow.running import Space
 
 COMPUTE = {"device": "cpu", "dtype": "float32", "center_unembed": True}
@@ -132,7 +132,7 @@ def test_a_fault_stops_the_job_and_leaves_no_file(
     # Where a fault breaks the sums too, the proof alone must be enough.
     for module in ("ablation", "layer_ablation"):
         monkeypatch.setattr(f"selfrepair.{module}.check_identity", lambda *_: None)
-    monkeypatch.setattr("selfrepair.neurons._check_neurons", lambda *_: None)
+    monkeypatch.setattr("selfrepair.measure.neurons._check_neurons", lambda *_: None)
     with pytest.raises(ValueError, match="are not what the whole model gives with plain hooks"):
         run(finished, tmp_path / "spoiled.h5")
     assert [path.name for path in tmp_path.iterdir()] == ["sound.h5"]

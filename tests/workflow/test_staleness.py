@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from selfrepair.sealed import read_json
+from selfrepair.files.sealed import read_json
 from workflow.running import REPOSITORY, Space
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -54,52 +54,43 @@ EVERY = SNAPSHOTS | READS_HDF5 | {"choose_heads", "check_published"} | SHOWS
 READS_SNAPSHOTS = {"tokenize_corpus", "check_prompts", "check_published", *RUNS_THE_MODEL, *OF_TABLES}
 
 # The rules that run each module, and are stale by an edit of it. What is made from their results follows by itself.
-USERS = {
+USERS: dict[str, set[str]] = {
     **{f"figures/{name}.py": {f"draw_{name}", "write_findings"} for name in NAMES},
     "__init__.py": EVERY,
-    "ablation.py": REPLAYS,
-    "activations.py": RUNS_THE_MODEL,
-    "allocator.py": RUNS_THE_MODEL,
-    "averages.py": {"average_activations", *REPLAYS},
-    "calls.py": RUNS_THE_MODEL,
-    "checks.py": {"tabulate_checks"},
-    "chosen_heads.py": {"choose_heads", "move_residual", *REPLAYS, *TABLES} - {"project_other_donor", "ablate_layers"},
-    "circuit_tables.py": CIRCUITS,
-    "clean.py": RUNS_THE_MODEL,
-    # Used while the workflow is put together; what it gives reaches jobs as params.
-    "config.py": set(),
-    "donor_noise.py": {"tabulate_donor_noise"},
-    "encoding.py": {"snapshot_model", "tokenize_corpus", "check_prompts"} | RUNS_THE_MODEL,
+    "engine/clean.py": RUNS_THE_MODEL,
+    "engine/proof.py": REPLAYS | ONE_ATTENTION,
+    "engine/replay.py": REPLAYS,
+    "engine/rounding.py": REPLAYS | ONE_ATTENTION,
+    "engine/single_attention.py": ONE_ATTENTION,
     "families.py": {"snapshot_model"} | RUNS_THE_MODEL,
-    "figures/__init__.py": SHOWS,
+    "figures/findings.py": {"write_findings"},
     "figures/style.py": SHOWS,
-    "findings.py": {"write_findings"},
+    "figures/wording.py": SHOWS,
+    "files/hdf5.py": READS_HDF5,
+    "files/sealed.py": EVERY,
+    "files/tables.py": USES_TABLES,
+    "measure/ablations.py": REPLAYS,
+    "measure/activations.py": RUNS_THE_MODEL,
+    "measure/chosen_heads.py": {"choose_heads", "move_residual", *REPLAYS, *TABLES}
+    - {"project_other_donor", "ablate_layers"},
+    "measure/frozen_layernorm.py": {"freeze_layernorm"},
+    "measure/layer_ablations.py": {"ablate_layers"},
+    "measure/mean_activations.py": {"average_activations", *REPLAYS},
+    "measure/moved_residual.py": {"move_residual"},
+    "measure/neurons.py": {"measure_neurons"},
+    "measure/other_donors.py": DONORS,
+    "measure/reinforcement.py": {"reinforce_heads"},
+    "measure/thresholds.py": {"select_top_tokens"} | REPLAYS | ONE_ATTENTION | TABLES,
+    "measure/tokens.py": {"tokenize_corpus", "check_prompts"} | RUNS_THE_MODEL,
+    "model/allocator.py": RUNS_THE_MODEL,
+    "model/calls.py": RUNS_THE_MODEL,
     # Counts operations for the benchmark and a test.
-    "flops.py": set(),
-    "frozen_layernorm.py": {"freeze_layernorm"},
-    "jobs.py": EVERY,
-    "layer_ablation.py": {"ablate_layers"},
-    "layernorm.py": LAYERNORM,
-    "models.py": RUNS_THE_MODEL,
-    "neuron_tables.py": {"condense_neurons"},
-    "neurons.py": {"measure_neurons"},
-    "next_layer.py": {"move_residual"},
-    "other_donors.py": DONORS,
-    "progress.py": EVERY,
-    "proof.py": REPLAYS | ONE_ATTENTION,
-    "provenance.py": EVERY,
-    "published.py": {"compare_published"},
-    "published_models.py": {"check_published"},
+    "model/flops.py": set(),
+    "model/model.py": RUNS_THE_MODEL,
+    "model/token_ids.py": REPLAYS,
     "quantities.py": REPLAYS | ONE_ATTENTION | TABLES | SHOWS,
-    "reinforcement.py": {"reinforce_heads"},
-    "replay.py": REPLAYS,
-    "rounding.py": REPLAYS | ONE_ATTENTION,
-    "sealed.py": EVERY,
-    "selection.py": {"select_top_tokens"} | REPLAYS | ONE_ATTENTION | TABLES,
-    "selection_control.py": {"tabulate_selection_control"},
-    "single_attention.py": ONE_ATTENTION,
-    "snapshots/__init__.py": SNAPSHOTS | READS_SNAPSHOTS,
     "snapshots/corpora.py": {"snapshot_corpus"},
+    "snapshots/encoding.py": {"snapshot_model", "tokenize_corpus", "check_prompts"} | RUNS_THE_MODEL,
     "snapshots/folder.py": {"snapshot_model"} | RUNS_THE_MODEL,
     "snapshots/hub.py": SNAPSHOTS,
     "snapshots/manifest.py": SNAPSHOTS | READS_SNAPSHOTS,
@@ -107,19 +98,30 @@ USERS = {
     "snapshots/names.py": SNAPSHOTS | RUNS_THE_MODEL,
     "snapshots/packages.py": SNAPSHOTS,
     "snapshots/pretokenizers.py": {"snapshot_model"},
+    "snapshots/published.py": {"check_published"},
     "snapshots/sources.py": SNAPSHOTS,
     "snapshots/texts.py": SNAPSHOTS,
     "snapshots/tokenizers.py": {"snapshot_model"},
     "snapshots/weights.py": {"snapshot_model"} | RUNS_THE_MODEL,
     "snapshots/wikitext.py": {"snapshot_corpus"},
-    "statistics.py": TABLES | {"draw_token_noise", "write_findings"},
-    "storage.py": READS_HDF5,
-    "table_file.py": USES_TABLES,
-    "tables.py": OF_TABLES,
-    "token_ids.py": REPLAYS,
-    "tokens.py": {"tokenize_corpus", "check_prompts"} | RUNS_THE_MODEL,
-    "wording.py": SHOWS,
+    "tables/checks.py": {"tabulate_checks"},
+    "tables/circuits.py": CIRCUITS,
+    "tables/donor_noise.py": {"tabulate_donor_noise"},
+    "tables/heads.py": OF_TABLES,
+    "tables/layernorm.py": LAYERNORM,
+    "tables/neurons.py": {"condense_neurons"},
+    "tables/published.py": {"compare_published"},
+    "tables/selection_control.py": {"tabulate_selection_control"},
+    "tables/statistics.py": TABLES | {"draw_token_noise", "write_findings"},
+    # Used while the workflow is put together; what it gives reaches jobs as params.
+    "workflow/config.py": set(),
+    "workflow/jobs.py": EVERY,
+    "workflow/progress.py": EVERY,
+    "workflow/provenance.py": EVERY,
 }
+# A folder's own file is run by whatever runs a module in it.
+for _folder in {module.split("/")[0] for module in USERS if "/" in module}:
+    USERS[f"{_folder}/__init__.py"] = set().union(*(USERS[at] for at in USERS if at.startswith(f"{_folder}/")))
 
 
 def drawn(*names: str) -> dict[str, int]:
@@ -224,16 +226,16 @@ def test_an_edit_of_a_script_changes_the_code_of_its_rule(space: Space, digests:
 @pytest.mark.parametrize(
     ("module", "jobs"),
     [
-        ("config.py", {}),
+        ("workflow/config.py", {}),
         ("figures/token_noise.py", drawn("token_noise")),
         ("figures/style.py", DRAWN),
-        ("neuron_tables.py", {"condense_neurons": 1, **drawn(*NEURON_FIGURES)}),
-        ("statistics.py", CONDENSED),
-        ("averages.py", {"average_activations": 1, **REPLAYED}),
-        ("replay.py", REPLAYED),
-        ("next_layer.py", MOVED),
-        ("activations.py", FROM_ACTIVATIONS),
-        ("jobs.py", FROM_SNAPSHOTS),
+        ("tables/neurons.py", {"condense_neurons": 1, **drawn(*NEURON_FIGURES)}),
+        ("tables/statistics.py", CONDENSED),
+        ("measure/mean_activations.py", {"average_activations": 1, **REPLAYED}),
+        ("engine/replay.py", REPLAYED),
+        ("measure/moved_residual.py", MOVED),
+        ("measure/activations.py", FROM_ACTIVATIONS),
+        ("workflow/jobs.py", FROM_SNAPSHOTS),
     ],
 )
 def test_snakemake_runs_what_an_edit_makes_stale_and_what_follows(

@@ -14,12 +14,15 @@ from types import ModuleType
 import pandas as pd
 
 from selfrepair.figures import style
-from selfrepair.table_file import read_table
+from selfrepair.files.tables import read_table
+
+SHARED = ("findings", "style", "wording")
+"""Modules beside the figures."""
 
 
 def figure_names() -> list[str]:
     """Names of the figures that can be drawn."""
-    return sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name != "style")
+    return sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name not in SHARED)
 
 
 def draw_figure(name: str, tables: Mapping[str, Path], png: Path, svg: Path) -> None:
@@ -54,7 +57,7 @@ def read_tables(files: Mapping[str, Path]) -> dict[str, pd.DataFrame]:
     """Tables from Parquet or CSV files.
 
     Raises:
-        ValueError: As `selfrepair.table_file.read_table`.
+        ValueError: As `selfrepair.files.tables.read_table`.
     """
     return {key: read_table(path) for key, path in files.items()}
 

@@ -8,8 +8,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from selfrepair.figures import style
+from selfrepair.figures.wording import head_name, measured
 from selfrepair.quantities import ABLATION_KINDS
-from selfrepair.wording import head_name, measured
 
 X, Y, NORM = "direct_effect", "logit_change", "residual_norm_ratio"
 REPAIR = "self_repair"

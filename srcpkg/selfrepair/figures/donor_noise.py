@@ -6,7 +6,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from selfrepair.figures import style
-from selfrepair.wording import head_name, measured, percentage
+from selfrepair.figures.wording import head_name, measured, percentage
 
 Y = "self_repair"
 

@@ -7,8 +7,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from selfrepair.figures import style
+from selfrepair.figures.wording import head_name, largest, measured, signs
 from selfrepair.quantities import ABLATION_KINDS
-from selfrepair.wording import head_name, largest, measured, signs
 
 X, Y = "direct_effect", "logit_change"
 

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from selfrepair.figures import style
-from selfrepair.wording import head_name, percentage
+from selfrepair.figures.wording import head_name, percentage
 
 X, Y, COLOUR = "direct_effect", "ablated_direct_effect", "mlp_direct_effect"
 SHARE = "token_share"

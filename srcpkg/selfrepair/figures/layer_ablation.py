@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from selfrepair.figures import style
-from selfrepair.wording import largest, measured, signs
+from selfrepair.figures.wording import largest, measured, signs
 
 COMPONENTS = {
     "attention": ("attention", style.LOOKS["self_repair_from_heads"]),

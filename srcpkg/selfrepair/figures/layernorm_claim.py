@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from selfrepair.figures import style
 from selfrepair.figures.style import Look
-from selfrepair.wording import decimal, head_name, largest, measured, percentage
+from selfrepair.figures.wording import decimal, head_name, largest, measured, percentage
 
 FRACTION = "fraction"
 THIS_RUN = "this run"

@@ -4,7 +4,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from selfrepair.figures import style
-from selfrepair.wording import largest, measured, percentage, signs
+from selfrepair.figures.wording import largest, measured, percentage, signs
 
 LOGITS, FRACTION = "self_repair_from_layernorm", "clipped_fraction_from_layernorm"
 PAPER_FRACTION = 0.3

@@ -9,8 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from selfrepair.figures import style
+from selfrepair.figures.wording import head_name, percentage
 from selfrepair.quantities import ABLATION_KINDS
-from selfrepair.wording import head_name, percentage
 
 ABOVE = "share_above_1"
 MARKERS = {"resample": "o", "mean": "s", "zero": "^"}

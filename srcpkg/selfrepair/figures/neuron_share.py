@@ -4,7 +4,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from selfrepair.figures import style
-from selfrepair.wording import head_name, percentage
+from selfrepair.figures.wording import head_name, percentage
 
 SHARE = "token_share"
 COLUMNS = ("rank", "layer", "head", "n_tokens", "share_of_effect", "nth", *style.with_interval(SHARE))

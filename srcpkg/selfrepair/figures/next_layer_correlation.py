@@ -5,7 +5,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from selfrepair.figures import style
-from selfrepair.wording import decimal, head_name, measured
+from selfrepair.figures.wording import decimal, head_name, measured
 
 X, Y = "change_when_moved", "change_when_ablated"
 

@@ -7,8 +7,8 @@ from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
 
 from selfrepair.figures import style
+from selfrepair.figures.wording import measured
 from selfrepair.quantities import PARTS, QUANTITIES
-from selfrepair.wording import measured
 
 SHOWN = ("self_repair", "direct_effect", "logit_change", *PARTS)
 DEPTHS = ("first", "middle", "last")

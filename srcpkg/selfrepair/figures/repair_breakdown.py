@@ -5,8 +5,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from selfrepair.figures import style
+from selfrepair.figures.wording import largest, measured, signs
 from selfrepair.quantities import PARTS, QUANTITIES
-from selfrepair.wording import largest, measured, signs
 
 EFFECTS = ("direct_effect", "ablated_direct_effect", "logit_change")
 _SOURCES = dict(zip(PARTS, ("other heads", "MLPs", "LayerNorm"), strict=True))

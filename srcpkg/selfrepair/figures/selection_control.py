@@ -5,8 +5,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from selfrepair.figures import style
+from selfrepair.figures.wording import measured, percentage
 from selfrepair.quantities import QUANTITIES
-from selfrepair.wording import measured, percentage
 
 BY_LAYER = "self_repair"
 OVER_MODEL = ("pooled_repair_fraction", "repair_slope")

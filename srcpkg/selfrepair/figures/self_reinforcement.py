@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from selfrepair.figures import style
-from selfrepair.wording import head_name, largest, measured, smallest
+from selfrepair.figures.wording import head_name, largest, measured, smallest
 
 CHANGE = "change"
 LABELS = {

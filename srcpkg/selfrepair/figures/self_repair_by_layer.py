@@ -5,7 +5,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from selfrepair.figures import style
-from selfrepair.wording import decimal, largest, measured, percentage, signs, smallest
+from selfrepair.figures.wording import decimal, largest, measured, percentage, signs, smallest
 
 QUANTITY = "self_repair"
 

@@ -7,8 +7,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from selfrepair.figures import style
-from selfrepair.statistics import means_of_tokens
-from selfrepair.wording import decimal, head_name, percentage
+from selfrepair.figures.wording import decimal, head_name, percentage
+from selfrepair.tables.statistics import means_of_tokens
 
 X, Y = "direct_effect", "logit_change"
 

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 
 from selfrepair.figures import style
-from selfrepair.wording import decimal, head_name, largest, measured, signs
+from selfrepair.figures.wording import decimal, head_name, largest, measured, signs
 
 LEGIBLE = 6
 """Later layers of a chosen head, at most, for which every cell has its number written in it."""

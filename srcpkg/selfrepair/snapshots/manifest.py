@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from selfrepair.sealed import read_json, refusal, write_json
+from selfrepair.files.sealed import read_json, refusal, write_json
 
 SCHEMA_VERSION = 2
 MANIFEST = "manifest.json"

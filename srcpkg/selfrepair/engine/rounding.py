@@ -1,0 +1,35 @@
+"""What float rounding explains, as multiples of eps and of the sizes of the terms that are summed (never of their sum)."""
+
+import torch
+
+from selfrepair.model.model import Model
+
+IDENTITY_ROUNDINGS = 4
+"""Rounding errors of the model's dtype that the identity may be off by.
+
+A run adds two writes a layer to the residual stream, and sums over d_model, heads and layers: some hundred roundings of random
+sign, each of at most half of eps times what is summed, so a few eps in all. Measured: at most 1.2 (docs/reliability.md).
+"""
+
+REPEATED_ROUNDINGS = 128
+"""The same of two runs of one thing in batches of other shapes: what rounds in one layer is changed by all later ones."""
+
+BFLOAT16_ROUNDINGS = 1
+"""The same of bfloat16 where activations are, for both: their own rounding outweighs what is done with them."""
+
+
+def identity_tolerance(model: Model) -> float:
+    """What two sums of the same terms of one run may differ by, relative to the terms' sizes."""
+    if model.bfloat16:
+        return BFLOAT16_ROUNDINGS * torch.finfo(torch.bfloat16).eps
+    return IDENTITY_ROUNDINGS * torch.finfo(model.dtype).eps
+
+
+def repeated_tolerance(model: Model) -> float:
+    """What a number measured in two runs may differ by, relative to the sizes of the terms that are summed in it.
+
+    In float64 the rounding is float32's: transformers computes norms in float32 whatever their input.
+    """
+    if model.bfloat16:
+        return BFLOAT16_ROUNDINGS * torch.finfo(torch.bfloat16).eps
+    return REPEATED_ROUNDINGS * torch.finfo(torch.float32).eps

@@ -1,0 +1,1 @@
+"""The formats of all results, and how damage is noticed."""

@@ -1,0 +1,377 @@
+"""Result files: HDF5 with named dimensions, whole or absent, that say what they are and how they were made.
+
+A file is written under a temporary name in its own folder, flushed, synced and renamed, so a path that exists is whole. Every
+bit of it is under a checksum: values under HDF5's fletcher32, checked where they are read; headers and chunk indexes under
+those of HDF5 1.10's file format; and what that format leaves out (heaps, which hold the names of dimensions, and long
+attributes) under digests of our own, checked when it is opened. Dimension scales give `xarray.open_dataset` its names.
+"""
+
+import hashlib
+import json
+import mmap
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import h5netcdf
+import h5py
+import numpy as np
+import xarray as xr
+from xarray.backends import BackendArray
+from xarray.core import indexing
+
+from selfrepair.files.sealed import advice_for, refusal, write_whole, writing
+
+SCHEMA_VERSION = 2
+FORMAT = ("v110", "v110")
+"""HDF5's library version bounds: the first whose chunk indexes have checksums."""
+DIGEST, HEAPS = "digest_of_header", "heaps"
+"""Root attributes: digest of `_header`; [place, bytes, digest] of each global heap."""
+
+_SEALS = (DIGEST, HEAPS)
+_OWN = ("kind", "schema_version", *_SEALS)
+_HEAP = b"GCOL\x01\x00\x00\x00"
+
+T = TypeVar("T")
+
+
+class Slots:
+    """A variable being written: assign to its slices."""
+
+    def __init__(self, variable: Any, path: Path) -> None:
+        self._variable, self._path = variable, path
+
+    def __setitem__(self, key: Any, values: Any) -> None:
+        """Write values where ``key`` points."""
+        with writing(self._path):
+            self._variable[key] = values
+
+
+class Writer:
+    """A file being written. Made by `write_hdf5`."""
+
+    def __init__(self, file: h5netcdf.File, path: Path) -> None:
+        self._file, self._path = file, path
+
+    def attrs(self, **values: Any) -> None:
+        """Write root attributes that are known at the end alone."""
+        with writing(self._path):
+            for name, value in values.items():
+                self._file.attrs[name] = _attribute(value)
+
+    def dims(self, **sizes: int) -> None:
+        """Declare dimensions and their sizes."""
+        with writing(self._path):
+            self._file.dimensions.update(sizes)
+
+    def variable(
+        self,
+        name: str,
+        dims: Sequence[str],
+        dtype: Any,
+        *,
+        chunk: dict[str, int] | None = None,
+        units: str = "",
+        description: str = "",
+    ) -> Slots:
+        """Declare a variable over declared dimensions; assign to slices of what is returned.
+
+        Args:
+            name: Its name.
+            dims: Its dimensions' names.
+            dtype: NumPy type.
+            chunk: Length of a chunk along some dimensions; the others are whole.
+            units: Unit, "logits" for logits.
+            description: One line for readers.
+        """
+        sizes = tuple(self._file.dimensions[dim].size for dim in dims)
+        chunks = tuple(max(min((chunk or {}).get(dim, size), size), 1) for dim, size in zip(dims, sizes, strict=True))
+        with writing(self._path):
+            variable = self._file.create_variable(name, tuple(dims), dtype, chunks=chunks, fletcher32=True)
+            variable.attrs["long_name"] = _attribute(description or name)
+            variable.attrs["units"] = _attribute(units)
+        return Slots(variable, self._path)
+
+    def put(
+        self, name: str, dims: Sequence[str], values: np.ndarray, *, units: str = "", description: str = ""
+    ) -> None:
+        """Write a whole variable at once."""
+        self.variable(name, dims, values.dtype, units=units, description=description)[...] = values
+
+    def put_dataset(self, dataset: xr.Dataset, chunk: dict[str, int] | None = None) -> None:
+        """Write every variable and coordinate of a dataset."""
+        self.dims(**{str(name): size for name, size in dataset.sizes.items() if name not in self._file.dimensions})
+        for name, array in dataset.variables.items():
+            attrs = array.attrs
+            variable = self.variable(
+                str(name),
+                [str(dim) for dim in array.dims],
+                array.dtype,
+                chunk=chunk,
+                units=attrs.get("units", ""),
+                description=attrs.get("description", ""),
+            )
+            variable[...] = array.values
+
+
+@contextmanager
+def write_hdf5(
+    path: Path, *, kind: str, provenance: dict[str, Any], attrs: dict[str, Any] | None = None
+) -> Iterator[Writer]:
+    """Write a result file: it appears under ``path`` when the block ends well, and not at all otherwise.
+
+    Args:
+        path: Where it will be.
+        kind: What it is ("tokens", "activations", ...), checked when it is opened.
+        provenance: From `selfrepair.workflow.provenance.describe`.
+        attrs: More root attributes.
+
+    Raises:
+        ValueError: The system refuses to write (no space, no permission, no locks): the file, the reason and the remedy.
+    """
+    with write_whole(path) as temporary:
+        with writing(path):
+            file = h5netcdf.File(temporary, "w", libver=FORMAT)
+        try:
+            with writing(path):
+                described = {"schema_version": SCHEMA_VERSION, "kind": kind, "identity": provenance.get("identity", "")}
+                described["provenance"] = json.dumps(provenance, sort_keys=True)
+                for name, value in (described | (attrs or {})).items():
+                    file.attrs[name] = _attribute(value)
+            yield Writer(file, path)
+        finally:
+            with writing(path):
+                file.close()
+        with writing(path):
+            _seal(temporary)
+
+
+@contextmanager
+def open_hdf5(path: Path, kind: str, *, remake: str) -> Iterator[xr.Dataset]:
+    """Open a result file for reading; variables are read, and their checksums checked, where they are used.
+
+    Args:
+        path: The file.
+        kind: What it must be.
+        remake: The rule that makes it, for the error message.
+
+    Yields:
+        Its variables with their dimensions' names.
+
+    Raises:
+        ValueError: The file is missing, damaged (when it is opened, or when the damaged part is read), or of another kind or
+            schema version; or the system refuses to read it, as where another program has locked it.
+    """
+    # The file, not the rule: that would remake every shard.
+    advice = advice_for(path, remake)
+    whole = "is not a whole HDF5 file"
+    with _checked(path, advice, lambda: h5py.File(path, "r"), whole) as plain:
+        own = _checked(path, advice, lambda: {name: _text(plain, name) for name in plain.attrs if name in _OWN})
+        got = (own.get("kind"), own.get("schema_version", 0))
+        if got != (kind, SCHEMA_VERSION):
+            raise ValueError(
+                f"{path} holds {got[0]} of schema version {got[1]}; wanted {kind} of version {SCHEMA_VERSION}: {advice}"
+            )
+        # Before anything follows a reference into a heap: damage there may keep HDF5 busy for ever.
+        if not _heaps_are(path, own[HEAPS]):
+            raise ValueError(f"{path} is damaged (a heap is not what was written): {advice}")
+        file = _checked(path, advice, lambda: h5netcdf.File(plain, "r"))
+        header = _checked(path, advice, lambda: _header(file))
+        if _digest(header) != own[DIGEST]:
+            raise ValueError(f"{path} is damaged (its header is not what was written): {advice}")
+        lazy = {}
+        for name, variable in file.variables.items():
+            values = indexing.LazilyIndexedArray(_Values(variable, path, advice))
+            lazy[name] = xr.Variable(variable.dimensions, values, dict(variable.attrs))
+        yield xr.Dataset(lazy, attrs={name: value for name, value in file.attrs.items() if name not in _SEALS})
+
+
+def open_shards(
+    paths: Sequence[Path], kind: str, *, remake: str, n_prompts: int | None = None
+) -> Iterator[tuple[xr.Dataset, int]]:
+    """Open the shards of a data set one after the other, and hold each to those before it.
+
+    Args:
+        paths: Files of one kind, in the order of their prompts.
+        kind: What they must be.
+        remake: The rule that makes them.
+        n_prompts: How many prompts they hold together; None where nothing says.
+
+    Yields:
+        Each file's dataset (`open_hdf5`), and the number of its first prompt.
+
+    Raises:
+        ValueError: A file that cannot be read, is out of its order, or has other heads, sizes or inputs than the first; or
+            prompts that are missing at the end.
+    """
+    first, wanted = 0, None
+    for path in paths:
+        with open_hdf5(path, kind, remake=remake) as dataset:
+            config = json.loads(dataset.attrs["provenance"]).get("config", {})
+            at, after = config.get("prompts", (first, None))
+            if at != first:
+                raise ValueError(
+                    f"{path} begins with prompt {at} where prompt {first} follows: name every shard of the run once, in order"
+                )
+            found = _common(dataset)
+            if wanted is not None and found != wanted:
+                other = next(name for name in found.keys() | wanted.keys() if found.get(name) != wanted.get(name))
+                raise ValueError(
+                    f"{path} and {paths[0]} are not of one run, as their {other} differ: {advice_for(path, remake)}, or name "
+                    "the shards of one run"
+                )
+            wanted = found
+            size = dataset.sizes["prompt"] if "prompt" in dataset.sizes else int(dataset.attrs["n_prompts"])
+            if after not in (None, first + size):
+                raise ValueError(f"{path} holds {size} prompts of {after - at}: {advice_for(path, remake)}")
+            yield dataset, first
+            first += size
+    if n_prompts is not None and first != n_prompts:
+        raise ValueError(
+            f"{paths[0]} and the shards after it hold {first} prompts, the run {n_prompts}: name every shard of the run once"
+        )
+
+
+def heads_of(dataset: xr.Dataset) -> list[tuple[int, int]]:
+    """The (layer, head) pairs of a file that holds some heads, in its order."""
+    return list(zip(dataset["layer"].values.tolist(), dataset["head_index"].values.tolist(), strict=True))
+
+
+def same_heads(path: Path, dataset: xr.Dataset, heads: Sequence[tuple[int, int]], whose: Path) -> None:
+    """Check that a file holds the heads of another, in the same order, before rows of the two are joined.
+
+    Raises:
+        ValueError: Other heads, with both files.
+    """
+    if (got := heads_of(dataset)) != list(heads):
+        raise ValueError(
+            f"{path} holds the heads {_few(got)}, {whose} names {_few(heads)}: {advice_for(path)}, or remake {whose}"
+        )
+
+
+def rows_of(heads: Sequence[tuple[int, int]], whose: Path, dataset: xr.Dataset, path: Path) -> list[int]:
+    """Where heads stand in a file that holds some heads.
+
+    Args:
+        heads: The (layer, head) pairs.
+        whose: The file that names them.
+        dataset: What the file holds.
+        path: The file.
+
+    Raises:
+        ValueError: Heads that the file lacks, with both files.
+    """
+    held = {pair: row for row, pair in enumerate(heads_of(dataset))}
+    missing = [pair for pair in heads if pair not in held]
+    if missing:
+        raise ValueError(
+            f"{path} lacks heads {missing}, which {whose} names: name them under ablations.*.heads, or name others in "
+            "analyses.heads"
+        )
+    return [held[pair] for pair in heads]
+
+
+def _few(heads: Sequence[tuple[int, int]]) -> str:
+    shown = ", ".join(f"{layer}.{head}" for layer, head in heads[:6])
+    return f"{shown}{', ...' if len(heads) > 6 else ''} ({len(heads)})"
+
+
+def _common(dataset: xr.Dataset) -> dict[str, Any]:
+    """What all shards of a run share: heads, sizes but prompts', and the identities of inputs that are no shards."""
+    provenance = json.loads(dataset.attrs["provenance"])
+    config = {name: value for name, value in provenance.get("config", {}).items() if name != "prompts"}
+    inputs = {name: of for name, of in provenance.get("upstream", {}).items() if not Path(name).stem.isdigit()}
+    return {
+        "heads": heads_of(dataset) if "head_index" in dataset else None,
+        "sizes": {name: size for name, size in dataset.sizes.items() if name not in ("prompt", "token")},
+        "settings": config,
+        "inputs": inputs,
+    }
+
+
+class _Values(BackendArray):
+    """A variable's values, read where they are used; an error of reading names the file."""
+
+    def __init__(self, variable: Any, path: Path, advice: str) -> None:
+        self.shape, self.dtype = variable.shape, variable.dtype
+        self._variable, self._path, self._advice = variable, path, advice
+
+    def __getitem__(self, key: indexing.ExplicitIndexer) -> np.ndarray:
+        return indexing.explicit_indexing_adapter(key, self.shape, indexing.IndexingSupport.OUTER_1VECTOR, self._read)
+
+    def _read(self, key: Any) -> np.ndarray:
+        return _checked(self._path, self._advice, lambda: self._variable[key])
+
+
+def _checked(path: Path, advice: str, read: Callable[[], T], fault: str = "is damaged") -> T:
+    """What HDF5 reads. Whatever it or its wrappers raise, of a file that we wrote, is the file's fault or the system's."""
+    try:
+        return read()
+    except MemoryError:
+        raise
+    except OSError as error:
+        raise refusal(path, error, advice=advice, fault=fault) from error
+    except Exception as error:
+        raise ValueError(f"{path} {fault} ({type(error).__name__}: {error}): {advice}") from error
+
+
+def _attribute(value: Any) -> Any:
+    """Text of fixed length lies in a header, under its checksum; HDF5 keeps other text in a heap that has none."""
+    if not isinstance(value, str):
+        return value
+    data = value.encode()
+    return np.array(data, dtype=h5py.string_dtype("utf-8", max(len(data), 2)))
+
+
+def _text(file: h5py.File, name: str) -> Any:
+    """A root attribute, text as text and a single number as a number."""
+    value = file.attrs[name]
+    return value.decode() if isinstance(value, bytes) else np.asarray(value).item()
+
+
+def _seal(path: Path) -> None:
+    """Add digests of what HDF5 keeps without a checksum to a finished file."""
+    with path.open("rb") as handle, mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        heaps = []
+        place = content.find(_HEAP)
+        while place >= 0:
+            size = int.from_bytes(content[place + 8 : place + 16], "little")
+            heaps.append([place, size, _digest(content[place : place + size])])
+            place = content.find(_HEAP, place + 1)
+    with h5netcdf.File(path, "r") as file:
+        header = _header(file)
+    with h5py.File(path, "r+", libver=FORMAT) as file:
+        file.attrs[DIGEST] = _attribute(_digest(header))
+        file.attrs[HEAPS] = _attribute(json.dumps(heaps))
+
+
+def _heaps_are(path: Path, heaps: str) -> bool:
+    """Whether the heaps are what `_seal` found."""
+    with path.open("rb") as handle:
+        for place, size, digest in json.loads(heaps):
+            handle.seek(place)
+            if _digest(handle.read(size)) != digest:
+                return False
+    return True
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _header(file: h5netcdf.File) -> bytes:
+    """All that a file holds but its values: dimensions, variables, their types, chunks and attributes."""
+    variables = {
+        name: [
+            variable.dimensions,
+            variable.shape,
+            str(variable.dtype),
+            variable.chunks,
+            sorted(variable.attrs.items()),
+        ]
+        for name, variable in file.variables.items()
+    }
+    sizes = {name: dimension.size for name, dimension in file.dimensions.items()}
+    attrs = sorted((name, value) for name, value in file.attrs.items() if name not in _SEALS)
+    return json.dumps([sizes, variables, attrs], sort_keys=True, default=lambda value: value.tolist()).encode()

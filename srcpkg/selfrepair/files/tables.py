@@ -1,0 +1,60 @@
+"""Tables as files: Parquet with the run's settings in its attrs, sealed, and a CSV beside it to look at."""
+
+import io
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from pyarrow import parquet
+
+from selfrepair.files.sealed import (
+    BLANK,
+    SEAL,
+    advice_for,
+    read_listed,
+    read_sealed,
+    write_sealed,
+    write_whole,
+    writing,
+)
+
+
+def write_table(table: pd.DataFrame, path: Path, attrs: Mapping[Any, Any]) -> None:
+    """Write a table as Parquet, its settings in attrs, and as CSV beside it; each appears whole or not at all."""
+    csv = path.with_suffix(".csv")
+    with write_whole(csv) as temporary, writing(csv):
+        table.to_csv(temporary, index=False)
+    labelled = table.copy(deep=False)
+    labelled.attrs = dict(attrs)
+    content = io.BytesIO()
+    labelled.to_parquet(content, index=False)
+    columns = parquet.read_table(content)
+    sealed = io.BytesIO()
+    with parquet.ParquetWriter(sealed, columns.schema) as writer:
+        writer.write_table(columns)
+        # Beside the schema, so that the table's attrs are the run's settings alone.
+        writer.add_key_value_metadata({"selfrepair": json.dumps({SEAL: BLANK})})
+    write_sealed(path, sealed.getvalue())
+
+
+def read_table(path: Path, columns: Sequence[str] | None = None) -> pd.DataFrame:
+    """A table that `write_table` wrote, its settings in attrs; or a CSV of the release, which has none.
+
+    Args:
+        path: Parquet file, or a CSV file whose digest stands beside it (`selfrepair.files.sealed.read_listed`).
+        columns: Columns to read; None means all.
+
+    Raises:
+        ValueError: A file of another kind, one that is missing or damaged, or one that this package did not write.
+    """
+    wanted = None if columns is None else list(columns)
+    if path.suffix == ".csv":
+        return pd.read_csv(io.BytesIO(read_listed(path)), usecols=wanted)
+    if path.suffix != ".parquet":
+        raise ValueError(f"{path}: tables are read from .parquet or .csv files")
+    try:
+        return pd.read_parquet(io.BytesIO(read_sealed(path)), columns=wanted)
+    except OSError as error:  # pyarrow's, of bytes that are what was written
+        raise ValueError(f"{path} is no table ({error}): {advice_for(path)}") from error

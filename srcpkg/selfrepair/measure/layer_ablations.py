@@ -1,0 +1,195 @@
+"""Ablation of whole layers: what later components make up for when all of an attention or an MLP is another prompt's.
+
+After McGrath et al., "The Hydra Effect: Emergent Self-repair in Language Model Computations" (2023, arXiv 2307.15771).
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from selfrepair.engine.clean import CleanRun, prompt_chunks, written
+from selfrepair.engine.proof import PlainPrompt, Proof, plain_run, prove_values, replaced_mlp, replaced_z
+from selfrepair.engine.replay import LAYER_COMPONENTS, SuffixReplay
+from selfrepair.files.hdf5 import write_hdf5
+from selfrepair.measure.ablations import check_identity
+from selfrepair.measure.activations import open_activations
+from selfrepair.measure.tokens import read_shard
+from selfrepair.model.calls import gives, hooked
+from selfrepair.model.model import Model, load_model
+from selfrepair.quantities import HEAD_TOKEN, QUANTITIES
+from selfrepair.workflow.progress import Progress
+
+OfLayer = Callable[[int], Tensor]
+
+
+def ablate_layers_of_shard(
+    *,
+    model_manifest: Path,
+    tokens: Path,
+    activations: Path,
+    out: Path,
+    prompts: tuple[int, int],
+    compute: dict[str, Any],
+    provenance: dict[str, Any],
+) -> None:
+    """Ablate every layer's attention and every layer's MLP by resampling, on a shard of prompts whose clean run is cached.
+
+    Args:
+        model_manifest: Of the model snapshot.
+        tokens: Tokens file.
+        activations: The shard's activations file.
+        out: HDF5 file: the variables of `ablate_layers`, and the component's name in ``component_name``.
+        prompts: First prompt of the shard, and the one after its last.
+        compute: device, dtype, center_unembed.
+        provenance: From `selfrepair.workflow.jobs.job`.
+    """
+    model = load_model(model_manifest.parent, **compute)
+    shard = read_shard(tokens, slice(*prompts))
+    ids = torch.from_numpy(shard.tokens).long()
+    n_prompts, length = ids.shape
+    chunks = prompt_chunks(model, n_prompts, length)
+    dims = ("component", "layer", "prompt", "pos")
+    dtype = torch.zeros(0, dtype=model.dtype).numpy().dtype
+    with (
+        open_activations(activations, model) as cached,
+        write_hdf5(out, kind="layer_ablations", provenance=provenance, attrs={"ablation": "resample"}) as file,
+        Progress(
+            len(chunks) * model.n_layers, f"ablation of layers, prompts {prompts[0]} to {prompts[1] - 1}", "layer"
+        ) as bar,
+    ):
+        file.dims(component=len(LAYER_COMPONENTS), layer=model.n_layers, prompt=n_prompts, pos=length - 1)
+        chunked = {"component": 1, "layer": 1, "prompt": 1}
+        variables = {
+            name: file.variable(
+                name, dims, dtype, chunk=chunked, units="logits", description=QUANTITIES[name].description
+            )
+            for name in HEAD_TOKEN
+        }
+        proof = Proof(model, "ablations of layers", seed=prompts[0])
+        repeated = proof.choose(np.ones((len(LAYER_COMPONENTS) * model.n_layers, n_prompts), bool), layers_run(model))
+        for chunk in chunks:
+            donors = shard.donors[chunk]
+            rows, of_donor = np.unique(donors, return_inverse=True)
+            donor = cached.clean_run(rows)
+            at = torch.from_numpy(of_donor.reshape(donors.shape)).to(model.device)
+
+            def donor_z(layer: int, donors: np.ndarray = donors) -> Tensor:
+                return cached.donor_z(layer, donors)
+
+            def donor_mlp(layer: int, donor: CleanRun = donor, at: Tensor = at) -> Tensor:
+                return mlp_output(model, layer, donor)[at].mean(1)
+
+            found = ablate_layers(model, ids[chunk], cached.clean_run(chunk), donor_z, donor_mlp, bar)
+            again = proof.within(repeated, chunk)
+            prove_layers(proof, again, ids[chunk], torch.from_numpy(shard.donor_tokens(chunk)).long(), found)
+            for name, variable in variables.items():
+                variable[:, :, chunk] = found[name]
+        file.attrs(**proof.attrs())
+
+
+def layers_run(model: Model) -> np.ndarray:
+    """Layers that run again for the ablation of each component of each layer, components first."""
+    return np.tile(np.arange(model.n_layers, 0, -1), len(LAYER_COMPONENTS))
+
+
+def prove_layers(
+    proof: Proof,
+    chosen: Sequence[tuple[int, list[int]]],
+    tokens: Int[Tensor, "prompt pos"],
+    donors: Int[Tensor, "prompt donor pos"],
+    found: Mapping[str, np.ndarray],
+) -> None:
+    """Repeat some of `ablate_layers` by plain runs.
+
+    Args:
+        proof: Where it is counted.
+        chosen: Prompts, each with numbers ``component * n_layers + layer``.
+        tokens: Token ids.
+        donors: Token ids of each prompt's donors.
+        found: What `ablate_layers` gives.
+
+    Raises:
+        ValueError: A difference beyond rounding.
+    """
+    model = proof.model
+    for prompt, numbers in chosen:
+        of_prompt, until = PlainPrompt(model, tokens[prompt]), max(number % model.n_layers for number in numbers)
+        runs = [plain_run(model, donor, until=until) for donor in donors[prompt]]
+        for number in numbers:
+            row, layer = divmod(number, model.n_layers)
+            component = LAYER_COMPONENTS[row]
+            if component == "mlp":
+                edit = replaced_mlp(model, layer, torch.stack([run.mlp[layer] for run in runs]).mean(0))
+            else:
+                edit = replaced_z(model, layer, slice(None), torch.stack([run.z[layer] for run in runs]).mean(0))
+            plain = of_prompt.ablated(edit, layer, None, component)
+            values = {name: value[row, layer, prompt] for name, value in found.items()}
+            prove_values(proof, f"with the {component} of layer {layer} ablated", plain, values)
+            proof.ablations += 1
+
+
+def ablate_layers(
+    model: Model,
+    tokens: Tensor,
+    clean: CleanRun,
+    donor_z: OfLayer,
+    donor_mlp: OfLayer,
+    progress: Progress,
+) -> dict[str, Float[np.ndarray, "component layer prompt predicted"]]:
+    """Ablate whole attentions and whole MLPs, one at a time, at all positions.
+
+    Args:
+        model: The model.
+        tokens: Token ids [prompt, pos].
+        clean: Their clean run.
+        donor_z: Gives, for a layer, the donors' ``z`` [prompt, pos, head, d_head].
+        donor_mlp: Gives, for a layer, what the donors' MLP writes [prompt, pos, d_model].
+        progress: Told of every finished layer.
+
+    Returns:
+        By quantity of `HEAD_TOKEN`, in logits, components in the order of `LAYER_COMPONENTS`. The direct effect of an attention
+        is that of all its heads; ``self_repair_from_*`` are changes of later components and of the final norm.
+
+    Raises:
+        ValueError: The parts do not add up.
+    """
+    replay = SuffixReplay(model, tokens, clean)
+    shape = (len(LAYER_COMPONENTS), model.n_layers, tokens.shape[0], tokens.shape[1] - 1)
+    values = {name: np.zeros(shape, torch.zeros(0, dtype=model.dtype).numpy().dtype) for name in HEAD_TOKEN}
+    for layer in range(model.n_layers):
+        with torch.inference_mode():
+            changes = {
+                "attention": torch.einsum("pthd,hdm->ptm", donor_z(layer) - clean.z[layer], model.W_O[layer]),
+                "mlp": donor_mlp(layer) - mlp_output(model, layer, clean),
+            }
+        for row, component in enumerate(LAYER_COMPONENTS):
+            result = replay.ablate_layer(layer, component, changes[component])
+            found = {name: getattr(result, name)[0].cpu().numpy() for name in HEAD_TOKEN if name != "self_repair"}
+            found["self_repair"] = found["logit_change"] - (found["ablated_direct_effect"] - found["direct_effect"])
+            check_identity(found, result.summed[0].cpu().numpy(), model)
+            for name, value in values.items():
+                value[row, layer] = found[name]
+        progress.advance()
+    return values
+
+
+def mlp_output(model: Model, layer: int, clean: CleanRun) -> Float[Tensor, "prompt pos d_model"]:
+    """What the MLP of a layer writes in a clean run, which holds no such thing: the layer is run again from its residual."""
+    captured: list[Tensor] = []
+    resid = clean.resid_pre[layer]
+    call = model.layer_calls(resid.shape[1])[layer]
+
+    def keep(_: nn.Module, __: Any, out: Tensor | tuple[Any, ...]) -> None:
+        captured.append(written(out, resid.shape[:2]).to(model.dtype))
+
+    with torch.inference_mode(), model.running():
+        attention = model.attention_out(layer)(clean.z[layer].flatten(-2)).to(model.dtype)
+        given = gives(model.attention(layer), attention)
+        with hooked(lambda: [model.mlp(layer).register_forward_hook(keep)]), given:
+            call.replay(model.layers[layer], resid)
+    return captured[0]

@@ -1,0 +1,144 @@
+"""The residual stream moved one layer down: what the heads of a layer write when they read the input of the layer before."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from selfrepair.engine.clean import CleanRun, Directions, head_direct_effects, project, prompt_chunks
+from selfrepair.engine.proof import PlainPrompt, Proof, plain_run, replaced_attention_input
+from selfrepair.engine.single_attention import Attentions
+from selfrepair.files.hdf5 import write_hdf5
+from selfrepair.measure.activations import open_activations
+from selfrepair.measure.chosen_heads import read_chosen_heads
+from selfrepair.measure.thresholds import read_selected
+from selfrepair.measure.tokens import read_shard
+from selfrepair.model.model import load_model
+
+
+def move_residual_of_shard(
+    *,
+    model_manifest: Path,
+    tokens: Path,
+    activations: Path,
+    thresholds: Path,
+    chosen_heads: Path,
+    out: Path,
+    prompts: tuple[int, int],
+    compute: dict[str, Any],
+    provenance: dict[str, Any],
+) -> None:
+    """Let the attention after each chosen head read the input of the head's own layer, on a shard whose clean run is cached.
+
+    Args:
+        model_manifest: Of the model snapshot.
+        tokens: Tokens file.
+        activations: The shard's activations file.
+        thresholds: Top tokens of each head.
+        chosen_heads: The heads (`selfrepair.measure.chosen_heads`).
+        out: HDF5 file: moved_change [head, prompt, next_head], summed over the chosen head's top tokens; layer and head_index.
+        prompts: First prompt of the shard, and the one after its last.
+        compute: device, dtype, center_unembed.
+        provenance: From `selfrepair.workflow.jobs.job`.
+    """
+    model = load_model(model_manifest.parent, **compute)
+    chosen = read_chosen_heads(chosen_heads)
+    selected = read_selected(thresholds, chosen, slice(*prompts))
+    ids = torch.from_numpy(read_shard(tokens, slice(*prompts)).tokens).long()
+    attentions = Attentions(model, ids.shape[1])
+    proof = Proof(model, "changes by a moved residual", seed=prompts[0])
+    with open_activations(activations, model) as cached:
+        parts = []
+        for chunk in prompt_chunks(model, *ids.shape):
+            parts.append(moved_changes(attentions, ids[chunk], cached.clean_run(chunk), chosen, selected[:, chunk]))
+    changes = np.concatenate(parts, axis=1)
+    prove_moved(proof, ids, chosen, selected, changes)
+    attrs = {"coordinates": "layer head_index", **proof.attrs()}
+    with write_hdf5(out, kind="moved_residual", provenance=provenance, attrs=attrs) as file:
+        file.dims(head=len(chosen), prompt=len(ids), next_head=model.n_heads)
+        file.put("layer", ("head",), np.array([layer for layer, _ in chosen]))
+        file.put("head_index", ("head",), np.array([head for _, head in chosen]))
+        file.put(
+            "moved_change",
+            ("head", "prompt", "next_head"),
+            changes,
+            units="logits",
+            description="change of each next head's direct effect, summed over the head's top tokens",
+        )
+
+
+def moved_changes(
+    attentions: Attentions,
+    tokens: Tensor,
+    clean: CleanRun,
+    heads: Sequence[tuple[int, int]],
+    selected: Bool[np.ndarray, "head prompt predicted"],
+) -> Float[np.ndarray, "head prompt next_head"]:
+    """Change of the direct effect of every head of the next layer when its attention reads ``resid_pre`` of the layer before.
+
+    Args:
+        attentions: Of the model.
+        tokens: Token ids [prompt, pos].
+        clean: Their clean run.
+        heads: The (layer, head) pairs whose next layer is looked at.
+        selected: Tokens that are summed over, for each of them.
+
+    Returns:
+        In logits, summed over the selected tokens of each prompt, float64; NaN for heads of the last layer.
+    """
+    model = attentions.model
+    changes = np.full((len(heads), tokens.shape[0], model.n_heads), np.nan)
+    scaled = Directions.of(model, tokens).d / clean.scale[..., None]
+    for layer in sorted({layer for layer, _ in heads} - {model.n_layers - 1}):
+        after = layer + 1
+        with torch.inference_mode():
+            z = attentions.z(after, clean.resid_pre[layer])[:, :-1] - model.value_constant[after]
+            change = head_direct_effects(z, project(model, after, scaled)) - clean.head_direct_effect[after]
+        values = change.cpu().numpy().astype(float)
+        for row, (of, _) in enumerate(heads):
+            if of == layer:
+                changes[row] = np.einsum("pth,pt->ph", values, selected[row])
+    return changes
+
+
+def prove_moved(
+    proof: Proof,
+    tokens: Int[Tensor, "prompt pos"],
+    heads: Sequence[tuple[int, int]],
+    selected: Bool[np.ndarray, "head prompt predicted"],
+    found: Float[np.ndarray, "head prompt next_head"],
+) -> None:
+    """Repeat one head's `moved_changes` in one prompt by a plain run.
+
+    Args:
+        proof: Where it is counted.
+        tokens: Token ids of the shard's prompts.
+        heads: The (layer, head) pairs.
+        selected: Tokens that are summed over, for each of them.
+        found: What `moved_changes` gives.
+
+    Raises:
+        ValueError: A difference beyond rounding.
+    """
+    model = proof.model
+    followed = np.array([layer < model.n_layers - 1 for layer, _ in heads])
+    candidates = np.argwhere(selected.any(-1) & followed[:, None])
+    if not len(candidates):
+        return
+    row, prompt = proof.rng.choice(candidates).tolist()
+    layer, head = heads[row]
+    of_prompt = PlainPrompt(model, tokens[prompt])
+    with torch.inference_mode():
+        with model.running():
+            hidden = model.attention_norm(layer + 1)(of_prompt.clean.run.resid[layer][None])[0]
+        edit = replaced_attention_input(model, layer + 1, hidden)
+        moved = of_prompt.head_effects(plain_run(model, tokens[prompt], [edit], until=layer + 1), layer + 1)
+        wanted = torch.from_numpy(selected[row, prompt]).to(model.device)
+        change = (moved - of_prompt.clean.heads[layer + 1])[wanted].sum(0)
+        summed = (of_prompt.clean.sizes + moved.abs().sum(1))[wanted].sum()
+    proof.compare(f"moved_change of head (layer {layer}, head {head})", found[row, prompt], change, summed)
+    proof.ablations += 1

@@ -1,0 +1,437 @@
+"""Neurons of one MLP, clean and with a head ablated: which of them repair, and whether they do so by erasing less.
+
+A neuron's direct effect is ``post[n] * (W_out[n] . d) / s`` with the clean ``s``: what it gives times a projected direction,
+so that no neuron's d_model output is formed. Its repair is ablated minus clean (docs/definitions.md, Neurons).
+"""
+
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+import xarray as xr
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from selfrepair.engine.clean import CleanRun, prompt_chunks
+from selfrepair.engine.proof import Proof, Repeated, repeat_heads
+from selfrepair.engine.replay import SuffixReplay, group_by_layer
+from selfrepair.engine.rounding import identity_tolerance
+from selfrepair.files.hdf5 import write_hdf5
+from selfrepair.measure.ablations import (
+    Heads,
+    Replacement,
+    check_heads,
+    constant_replacement,
+    layers_run,
+    plain_replacements,
+)
+from selfrepair.measure.activations import open_activations
+from selfrepair.measure.chosen_heads import read_chosen_heads
+from selfrepair.measure.mean_activations import read_mean_activations
+from selfrepair.measure.thresholds import read_selected
+from selfrepair.measure.tokens import read_shard
+from selfrepair.model.calls import hooked
+from selfrepair.model.model import Model, load_model
+from selfrepair.workflow.progress import Progress
+
+logger = logging.getLogger(__name__)
+
+UNCHANGED_ROUNDINGS = 256
+"""Rounding errors, relative to the neurons' direct effects, below which a change of all neurons together is none."""
+CURVE_POINTS = 50
+"""About how many points of each token's cumulative curves are kept, evenly spaced on a logarithmic axis."""
+
+
+@dataclass(frozen=True)
+class NeuronEffects:
+    """Every neuron of one MLP on some (head, token) pairs, in logits.
+
+    Attributes:
+        row: Of each pair's head, its place in the list of heads asked for [token].
+        prompt, pos: The pair's token [token].
+        clean: Direct effects [token, neuron].
+        ablated: The same with the head ablated.
+        mlp_clean: Direct effect of the whole MLP [token], its output bias included.
+        head_clean: Direct effect of the head [token].
+    """
+
+    row: Int[Tensor, " token"]
+    prompt: Int[Tensor, " token"]
+    pos: Int[Tensor, " token"]
+    clean: Float[Tensor, "token neuron"]
+    ablated: Float[Tensor, "token neuron"]
+    mlp_clean: Float[Tensor, " token"]
+    head_clean: Float[Tensor, " token"]
+
+
+def neuron_effects(
+    model: Model,
+    tokens: Int[Tensor, "prompt pos"],
+    clean: CleanRun,
+    replacement: Replacement,
+    heads: Heads,
+    selected: Bool[np.ndarray, "head prompt predicted"],
+    neuron_layer: int,
+) -> Iterator[NeuronEffects]:
+    """Ablate each head alone and measure the neurons of one MLP on the head's selected tokens.
+
+    Args:
+        model: The model.
+        tokens: Token ids [prompt, pos].
+        clean: Their clean run.
+        replacement: Gives, for a layer, what takes the place of ``z`` [prompt, pos, head, d_head].
+        heads: The (layer, head) pairs; the MLP must read what they write (`reads_head`).
+        selected: Which tokens to measure [head, prompt, pos-1].
+        neuron_layer: The MLP's layer.
+
+    Yields:
+        The selected tokens, a batch of ablated runs at a time.
+
+    Raises:
+        ValueError: The neurons do not add up to their MLP, clean or ablated.
+    """
+    if not selected.any():
+        return
+    replay = SuffixReplay(model, tokens, clean)
+    W_out = model.W_out[neuron_layer]
+    lengths = W_out.norm(dim=-1)
+    post = _clean_post(model, neuron_layer, clean, tokens.shape)
+    index = {pair: row for row, pair in enumerate(heads)}
+    for layer, of_layer in group_by_layer(heads).items():
+        rows = torch.tensor([index[layer, head] for head in of_layer])
+        mask = torch.from_numpy(selected)[rows]
+        with _neurons_of(model, neuron_layer) as last_post:
+            for batch, result in replay.ablate_selected(layer, of_layer, replacement(layer), mask):
+                pair, pos = torch.nonzero(batch.of_selection(mask)[0], as_tuple=True)
+                row, prompt = rows[batch.rows][pair], torch.tensor(batch.prompts)[pair]
+                ablated_post = last_post()
+                if len(ablated_post) != len(pair):  # the last layer's MLP runs at the selected tokens alone
+                    ablated_post = ablated_post.unflatten(0, (len(batch.rows), -1))[pair, pos]
+                with torch.inference_mode():
+                    scaled = replay.scaled[prompt, pos]
+                    projected = scaled @ W_out.T
+                    effects = NeuronEffects(
+                        row=row,
+                        prompt=prompt,
+                        pos=pos,
+                        clean=post[prompt, pos] * projected,
+                        ablated=ablated_post * projected,
+                        mlp_clean=clean.mlp_direct_effect[neuron_layer][prompt, pos],
+                        head_clean=result.direct_effect[0, pair, pos],
+                    )
+                    sizes = (post[prompt, pos].abs() + ablated_post.abs()) @ lengths * scaled.norm(dim=-1)
+                    mlp_repair = result.repair_by_mlp[0, :, neuron_layer]
+                    _check_neurons(model, effects, scaled, neuron_layer, sizes, pair.to(model.device), mlp_repair)
+                yield effects
+
+
+def _check_neurons(
+    model: Model,
+    effects: NeuronEffects,
+    scaled: Tensor,
+    neuron_layer: int,
+    summed: Tensor,
+    pair: Tensor,
+    mlp_repair: Tensor,
+) -> None:
+    """Refuse neurons that do not add up to what their MLP writes, or to what it changes by.
+
+    Args:
+        model: The model.
+        effects: Of some tokens.
+        scaled: d / s of each token [token, d_model].
+        neuron_layer: The MLP's layer.
+        summed: Sizes of what the neurons write along d, clean and ablated, that cancel [token].
+        pair: Of each token, its place in ``mlp_repair`` [token].
+        mlp_repair: The MLP's repair, summed over the tokens of each (head, prompt) [pair].
+    """
+    bias = getattr(model.mlp_out(neuron_layer), "bias", None)
+    total = effects.clean.sum(-1) + (0 if bias is None else scaled @ cast(Tensor, bias))
+    repair, sizes = torch.zeros_like(mlp_repair), torch.zeros_like(mlp_repair)
+    repair.index_add_(0, pair, (effects.ablated - effects.clean).sum(-1))
+    sizes.index_add_(0, pair, summed)
+    tolerance = identity_tolerance(model)
+    for off, size in ((total - effects.mlp_clean, summed), (repair - mlp_repair, sizes)):
+        if not bool((off.abs() <= tolerance * size).all()):
+            worst = int((off.abs() - tolerance * size).nan_to_num(nan=torch.inf).argmax())
+            raise ValueError(
+                f"the neurons of layer {neuron_layer} do not add up to the MLP of {model.name}: off by {float(off[worst]):.3g} "
+                f"logits where rounding explains {float(tolerance * size[worst]):.1g}; its architecture's mlp_out is not the "
+                "MLP's output projection, or its weights are not finite"
+            )
+
+
+@contextmanager
+def _neurons_of(model: Model, layer: int) -> Iterator[Callable[[], Tensor]]:
+    """Watch what the neurons of a layer's MLP give; yields a function that returns the latest, as [token, neuron]."""
+    latest: list[Tensor] = []
+
+    def keep(_: nn.Module, args: tuple[Any, ...]) -> None:
+        latest[:] = [args[0].flatten(0, -2).to(model.dtype)]
+
+    with hooked(lambda: [model.mlp_out(layer).register_forward_pre_hook(keep)]):
+        yield lambda: latest[0]
+
+
+def _clean_post(model: Model, layer: int, clean: CleanRun, shape: torch.Size) -> Float[Tensor, "prompt pos neuron"]:
+    """What the neurons of a layer's MLP give in the clean run, by calling the layer again on its clean residual."""
+    call = model.layer_calls(shape[1])[layer]
+    with _neurons_of(model, layer) as latest, torch.inference_mode():
+        with model.running():
+            call.replay(model.layers[layer], clean.resid_pre[layer])
+        return latest().unflatten(0, shape)
+
+
+def reads_head(model: Model, neuron_layer: int, head_layer: int) -> bool:
+    """Whether the MLP of a layer reads what a head writes; in parallel models that of the head's own layer does not."""
+    return head_layer < neuron_layer or (head_layer == neuron_layer and not model.parallel)
+
+
+def curve_points(n_neurons: int) -> list[int]:
+    """Numbers of neurons at which cumulative curves are kept: some on a logarithmic scale, and the top 1%."""
+    spaced = np.geomspace(1, n_neurons, CURVE_POINTS).round().astype(int).tolist()
+    return sorted({*spaced, top_percent(n_neurons)})
+
+
+def top_percent(n_neurons: int) -> int:
+    """How many neurons the top 1% are: rounded down, as in the authors' code, but one at least."""
+    return max(1, n_neurons // 100)
+
+
+def summarise(effects: NeuronEffects, top_neurons: int) -> xr.Dataset:
+    """Keep the neurons that repair most and what the concentration of the change needs.
+
+    Where all that changes is rounding, as at a first token that all prompts share, nothing changes.
+
+    Args:
+        effects: Some (head, token) pairs.
+        top_neurons: Neurons to keep a token.
+
+    Returns:
+        Dims token, best (neurons by repair, largest first) and point (`curve_points`). Per token: head (place in the list
+        of heads), prompt, pos; neuron, direct_effect, ablated_direct_effect [token, best] of the neurons kept;
+        head_direct_effect, mlp_direct_effect, mlp_ablated_direct_effect, total_absolute_change; and three cumulative
+        curves [token, point], each over neurons sorted by what it sums: share_of_change (absolute change),
+        share_of_repair (positive changes), share_of_direct_effect (absolute clean direct effect). A curve of a sum
+        that is zero is NaN.
+    """
+    change = effects.ablated - effects.clean
+    rounding = UNCHANGED_ROUNDINGS * torch.finfo(change.dtype).eps * effects.clean.abs().sum(-1)
+    change = torch.where((change.abs().sum(-1) > rounding)[:, None], change, 0)
+    by_repair = change.sort(dim=-1, descending=True, stable=True)
+    best = by_repair.indices[:, :top_neurons]
+    at = torch.tensor(curve_points(change.shape[1]), device=change.device)
+
+    def curve(sizes: Tensor) -> Tensor:
+        total = sizes.cumsum(-1)
+        return total[:, at - 1] / total[:, -1:]
+
+    per_token = {
+        "head": effects.row,
+        "prompt": effects.prompt,
+        "pos": effects.pos,
+        "head_direct_effect": effects.head_clean,
+        "mlp_direct_effect": effects.mlp_clean,
+        "mlp_ablated_direct_effect": effects.mlp_clean + change.sum(-1),
+        "total_absolute_change": change.abs().sum(-1),
+    }
+    per_best = {
+        "neuron": best,
+        "direct_effect": effects.clean.gather(1, best),
+        "ablated_direct_effect": (effects.clean + change).gather(1, best),
+    }
+    per_point = {
+        "share_of_change": curve(change.abs().sort(dim=-1, descending=True).values),
+        "share_of_repair": curve(by_repair.values.clamp(min=0)),
+        "share_of_direct_effect": curve(effects.clean.abs().sort(dim=-1, descending=True).values),
+    }
+    dims = ((per_token, ("token",)), (per_best, ("token", "best")), (per_point, ("token", "point")))
+    return xr.Dataset(
+        {name: (dim, value.cpu().numpy()) for values, dim in dims for name, value in values.items()},
+        coords={"neurons": ("point", at.cpu().numpy())},
+    )
+
+
+DESCRIPTIONS = {
+    "layer": ("", "layer of the head"),
+    "head_index": ("", "head within its layer"),
+    "head": ("", "which head is ablated, as its place among the heads"),
+    "prompt": ("", "prompt, counted from the shard's first"),
+    "pos": ("", "position"),
+    "head_direct_effect": ("logits", "clean direct effect of the head"),
+    "mlp_direct_effect": ("logits", "clean direct effect of the MLP, its bias included"),
+    "mlp_ablated_direct_effect": ("logits", "direct effect of the MLP with the head ablated"),
+    "total_absolute_change": ("logits", "sum over neurons of |ablated - clean direct effect|"),
+    "neuron": ("", "neurons by repair, largest first"),
+    "direct_effect": ("logits", "their clean direct effects"),
+    "ablated_direct_effect": ("logits", "their direct effects with the head ablated"),
+    "neurons": ("", "number of neurons at which the shares are given"),
+    "share_of_change": ("", "share of the absolute change of that many neurons, largest first"),
+    "share_of_repair": ("", "share of the positive changes of that many neurons, largest first"),
+    "share_of_direct_effect": ("", "share of the absolute clean direct effect of that many neurons, largest first"),
+}
+
+
+def measure_neurons(
+    *,
+    model_manifest: Path,
+    tokens: Path,
+    activations: Path,
+    thresholds: Path,
+    mean_activations: Path | None,
+    chosen_heads: Path,
+    out: Path,
+    prompts: tuple[int, int],
+    kind: str,
+    neuron_layer: int | None,
+    top_neurons: int,
+    compute: dict[str, Any],
+    provenance: dict[str, Any],
+) -> None:
+    """Measure the neurons of one MLP on the top tokens of the chosen heads, in a shard whose clean run is cached.
+
+    Args:
+        model_manifest: Of the model snapshot.
+        tokens: Tokens file.
+        activations: The shard's activations file.
+        thresholds: Top tokens of each head.
+        mean_activations: Averages of z; wanted for kind "mean".
+        chosen_heads: The heads (`selfrepair.measure.chosen_heads`). Those whose output the MLP does not read are left out.
+        out: HDF5 file: what `summarise` gives, with layer and head_index of each head.
+        prompts: First prompt of the shard, and the one after its last.
+        kind: "resample", "mean" or "zero".
+        neuron_layer: The MLP's layer; None means the last.
+        top_neurons: Neurons to keep a token.
+        compute: device, dtype, center_unembed.
+        provenance: From `selfrepair.workflow.jobs.job`.
+
+    Raises:
+        ValueError: No such layer, or an MLP that reads none of the heads.
+    """
+    model = load_model(model_manifest.parent, **compute)
+    layer = model.n_layers - 1 if neuron_layer is None else neuron_layer
+    heads = heads_that_reach(model, layer, check_heads(model, read_chosen_heads(chosen_heads)))
+    shard = read_shard(tokens, slice(*prompts))
+    selected = read_selected(thresholds, heads, slice(*prompts))
+    mean_z = None
+    if mean_activations is not None:
+        mean_z = torch.from_numpy(read_mean_activations(mean_activations)).to(model.device)
+    ids = torch.from_numpy(shard.tokens).long()
+    chunks = prompt_chunks(model, *ids.shape)
+    n_neurons = model.W_out[layer].shape[0]
+    parts = [_no_tokens(n_neurons, top_neurons, model.dtype)]
+    proof = Proof(model, f"neurons of layer {layer}", seed=prompts[0])
+    repeated = proof.choose(np.asarray(selected.any(-1)), layers_run(model, heads))
+    title = f"neurons of layer {layer}, {kind} ablation of prompts {prompts[0]} to {prompts[1] - 1}"
+    with open_activations(activations, model) as cached, Progress(len(chunks), title, "batch") as bar:
+        for chunk in chunks:
+            clean = cached.clean_run(chunk)
+            if kind == "resample":
+                replacement: Replacement = partial(cached.donor_z, donors=shard.donors[chunk])
+            else:
+                replacement = constant_replacement(model, kind, ids[chunk].shape, mean_z)
+            donors = shard.donor_tokens(chunk) if kind == "resample" else None
+            plain = plain_replacements(model, kind, donors, mean_z)
+            within, watch = proof.within(repeated, chunk), [model.mlp_out(layer)]
+            again = list(repeat_heads(proof, within, heads, ids[chunk], plain, watch))
+            for effects in neuron_effects(model, ids[chunk], clean, replacement, heads, selected[:, chunk], layer):
+                prove_neurons(proof, again, effects, layer)
+                part = summarise(effects, top_neurons)
+                parts.append(part.assign(prompt=part["prompt"] + chunk.start))
+            bar.advance()
+    write_neurons(
+        out,
+        parts,
+        heads,
+        attrs={
+            "ablation": kind,
+            "neuron_layer": layer,
+            "n_neurons": n_neurons,
+            "n_prompts": prompts[1] - prompts[0],
+            **proof.attrs(),
+        },
+        provenance=provenance,
+    )
+
+
+def prove_neurons(proof: Proof, repeated: Iterable[Repeated], found: NeuronEffects, layer: int) -> None:
+    """Hold a batch of tokens against plain runs of those of its ablations that were repeated.
+
+    Args:
+        proof: Where it is counted.
+        repeated: From `selfrepair.engine.proof.repeat_heads`, which watches what the layer's MLP multiplies with W_out.
+        found: The batch.
+        layer: The neurons' layer.
+
+    Raises:
+        ValueError: A difference beyond rounding.
+    """
+    W_out = proof.model.W_out[layer]
+    for each in repeated:
+        of_batch = torch.nonzero((found.row == each.row) & (found.prompt == each.prompt)).squeeze(1)
+        if not len(of_batch):
+            continue
+        pos = found.pos[of_batch]
+        with torch.inference_mode():
+            along = each.of.scaled[pos] @ W_out.T
+            clean, ablated = (seen.run.watched[0][pos] * along for seen in (each.of.clean, each.effects.seen))
+        summed = each.effects.summed[pos, None]
+        proof.compare(f"neurons before the ablation {each.where}", found.clean[of_batch].cpu(), clean, summed)
+        proof.compare(f"neurons after the ablation {each.where}", found.ablated[of_batch].cpu(), ablated, summed)
+
+
+def write_neurons(
+    out: Path, parts: Sequence[xr.Dataset], heads: Heads, *, attrs: dict[str, Any], provenance: dict[str, Any]
+) -> None:
+    """Write what `summarise` gave of some batches of tokens, sorted by head, prompt and position.
+
+    Args:
+        out: HDF5 file.
+        parts: The batches, at least one.
+        heads: The (layer, head) pairs.
+        attrs: ablation, neuron_layer, n_neurons and n_prompts.
+        provenance: From `selfrepair.workflow.jobs.job`.
+    """
+    dataset = xr.concat(parts, dim="token", data_vars="minimal", coords="minimal", compat="override")
+    dataset = dataset.isel(token=np.lexsort((dataset["pos"], dataset["prompt"], dataset["head"])))
+    dataset["layer"] = ("head_row", np.array([at for at, _ in heads]))
+    dataset["head_index"] = ("head_row", np.array([head for _, head in heads]))
+    for name, (units, description) in DESCRIPTIONS.items():
+        dataset[name].attrs = {"units": units, "description": description}
+    attrs = {**attrs, "top_percent": top_percent(attrs["n_neurons"])}
+    with write_hdf5(out, kind="neurons", provenance=provenance, attrs=attrs) as file:
+        file.put_dataset(dataset)
+
+
+def heads_that_reach(model: Model, layer: int, chosen: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The heads whose output the MLP of a layer reads.
+
+    Raises:
+        ValueError: No such layer, or it reads none of the heads.
+    """
+    if not 0 <= layer < model.n_layers:
+        raise ValueError(
+            f"analyses.neuron_layer is {layer}: {model.name} has layers 0 to {model.n_layers - 1}; null means the last"
+        )
+    heads = [head for head in chosen if reads_head(model, layer, head[0])]
+    if not heads:
+        raise ValueError(
+            f"the MLP of layer {layer} reads none of the chosen heads {chosen}: name earlier heads under analyses.heads, or "
+            "a later layer under analyses.neuron_layer"
+        )
+    if left_out := [head for head in chosen if head not in heads]:
+        logger.info("left out, as the MLP of layer %d does not read what they write: %s", layer, left_out)
+    return heads
+
+
+def _no_tokens(n_neurons: int, top_neurons: int, dtype: torch.dtype) -> xr.Dataset:
+    """What `summarise` gives of no tokens, for a shard that holds none of the heads' top tokens."""
+    none = torch.zeros(0, dtype=torch.long)
+    values = torch.zeros(0, n_neurons, dtype=dtype)
+    return summarise(NeuronEffects(none, none, none, values, values, values.sum(-1), values.sum(-1)), top_neurons)

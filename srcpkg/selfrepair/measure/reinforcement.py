@@ -1,0 +1,219 @@
+"""Self-reinforcement: what a head writes when it finds its own output, scaled, in its input.
+
+After the authors' supplementary code of Rushing & Nanda (2024): evidence for or against iterative inference.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from selfrepair.engine.clean import CleanRun, Directions, prompt_chunks
+from selfrepair.engine.proof import PlainPrompt, Proof, plain_run, replaced_attention_input
+from selfrepair.engine.single_attention import Attentions
+from selfrepair.files.hdf5 import write_hdf5
+from selfrepair.measure.activations import open_activations
+from selfrepair.measure.thresholds import read_selected
+from selfrepair.measure.tokens import read_shard
+from selfrepair.model.model import load_model
+from selfrepair.workflow.progress import Progress
+
+ADDED = ("own", "random", "other")
+"""What is added to a head's input: its own output; a random direction and another head's output, as long as its own."""
+
+
+def reinforce_shard(
+    *,
+    model_manifest: Path,
+    tokens: Path,
+    activations: Path,
+    thresholds: Path,
+    out: Path,
+    prompts: tuple[int, int],
+    scales: Sequence[float],
+    seed: int,
+    compute: dict[str, Any],
+    provenance: dict[str, Any],
+) -> None:
+    """Add outputs to the input of every head at its top tokens, on a shard of prompts whose clean run is cached.
+
+    Args:
+        model_manifest: Of the model snapshot.
+        tokens: Tokens file.
+        activations: The shard's activations file.
+        thresholds: Top tokens of each head.
+        out: HDF5 file: the variables of `reinforce_heads` summed over each prompt's top tokens of a head, and n_selected
+            [layer, head, prompt].
+        prompts: First prompt of the shard, and the one after its last.
+        scales: How many times its output is added.
+        seed: Of the controls.
+        compute: device, dtype, center_unembed.
+        provenance: From `selfrepair.workflow.jobs.job`.
+    """
+    model = load_model(model_manifest.parent, **compute)
+    heads = [(layer, head) for layer in range(model.n_layers) for head in range(model.n_heads)]
+    selected = read_selected(thresholds, heads, slice(*prompts))
+    selected = selected.reshape(model.n_layers, model.n_heads, *selected.shape[1:])
+    ids = torch.from_numpy(read_shard(tokens, slice(*prompts)).tokens).long()
+    chunks = prompt_chunks(model, *ids.shape)
+    attentions = Attentions(model, ids.shape[1])
+    proof = Proof(model, "self-reinforcement", seed=prompts[0])
+    label = f"self-reinforcement, prompts {prompts[0]} to {prompts[1] - 1}"
+    with open_activations(activations, model) as cached, Progress(len(chunks) * model.n_layers, label, "layer") as bar:
+        parts = []
+        for chunk in chunks:
+            numbers = prompts[0] + np.arange(len(ids))[chunk]
+            clean = cached.clean_run(chunk)
+            parts.append(
+                reinforce_heads(attentions, ids[chunk], clean, selected[:, :, chunk], scales, seed, numbers, bar)
+            )
+    found = {name: np.concatenate([part[name] for part in parts], axis=2) for name in VARIABLES}
+    prove_reinforcement(proof, ids, selected, scales, found)
+    with write_hdf5(out, kind="reinforcement", provenance=provenance, attrs=proof.attrs()) as file:
+        file.dims(layer=model.n_layers, head=model.n_heads, prompt=len(ids), added=len(ADDED), scale=len(scales))
+        file.put("scale", ("scale",), np.array(scales, float), description="times the output is added")
+        dims = ("layer", "head", "prompt")
+        file.put("n_selected", dims, selected.sum(-1), description="top tokens of the head in the prompt")
+        for name, (more, units, description) in VARIABLES.items():
+            file.put(
+                name, (*dims, *more), found[name], units=units, description=f"{description}, summed over top tokens"
+            )
+
+
+VARIABLES = {
+    "direct_effect": ((), "logits", "direct effect in the clean run"),
+    "reinforced_direct_effect": (("added", "scale"), "logits", "direct effect with own, random or other added"),
+    "relative_length": ((), "", "length of the head's output relative to the residual that enters its layer"),
+}
+"""What `reinforce_heads` gives: dimensions beside layer, head and prompt; unit; description."""
+
+
+def reinforce_heads(
+    attentions: Attentions,
+    tokens: Tensor,
+    clean: CleanRun,
+    selected: Bool[np.ndarray, "layer head prompt predicted"],
+    scales: Sequence[float],
+    seed: int,
+    numbers: np.ndarray,
+    progress: Progress,
+) -> dict[str, np.ndarray]:
+    """Add outputs to the input of every head, at one position at a time, and run its attention alone.
+
+    Args:
+        attentions: Of the model.
+        tokens: Token ids [prompt, pos].
+        clean: Their clean run.
+        selected: Tokens at which outputs are added, for each head.
+        scales: How many times an output is added.
+        seed: Of the random directions and of which other head; with the prompt's number it gives the same whatever the shard.
+        numbers: Numbers of the prompts in the data set.
+        progress: Told of every finished layer.
+
+    Returns:
+        By variable of `VARIABLES` [layer, head, prompt, ...], float64, summed over the selected tokens of each prompt. Values
+        of "other" are NaN in a model of one head a layer.
+    """
+    model = attentions.model
+    shape = selected.shape[:3]
+    extra = {(): (), ("added", "scale"): (len(ADDED), len(scales))}
+    sums = {name: np.zeros((*shape, *extra[dims])) for name, (dims, _, _) in VARIABLES.items()}
+    times = torch.tensor([float(scale) for scale in scales], dtype=model.dtype, device=model.device)
+    scaled = Directions.of(model, tokens).d / clean.scale[..., None]
+    for layer in range(model.n_layers):
+        resid, z = clean.resid_pre[layer], clean.z[layer] - model.value_constant[layer]
+        for prompt, number in enumerate(numbers.tolist()):
+            head, pos = np.nonzero(selected[layer, :, prompt])
+            if not len(head):
+                continue
+            with torch.inference_mode():
+                write = torch.einsum("rhd,hdm->rhm", z[prompt, pos], model.W_O[layer])
+                added = _added(write, head, np.random.default_rng([seed, layer, number]))
+                here = torch.from_numpy(pos).to(model.device)
+                changed = resid[prompt, here, None, None] + added[:, :, None] * times[:, None]
+                each = changed.shape[1] * changed.shape[2]
+                flat = here.repeat_interleave(each)
+                reinforced = attentions.z_at(layer, resid[prompt], flat, changed.flatten(0, 2))
+                own = torch.from_numpy(head).to(model.device)
+                z_own = reinforced[torch.arange(len(flat), device=model.device), own.repeat_interleave(each)]
+                z_own = z_own.unflatten(0, changed.shape[:3]) - model.value_constant[layer, own][:, None, None]
+                projected = torch.einsum("rm,rdm->rd", scaled[prompt, here], model.W_O[layer][own])
+                effect = torch.einsum("rasd,rd->ras", z_own, projected).cpu().numpy().astype(float)
+                length = added[:, 0].norm(dim=-1) / resid[prompt, here].norm(dim=-1)
+            if model.n_heads == 1:
+                effect[:, ADDED.index("other")] = np.nan
+            np.add.at(sums["reinforced_direct_effect"][layer, :, prompt], head, effect)
+            np.add.at(sums["relative_length"][layer, :, prompt], head, length.cpu().numpy())
+            of_head = clean.head_direct_effect[layer][prompt, here, own].cpu().numpy()
+            np.add.at(sums["direct_effect"][layer, :, prompt], head, of_head)
+        progress.advance()
+    return sums
+
+
+def prove_reinforcement(
+    proof: Proof,
+    tokens: Int[Tensor, "prompt pos"],
+    selected: Bool[np.ndarray, "layer head prompt predicted"],
+    scales: Sequence[float],
+    found: Mapping[str, np.ndarray],
+) -> None:
+    """Repeat one head's self-reinforcement in one prompt by plain runs: its attention reads its own output too, at one token.
+
+    Args:
+        proof: Where it is counted.
+        tokens: Token ids of the shard's prompts.
+        selected: Tokens at which outputs are added, for each head.
+        scales: How many times an output is added.
+        found: What `reinforce_heads` gives of them.
+
+    Raises:
+        ValueError: A difference beyond rounding.
+    """
+    model, count = proof.model, selected.sum(-1)
+    if not count.any():
+        return
+    # Each token takes a run of its own: one of the heads with fewest in a prompt.
+    layer, head, prompt = proof.rng.choice(np.argwhere(count == count[count > 0].min())).tolist()
+    of_prompt, scale = PlainPrompt(model, tokens[prompt]), int(proof.rng.integers(len(scales)))
+    with torch.inference_mode():
+        z, resid = (
+            of_prompt.clean.run.z[layer][:, head] - model.value_constant[layer, head],
+            of_prompt.clean.run.resid[layer],
+        )
+        W_O = model.W_O[layer][head]
+        effect = summed = torch.zeros((), dtype=model.dtype, device=model.device)
+        for pos in np.flatnonzero(selected[layer, head, prompt]).tolist():
+            changed = resid[pos] + scales[scale] * (z[pos] @ W_O)
+            with model.running():
+                hidden = model.attention_norm(layer)(changed[None])
+            edit = replaced_attention_input(model, layer, hidden, slice(pos, pos + 1))
+            run = plain_run(model, tokens[prompt], [edit], until=layer)
+            written = run.z[layer][pos, head] - model.value_constant[layer, head]
+            effect = effect + (written @ W_O) @ of_prompt.scaled[pos]
+            summed = summed + written.norm() * W_O.norm() * of_prompt.scaled[pos].norm()
+    where = f"of head (layer {layer}, head {head})"
+    at = (layer, head, prompt)
+    proof.compare(f"reinforced_direct_effect {where}", found["reinforced_direct_effect"][at][0, scale], effect, summed)
+    proof.ablations += 1
+
+
+def _added(
+    write: Float[Tensor, "row head d_model"], head: np.ndarray, rng: np.random.Generator
+) -> Float[Tensor, "row added d_model"]:
+    """What is added once, by `ADDED`, to the input of the ``head`` of each row."""
+    rows, n_heads, d_model = write.shape
+    own = write[torch.arange(rows), torch.from_numpy(head)]
+    length = own.norm(dim=-1, keepdim=True)
+    random = torch.from_numpy(rng.normal(size=(rows, d_model))).to(write)
+    another = (head + rng.integers(1, max(n_heads, 2), size=rows)) % n_heads
+    other = write[torch.arange(rows), torch.from_numpy(another)]
+
+    def as_long(vectors: Tensor) -> Tensor:
+        # A head that writes nothing has no direction: nothing is added.
+        return torch.nn.functional.normalize(vectors, dim=-1) * length
+
+    return torch.stack([own, as_long(random), as_long(other)], dim=1)

@@ -1,0 +1,1 @@
+"""Tables, condensed from measured files."""

@@ -1,0 +1,42 @@
+"""How far measurements are from plain runs of the whole model (`selfrepair.engine.proof`): what shards record, in one table."""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from selfrepair.files.hdf5 import open_shards
+from selfrepair.files.tables import read_table, write_table
+
+
+def tabulate_checks(
+    *, heads_table: Path, shards: Mapping[str, Sequence[Path]], remake: Mapping[str, str], out: Path
+) -> None:
+    """Gather what jobs have repeated by plain runs, a row a measurement and kind of ablation.
+
+    Args:
+        heads_table: Table "heads" of the main kind, for its settings.
+        shards: Files of every measurement that repeats some of its ablations, by their kind.
+        remake: The rule that makes the files of each kind.
+        out: Parquet file, a CSV beside it: measurement, ablation, shards; repeated ablations (an ablation on a prompt), numbers
+            that were compared, and their largest_difference in logits.
+    """
+    rows: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for kind, paths in shards.items():
+        for _, of_one in itertools.groupby(paths, key=lambda path: path.parent):
+            for dataset, _ in open_shards(list(of_one), kind, remake=remake[kind]):
+                rows.setdefault((kind, str(dataset.attrs.get("ablation", ""))), []).append(dict(dataset.attrs))
+    table = [
+        {
+            "measurement": measurement,
+            "ablation": ablation,
+            "shards": len(files),
+            "repeated": sum(int(attrs["proof_ablations"]) for attrs in files),
+            "numbers": sum(int(attrs["proof_numbers"]) for attrs in files),
+            "largest_difference": max(float(attrs["proof_largest_difference"]) for attrs in files),
+        }
+        for (measurement, ablation), files in rows.items()
+    ]
+    write_table(pd.DataFrame(table), out, read_table(heads_table).attrs)

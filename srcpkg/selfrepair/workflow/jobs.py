@@ -1,0 +1,79 @@
+"""What every workflow script runs in: its log, its threads, its errors."""
+
+import io
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from selfrepair.workflow.progress import draw_bars_on
+from selfrepair.workflow.provenance import describe
+
+
+@contextmanager
+def job(snakemake: Any, offline: bool = True) -> Iterator[dict[str, Any]]:
+    """Run a block as a rule's job: output, log lines and tracebacks, import errors included, go to the rule's log.
+
+    Args:
+        snakemake: The script's snakemake object; its params hold ``code`` and the config values that the job uses.
+        offline: Forbid the Hugging Face libraries to ask the hub.
+
+    Yields:
+        Provenance of the job's results (`selfrepair.workflow.provenance.describe`).
+
+    Raises:
+        SystemExit: The block failed, and the log holds the traceback; or it was interrupted.
+    """
+    _limit_threads(snakemake.threads)
+    os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
+    if offline:
+        os.environ["HF_HUB_OFFLINE"] = "1"
+    with _redirected(Path(snakemake.log[0])) as terminal:
+        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", force=True)
+        draw_bars_on(terminal)
+        try:
+            config = {key: value for key, value in snakemake.params.items() if key != "code"}
+            inputs = [Path(path) for path in snakemake.input]
+            yield describe(code=snakemake.params.code, config=config, inputs=inputs)
+        except Exception as error:
+            traceback.print_exc()
+            # A ValueError is addressed to the user: it stands last, where a log is read first.
+            print(f"\nError: {error}" if isinstance(error, ValueError) else f"\n{error!r}", file=sys.stderr)  # noqa: T201
+            raise SystemExit(1) from None
+        except KeyboardInterrupt:
+            # Ctrl-C reaches every process of the run; Snakemake says what was stopped.
+            print("\nInterrupted.", file=sys.stderr)  # noqa: T201
+            raise SystemExit(130) from None
+
+
+def _limit_threads(threads: int) -> None:
+    """Give the numerical libraries the rule's threads; they read this when they are first imported."""
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        os.environ[name] = str(threads)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true" if threads > 1 else "false")
+
+
+@contextmanager
+def _redirected(log: Path) -> Iterator[Any]:
+    """Send stdout and stderr, of libraries in C too, to ``log``; yields the former stderr."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    kept = [os.dup(1), os.dup(2)]
+    with log.open("w", encoding="utf-8") as file, os.fdopen(os.dup(2), "w") as terminal:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(line_buffering=True)  # so that the log keeps the order of what was said
+        try:
+            yield terminal
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            for number, former in zip((1, 2), kept, strict=True):
+                os.dup2(former, number)
+                os.close(former)

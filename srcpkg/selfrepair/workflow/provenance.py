@@ -1,0 +1,158 @@
+"""Where a result comes from: the code it runs, as a digest that layout and comments do not change, and its inputs.
+
+Snakemake sees inputs and params, not imported modules; a rule's ``code`` param is `code_digest` of its script, so that an edit
+to a module makes the results of that module stale, and no others.
+"""
+
+import ast
+import hashlib
+import json
+import platform
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, TypeGuard
+
+from selfrepair.files.sealed import SEAL, advice_for, listed, read_listed, read_sealed, refusal
+
+PACKAGE = "selfrepair"
+LIBRARIES = ("torch", "transformers", "h5py", "numpy", "snakemake")
+
+
+def code_digest(script: Path, *modules: str) -> str:
+    """Digest of what a script runs: its syntax tree and those of every module of this package it imports, directly or not.
+
+    Comments, docstrings and layout do not count, nor do imports for type checkers alone.
+
+    Args:
+        script: A Python file.
+        modules: More modules of this package that it runs, where it picks them by name.
+
+    Returns:
+        16 hexadecimal digits.
+    """
+    digest = hashlib.sha256()
+    for path in [script.resolve(), *sorted(module_files(script.resolve(), *modules))]:
+        digest.update(f"{path.name}\n{_syntax(path, path.stat().st_mtime_ns)}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+def module_files(script: Path, *modules: str) -> set[Path]:
+    """Files of this package that a script, and modules named beside it, import, directly or not."""
+    root = Path(__file__).parents[1]
+    found = {file for module in modules for file in _files_of(module, root)}
+    waiting = [script, *found]
+    while waiting:
+        path = waiting.pop()
+        for imported in _imports(path, path.stat().st_mtime_ns):
+            for file in _files_of(imported, root):
+                if file not in found:
+                    found.add(file)
+                    waiting.append(file)
+    return found
+
+
+def describe(*, code: str, config: dict[str, Any], inputs: list[Path]) -> dict[str, Any]:
+    """What a result file records of how it was made.
+
+    Args:
+        code: The rule's code digest.
+        config: The config values it used.
+        inputs: Its input files; each one's identity is recorded.
+
+    Returns:
+        JSON-like values, among them ``identity``: a digest of code, config and the inputs' identities, the same whenever the
+        same thing was computed from the same things.
+    """
+    upstream = {path.as_posix(): identity_of(path) for path in inputs}
+    own = json.dumps({"code": code, "config": config, "upstream": upstream}, sort_keys=True)
+    return {
+        "identity": hashlib.sha256(own.encode()).hexdigest()[:16],
+        "package_version": version(PACKAGE),
+        "code": code,
+        "config": config,
+        "upstream": upstream,
+        "python": platform.python_version(),
+        **{library: version(library) for library in LIBRARIES},
+    }
+
+
+def identity_of(path: Path) -> str:
+    """The identity that a result file records of itself, or the SHA-256 of any other file; one that carries its own is checked.
+
+    Raises:
+        ValueError: A file is missing, damaged or locked, with what to do.
+    """
+    advice = advice_for(path)
+    if path.suffix == ".h5":
+        import h5py
+
+        try:
+            with h5py.File(path) as file:
+                identity = file.attrs["identity"]  # text of fixed length, which lies under a checksum
+                return identity.decode() if isinstance(identity, bytes) else str(identity)
+        except OSError as error:
+            raise refusal(path, error, advice=advice, fault="is not a whole HDF5 file") from error
+        except (KeyError, RuntimeError, UnicodeError) as error:
+            raise ValueError(f"{path} has no identity that can be read ({error}): {advice}") from error
+    try:
+        # Files of the user's, which snapshots are taken of, carry no digest.
+        if path.suffix in (".json", ".parquet") and SEAL.encode() in path.read_bytes():
+            read_sealed(path)
+        elif listed(path).exists():
+            read_listed(path)
+        with path.open("rb") as handle:
+            return hashlib.file_digest(handle, "sha256").hexdigest()[:16]
+    except OSError as error:
+        raise refusal(path, error, advice=advice) from error
+
+
+@cache
+def _tree(path: Path, _mtime: int) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+
+
+@cache
+def _syntax(path: Path, mtime: int) -> str:
+    tree = ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            # A bare string is a docstring, of the body or of the attribute above it.
+            node.body = [
+                item for item in node.body if not (isinstance(item, ast.Expr) and isinstance(item.value, ast.Constant))
+            ]
+        elif _for_type_checkers(node):
+            node.body = []
+    return ast.dump(tree)
+
+
+@cache
+def _imports(path: Path, mtime: int) -> frozenset[str]:
+    names: set[str] = set()
+    waiting: list[ast.AST] = [_tree(path, mtime)]
+    while waiting:
+        node = waiting.pop()
+        if _for_type_checkers(node):
+            waiting.extend(node.orelse)
+            continue
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            if node.level:
+                raise ValueError(f"{path}: relative import in line {node.lineno}; write it from {PACKAGE} on")
+            names |= {node.module or ""} | {f"{node.module}.{alias.name}" for alias in node.names}
+        waiting.extend(ast.iter_child_nodes(node))
+    return frozenset(name for name in names if name.split(".")[0] == PACKAGE)
+
+
+def _for_type_checkers(node: ast.AST) -> TypeGuard[ast.If]:
+    return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+
+
+def _files_of(module: str, root: Path) -> list[Path]:
+    """The files that importing a module runs: its own, and every package's above it."""
+    parts = module.split(".")[1:]
+    files = [root.joinpath(*parts[:depth], "__init__.py") for depth in range(len(parts) + 1)]
+    if parts:
+        files.append(root.joinpath(*parts[:-1], f"{parts[-1]}.py"))
+    return [file for file in files if file.is_file()]
