@@ -116,7 +116,7 @@ def test_a_job_is_offline(tmp_path: Path) -> None:
 
 
 def test_only_jobs_that_ask_for_it_are_online(tmp_path: Path) -> None:
-    repository = Path(__file__).parents[2]
+    repository = Path(__file__).parents[3]
     online = {path.stem for path in (repository / "scripts").glob("*.py") if "offline=False" in path.read_text()}
     assert online == {"snapshot_corpus", "snapshot_model"}
 

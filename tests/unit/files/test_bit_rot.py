@@ -26,7 +26,7 @@ from tiny_model import save_tiny_model
 pytestmark = pytest.mark.filterwarnings("error")
 
 FLIPS = 200
-PUBLISHED = Path(__file__).parents[2] / "resources" / "published" / "self_repair_by_head.csv"
+PUBLISHED = Path(__file__).parents[3] / "resources" / "published" / "self_repair_by_head.csv"
 
 
 def written_hdf5(folder: Path, *, long: bool) -> Path:

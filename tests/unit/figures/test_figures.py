@@ -23,7 +23,7 @@ from selfrepair.quantities import HEAD_TOKEN, PARTS, QUANTITIES
 
 pytestmark = pytest.mark.filterwarnings("error")
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 PUBLISHED = ROOT / "resources" / "published" / "self_repair_by_head.csv"
 CAPTIONS = sorted(path for path in (ROOT / "report").glob("*.rst") if path.stem in figures.figure_names())
 FIGURES = (

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 from transformers import GemmaConfig, PreTrainedModel
-from unit.test_calls import longrope_model
 
 import selfrepair
 from selfrepair.engine import replay
@@ -15,6 +14,7 @@ from selfrepair.engine.proof import Proof
 from selfrepair.model.calls import Call
 from selfrepair.model.model import Model
 from selfrepair.quantities import ABLATION_KINDS
+from unit.model.test_calls import longrope_model
 
 from conftest import CONFIGS, random_model
 

@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from unit.test_figures import rendered
 
 import selfrepair
 from selfrepair.figures import style
@@ -34,6 +33,7 @@ from selfrepair.tables.layernorm import (
     tabulate_layernorm_claim,
     tabulate_scale_ratios,
 )
+from unit.figures.test_figures import rendered
 
 from conftest import REPOSITORY
 from planted.layernorm import HEAD, LIVE, QUIET, by_hand, planted_model, save_planted_model

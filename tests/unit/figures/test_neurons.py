@@ -8,10 +8,10 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.figure import Figure
-from unit.test_figures import ROOT, labelled, n_dots, rendered, settings, words, written
-from unit.test_neuron_tables import condensed, shard
 
 from selfrepair.figures import style
+from unit.figures.test_figures import ROOT, labelled, n_dots, rendered, settings, words, written
+from unit.tables.test_neurons import condensed, shard
 
 pytestmark = pytest.mark.filterwarnings("error")
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from unit.test_figures import ROOT, labelled, n_dots, rendered, settings, words, written
 
 from selfrepair.figures import style
+from unit.figures.test_figures import ROOT, labelled, n_dots, rendered, settings, words, written
 
 pytestmark = pytest.mark.filterwarnings("error")
 

@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from unit.test_figures import FIGURES, PUBLISHED, make_tables, make_tokens
 
 from selfrepair.figures import figure_names, finding
 from selfrepair.figures.findings import write_findings
 from selfrepair.figures.wording import decimal, largest, measured, percentage, signs
 from selfrepair.files.tables import write_table
+from unit.figures.test_figures import FIGURES, PUBLISHED, make_tables, make_tokens
 
 pytestmark = pytest.mark.filterwarnings("error")
 

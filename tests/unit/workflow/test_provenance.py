@@ -144,7 +144,7 @@ def test_a_relative_import_is_refused(tree: Tree) -> None:
 
 
 def test_the_digest_of_every_script_is_the_same_in_another_process_and_place(tmp_path: Path) -> None:
-    repository = Path(__file__).parents[2]
+    repository = Path(__file__).parents[3]
     code = "import sys; from pathlib import Path; from selfrepair.workflow.provenance import code_digest; "
     code += "print(*(code_digest(path) for path in sorted(Path('scripts').glob('*.py'))))"
     subprocess.run(["cp", "-r", str(repository / "scripts"), str(repository / "srcpkg"), str(tmp_path)], check=True)

@@ -11,7 +11,6 @@ import pandas as pd
 import pytest
 from docutils.core import publish_parts
 from matplotlib.figure import Figure
-from unit.test_figures import PUBLISHED, ROOT, labelled, make_heads, settings, words, written
 
 from selfrepair.figures import donor_noise, published_comparison, selection_control, style
 from selfrepair.files.tables import write_table
@@ -19,6 +18,7 @@ from selfrepair.tables.donor_noise import variance_over_donors
 from selfrepair.tables.published import COMPARED, compare_published
 from selfrepair.tables.selection_control import CHOICES, EFFECTS
 from selfrepair.tables.statistics import estimate_weights, estimated
+from unit.figures.test_figures import PUBLISHED, ROOT, labelled, make_heads, settings, words, written
 
 pytestmark = pytest.mark.filterwarnings("error")
 
