@@ -1,8 +1,7 @@
 """Self-repair in language models: from model and text to every figure. One named target a figure; `findings` says in words
 what they show; `all` is the default.
 
-Stages, in order: rules/snapshots.smk, tokens.smk, activations.smk, ablations.smk, tables.smk, layernorm.smk, neurons.smk,
-circuits.smk, controls.smk, figures.smk.
+Stages, in order: rules/snapshots.smk, measure.smk, tables.smk, figures.smk.
 """
 
 from snakemake.utils import min_version
@@ -15,14 +14,8 @@ configfile: f"{workflow.basedir}/config/config.yaml"
 
 include: "rules/common.smk"
 include: "rules/snapshots.smk"
-include: "rules/tokens.smk"
-include: "rules/activations.smk"
-include: "rules/ablations.smk"
+include: "rules/measure.smk"
 include: "rules/tables.smk"
-include: "rules/layernorm.smk"
-include: "rules/neurons.smk"
-include: "rules/circuits.smk"
-include: "rules/controls.smk"
 include: "rules/figures.smk"
 
 

@@ -5,7 +5,14 @@ from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 
-from selfrepair.workflow.config import check_config, check_published, check_sources, main_kind, shard_names, shard_prompts
+from selfrepair.workflow.config import (
+    check_config,
+    check_published,
+    check_sources,
+    main_kind,
+    shard_names,
+    shard_prompts,
+)
 from selfrepair.workflow.provenance import code_digest
 from selfrepair.snapshots.sources import file_sizes, source_files
 
@@ -72,9 +79,10 @@ def table(name, kind=MAIN_KIND):
     return TABLE.format(table=name, kind=kind, model="{model}", corpus="{corpus}")
 
 
-def code(script, *modules):
-    """Digest of what scripts/{script}.py runs (docs/staleness.md), and of modules that it picks by name."""
-    return code_digest(Path(workflow.basedir) / "scripts" / f"{script}.py", *modules)
+def script(name, *modules):
+    """What runs scripts/{name}.py, as params: the script, and the digest of what it imports (docs/staleness.md), with modules that
+    it picks by name."""
+    return {"script": name, "code": code_digest(Path(workflow.basedir) / "scripts" / f"{name}.py", *modules)}
 
 
 def prompts_of(wildcards):
@@ -113,6 +121,16 @@ def gpus():
 def memory(mb):
     """Memory of a job in MB: twice as much when it is tried again."""
     return lambda wildcards, attempt: mb * attempt
+
+
+def model_job(runtime):
+    """Resources of a job that runs the model on a shard; minutes."""
+    return {"mem_mb": memory(3000), "runtime": runtime, "gpu": gpus()}
+
+
+def statistics(*names):
+    """Settings of means and intervals."""
+    return {name: config["statistics"][name] for name in names}
 
 
 def mean_activations_if_needed(wildcards):

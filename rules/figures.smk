@@ -134,13 +134,13 @@ for _name, _figure in FIGURES.items():
             mem_mb=memory(1000),
             runtime=10,
         params:
+            **script("draw_figure", f"selfrepair.figures.{_name}"),
             figure=_name,
             settings=caption_settings,
-            code=code("draw_figure", f"selfrepair.figures.{_name}"),
         message:
             "Draw {params.figure} for {wildcards.model} on {wildcards.corpus}"
         script:
-            "../scripts/draw_figure.py"
+            "../scripts/{params.script}.py"
 
 
 rule write_findings:
@@ -165,9 +165,9 @@ rule write_findings:
         mem_mb=memory(1000),
         runtime=10,
     params:
+        **script("write_findings", *(f"selfrepair.figures.{name}" for name in FIGURES)),
         tables={name: list(figure["tables"]) for name, figure in FIGURES.items()},
-        code=code("write_findings", *(f"selfrepair.figures.{name}" for name in FIGURES)),
     message:
         "Write down the findings for {wildcards.model} on {wildcards.corpus}"
     script:
-        "../scripts/write_findings.py"
+        "../scripts/{params.script}.py"

@@ -25,14 +25,14 @@ rule snapshot_model:
         mem_mb=memory(3000),
         runtime=60,
     params:
+        **script("snapshot_model"),
         snapshot=settings_of("models", "model"),
         # Another file under an old name, older than the snapshot.
         sizes=lambda wildcards: file_sizes(model_files(wildcards)),
-        code=code("snapshot_model"),
     message:
         "Take a snapshot of model {wildcards.model}"
     script:
-        "../scripts/snapshot_model.py"
+        "../scripts/{params.script}.py"
 
 
 rule snapshot_corpus:
@@ -49,11 +49,11 @@ rule snapshot_corpus:
         mem_mb=memory(2000),
         runtime=60,
     params:
+        **script("snapshot_corpus"),
         snapshot=settings_of("corpora", "corpus"),
         # Another file under an old name, older than the snapshot.
         sizes=lambda wildcards: file_sizes(corpus_files(wildcards)),
-        code=code("snapshot_corpus"),
     message:
         "Take a snapshot of corpus {wildcards.corpus}"
     script:
-        "../scripts/snapshot_corpus.py"
+        "../scripts/{params.script}.py"

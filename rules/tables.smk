@@ -1,104 +1,27 @@
-"""Tables: means over tokens with intervals, and the tokens of a few heads.
+"""Tables: means over tokens with intervals, condensed from measured files; one rule a measurement or control.
 
-Inputs: ablations of one kind, thresholds.h5.
-Outputs: tables/{kind}/{heads,layers,model,token_noise,checks}.parquet, and a CSV beside each; chosen_heads.json.
-Steps: condense_ablations, choose_heads, tabulate_tokens; tabulate_checks, of every measurement.
+Inputs: measured files, thresholds.h5, chosen_heads.json; resources/published for what stands beside the paper's own values.
+Outputs: tables/{kind}/{table}.parquet, and a CSV beside each; published.json of each model.
+Steps: tabulate_checks, of every measurement, which the others are like; tabulate_heads, which most others read; then one a
+measurement. check_published comes before any shard.
 """
 
-# Measurements that repeat some of their ablations by plain runs of the whole model, with the rule of each.
+# Measurements that repeat some of their ablations by plain runs of the whole model, and their kinds of ablation.
 PROVEN = {
-    "ablations": (ABLATIONS, KINDS, "ablate_heads"),
-    "frozen_layernorm": (FROZEN_LAYERNORM, [MAIN_KIND], "freeze_layernorm"),
-    "neurons": (NEURONS, [MAIN_KIND], "measure_neurons"),
-    "layer_ablations": (LAYER_ABLATIONS, [MAIN_KIND], "ablate_layers"),
-    "reinforcement": (REINFORCEMENT, [MAIN_KIND], "reinforce_heads"),
-    "moved_residual": (MOVED_RESIDUAL, [MAIN_KIND], "move_residual"),
+    "ablations": (ABLATIONS, KINDS),
+    "frozen_layernorm": (FROZEN_LAYERNORM, [MAIN_KIND]),
+    "neurons": (NEURONS, [MAIN_KIND]),
+    "layer_ablations": (LAYER_ABLATIONS, [MAIN_KIND]),
+    "reinforcement": (REINFORCEMENT, [MAIN_KIND]),
+    "moved_residual": (MOVED_RESIDUAL, [MAIN_KIND]),
 }
 if MAIN_KIND == "resample" and NOISE_DONORS > 1:
-    PROVEN["donor_noise"] = (DONOR_NOISE, [MAIN_KIND], "ablate_with_donors")
-
-
-rule condense_ablations:
-    input:
-        model=MODEL,
-        ablations=each_shard(ABLATIONS),
-        thresholds=THRESHOLDS,
-    output:
-        heads=table("heads", kind="{kind}"),
-        layers=table("layers", kind="{kind}"),
-        model_mean=table("model", kind="{kind}"),
-    log:
-        f"{LOGS}/condense_ablations/{{kind}}.log",
-    conda:
-        "../environment.yml"
-    threads: 1
-    resources:
-        mem_mb=memory(3000),
-        runtime=30,
-    params:
-        statistics={key: config["statistics"][key] for key in ("first_position", "n_bootstrap", "bootstrap_seed")},
-        top_fraction=config["statistics"]["top_fraction"],
-        donors=config["tokens"]["donors"],
-        code=code("condense_ablations"),
-    message:
-        "Condense {wildcards.kind} ablations of {wildcards.model} on {wildcards.corpus}"
-    script:
-        "../scripts/condense_ablations.py"
-
-
-rule choose_heads:
-    input:
-        heads=table("heads"),
-    output:
-        chosen=CHOSEN_HEADS,
-    log:
-        f"{LOGS}/choose_heads.log",
-    conda:
-        "../environment.yml"
-    threads: 1
-    resources:
-        mem_mb=memory(1000),
-        runtime=5,
-    params:
-        heads=config["analyses"]["heads"],
-        code=code("choose_heads"),
-    message:
-        "Choose the heads of {wildcards.model} to look at one by one"
-    script:
-        "../scripts/choose_heads.py"
-
-
-rule tabulate_tokens:
-    input:
-        chosen=CHOSEN_HEADS,
-        heads=table("heads", kind="{kind}"),
-        ablations=each_shard(ABLATIONS),
-        thresholds=THRESHOLDS,
-    output:
-        tokens=table("token_noise", kind="{kind}"),
-    log:
-        f"{LOGS}/tabulate_tokens/{{kind}}.log",
-    conda:
-        "../environment.yml"
-    threads: 1
-    resources:
-        mem_mb=memory(2000),
-        runtime=15,
-    params:
-        first_position=config["statistics"]["first_position"],
-        code=code("tabulate_tokens"),
-    message:
-        "List every token of the chosen heads of {wildcards.model}"
-    script:
-        "../scripts/tabulate_tokens.py"
+    PROVEN["donor_noise"] = (DONOR_NOISE, [MAIN_KIND])
 
 
 rule tabulate_checks:
     input:
-        **{
-            name: expand(path, kind=kinds, shard=SHARDS, allow_missing=True)
-            for name, (path, kinds, _) in PROVEN.items()
-        },
+        **{name: expand(path, kind=kinds, shard=SHARDS, allow_missing=True) for name, (path, kinds) in PROVEN.items()},
         heads=table("heads"),
     output:
         checks=table("checks"),
@@ -108,12 +31,300 @@ rule tabulate_checks:
         "../environment.yml"
     threads: 1
     resources:
-        mem_mb=memory(1000),
+        mem_mb=memory(2000),
         runtime=15,
     params:
-        remake={name: rule for name, (*_, rule) in PROVEN.items()},
-        code=code("tabulate_checks"),
+        **script("tabulate_checks"),
     message:
         "Gather how far measurements of {wildcards.model} are from plain runs of the whole model"
     script:
-        "../scripts/tabulate_checks.py"
+        "../scripts/{params.script}.py"
+
+
+use rule tabulate_checks as tabulate_heads with:
+    input:
+        model=MODEL,
+        ablations=each_shard(ABLATIONS),
+        thresholds=THRESHOLDS,
+    output:
+        heads=table("heads", kind="{kind}"),
+        layers=table("layers", kind="{kind}"),
+        model_mean=table("model", kind="{kind}"),
+    log:
+        f"{LOGS}/tabulate_heads/{{kind}}.log",
+    resources:
+        mem_mb=memory(3000),
+        runtime=30,
+    params:
+        **script("tabulate_heads"),
+        statistics=statistics("first_position", "n_bootstrap", "bootstrap_seed"),
+        top_fraction=config["statistics"]["top_fraction"],
+        donors=config["tokens"]["donors"],
+    message:
+        "Condense {wildcards.kind} ablations of {wildcards.model} on {wildcards.corpus}"
+
+
+use rule tabulate_checks as tabulate_token_noise with:
+    input:
+        chosen=CHOSEN_HEADS,
+        heads=table("heads", kind="{kind}"),
+        ablations=each_shard(ABLATIONS),
+        thresholds=THRESHOLDS,
+    output:
+        tokens=table("token_noise", kind="{kind}"),
+    log:
+        f"{LOGS}/tabulate_token_noise/{{kind}}.log",
+    params:
+        **script("tabulate_token_noise"),
+        first_position=config["statistics"]["first_position"],
+    message:
+        "List every token of the chosen heads of {wildcards.model}"
+
+
+use rule tabulate_checks as tabulate_layernorm_scale with:
+    input:
+        heads=table("heads", kind="{kind}"),
+        ablations=each_shard(ABLATIONS),
+        thresholds=THRESHOLDS,
+        chosen=CHOSEN_HEADS,
+    output:
+        ratios=table("layernorm_scale_ratio", kind="{kind}"),
+        histogram=table("layernorm_scale_histogram", kind="{kind}"),
+    log:
+        f"{LOGS}/tabulate_layernorm_scale/{{kind}}.log",
+    resources:
+        mem_mb=memory(3000),
+        runtime=30,
+    params:
+        **script("tabulate_layernorm_scale"),
+    message:
+        "Count final scales of {wildcards.model} under {wildcards.kind} ablation"
+
+
+use rule tabulate_checks as tabulate_ablation_type with:
+    input:
+        heads=table("heads", kind="{kind}"),
+        ablations=each_shard(ABLATIONS),
+        thresholds=THRESHOLDS,
+        chosen=CHOSEN_HEADS,
+    output:
+        tokens=table("ablation_type_tokens", kind="{kind}"),
+        means=table("ablation_type", kind="{kind}"),
+    log:
+        f"{LOGS}/tabulate_ablation_type/{{kind}}.log",
+    params:
+        **script("tabulate_ablation_type"),
+    message:
+        "List {wildcards.kind} ablation of the strongest chosen head of {wildcards.model}"
+
+
+use rule tabulate_checks as tabulate_layernorm_claim with:
+    input:
+        heads=table("heads", kind="{kind}"),
+        ablations=each_shard(ABLATIONS),
+        thresholds=THRESHOLDS,
+        published=PUBLISHED,
+    output:
+        claim=table("layernorm_claim", kind="{kind}"),
+    log:
+        f"{LOGS}/tabulate_layernorm_claim/{{kind}}.log",
+    resources:
+        mem_mb=memory(3000),
+        runtime=30,
+    params:
+        **script("tabulate_layernorm_claim"),
+    message:
+        "Take the share that LayerNorm repairs in {wildcards.model} in each of its readings"
+
+
+use rule tabulate_checks as tabulate_frozen_layernorm with:
+    input:
+        heads=table("heads", kind="{kind}"),
+        ablations=each_shard(ABLATIONS),
+        thresholds=THRESHOLDS,
+        chosen=CHOSEN_HEADS,
+        frozen=each_shard(FROZEN_LAYERNORM),
+    output:
+        frozen=table("frozen_layernorm", kind="{kind}"),
+    log:
+        f"{LOGS}/tabulate_frozen_layernorm/{{kind}}.log",
+    params:
+        **script("tabulate_frozen_layernorm"),
+    message:
+        "Compare the closed form of the LayerNorm part of {wildcards.model} with frozen runs"
+
+
+use rule tabulate_checks as tabulate_neurons with:
+    input:
+        neurons=each_shard(NEURONS),
+        heads=table("heads", kind="{kind}"),
+    output:
+        neuron_share=table("neuron_share", kind="{kind}"),
+        neuron_concentration=table("neuron_concentration", kind="{kind}"),
+        erasure_neurons=table("erasure_neurons", kind="{kind}"),
+        erasure_quadrants=table("erasure_quadrants", kind="{kind}"),
+        neuron_consistency=table("neuron_consistency", kind="{kind}"),
+    log:
+        f"{LOGS}/tabulate_neurons/{{kind}}.log",
+    resources:
+        mem_mb=memory(3000),
+        runtime=30,
+    params:
+        **script("tabulate_neurons"),
+    message:
+        "Condense what the neurons of {wildcards.model} repair on {wildcards.corpus} ({wildcards.kind})"
+
+
+use rule tabulate_checks as tabulate_reinforcement with:
+    input:
+        reinforcement=each_shard(REINFORCEMENT),
+        heads=table("heads"),
+    output:
+        table=table("self_reinforcement"),
+    log:
+        f"{LOGS}/tabulate_reinforcement.log",
+    params:
+        **script("tabulate_reinforcement"),
+        statistics=statistics("n_bootstrap", "bootstrap_seed"),
+    message:
+        "Condense self-reinforcement of heads of {wildcards.model}"
+
+
+use rule tabulate_checks as tabulate_repair with:
+    input:
+        ablations=expand(each_shard(ABLATIONS), kind=MAIN_KIND, allow_missing=True),
+        thresholds=THRESHOLDS,
+        chosen=CHOSEN_HEADS,
+        heads=table("heads"),
+    output:
+        by_layer=table("repair_by_layer"),
+        rows=table("repair_rows"),
+        pairs=table("repair_pairs"),
+    log:
+        f"{LOGS}/tabulate_repair.log",
+    resources:
+        mem_mb=memory(3000),
+        runtime=30,
+    params:
+        **script("tabulate_repair"),
+        statistics=statistics("n_bootstrap", "bootstrap_seed"),
+    message:
+        "Condense who repairs whom in {wildcards.model} on {wildcards.corpus}"
+
+
+use rule tabulate_checks as tabulate_moved_residual with:
+    input:
+        ablations=expand(each_shard(ABLATIONS), kind=MAIN_KIND, allow_missing=True),
+        moved=each_shard(MOVED_RESIDUAL),
+        heads=table("heads"),
+    output:
+        correlations=table("next_layer_correlation"),
+        next_heads=table("next_layer_heads"),
+    log:
+        f"{LOGS}/tabulate_moved_residual.log",
+    params:
+        **script("tabulate_moved_residual"),
+        statistics=statistics("n_bootstrap", "bootstrap_seed"),
+    message:
+        "Correlate changes of the next layer's heads of {wildcards.model}"
+
+
+use rule tabulate_checks as tabulate_layer_ablations with:
+    input:
+        ablations=each_shard(LAYER_ABLATIONS),
+        heads=table("heads"),
+    output:
+        table=table("layer_ablation", kind="resample"),
+    log:
+        f"{LOGS}/tabulate_layer_ablations.log",
+    params:
+        **script("tabulate_layer_ablations"),
+        statistics=statistics("first_position", "n_bootstrap", "bootstrap_seed"),
+    message:
+        "Condense ablations of layers of {wildcards.model}"
+
+
+use rule tabulate_checks as tabulate_selection_control with:
+    input:
+        heads=table("heads"),
+        ablations=expand(each_shard(ABLATIONS), kind=MAIN_KIND, allow_missing=True),
+        other_donor=each_shard(OTHER_DONOR),
+        thresholds=THRESHOLDS,
+    output:
+        layers=table("selection_control_layers"),
+        model_mean=table("selection_control_model"),
+    log:
+        f"{LOGS}/tabulate_selection_control.log",
+    resources:
+        mem_mb=memory(3000),
+        runtime=60,
+    params:
+        **script("tabulate_selection_control"),
+        first_position=config["statistics"]["first_position"],
+    message:
+        "Measure self-repair of {wildcards.model} on tokens chosen in several ways"
+
+
+use rule tabulate_checks as tabulate_donor_noise with:
+    input:
+        heads=table("heads"),
+        donor_noise=each_shard(DONOR_NOISE),
+        chosen=CHOSEN_HEADS,
+    output:
+        heads=table("donor_noise"),
+        tokens=table("donor_noise_tokens"),
+    log:
+        f"{LOGS}/tabulate_donor_noise.log",
+    resources:
+        mem_mb=memory(1000),
+        runtime=15,
+    params:
+        **script("tabulate_donor_noise"),
+    message:
+        "Compare donors with tokens for the chosen heads of {wildcards.model}"
+
+
+rule check_published:
+    input:
+        model=MODEL,
+        facts=PUBLISHED_MODELS,
+    output:
+        checked=PUBLISHED_MODEL,
+    log:
+        "logs/{model}/check_published.log",
+    # Before any shard: a model that is another is said at once.
+    priority: 100
+    conda:
+        "../environment.yml"
+    threads: 1
+    resources:
+        mem_mb=memory(1000),
+        runtime=5,
+    params:
+        **script("check_published"),
+        published=lambda wildcards: config["models"][wildcards.model].get("published"),
+    message:
+        "Check which published model {wildcards.model} is"
+    script:
+        "../scripts/{params.script}.py"
+
+
+use rule tabulate_checks as tabulate_published with:
+    input:
+        heads=table("heads"),
+        published=PUBLISHED,
+        checked=PUBLISHED_MODEL,
+    output:
+        pairs=table("published_pairs"),
+        agreement=table("published_agreement"),
+        distributions=table("published_distributions"),
+    log:
+        f"{LOGS}/tabulate_published.log",
+    resources:
+        mem_mb=memory(1000),
+        runtime=15,
+    params:
+        **script("tabulate_published"),
+        published=lambda wildcards: config["models"][wildcards.model].get("published"),
+    message:
+        "Set {wildcards.model} beside the published values"

@@ -6,14 +6,13 @@ from selfrepair.workflow.jobs import job
 
 if __name__ == "__main__":
     with job(snakemake) as provenance:
-        from selfrepair.measure.layer_ablations import ablate_layers_of_shard
+        from selfrepair.measure.layer_ablations import measure_layer_ablations
+        from selfrepair.measure.shard import open_shard
 
-        ablate_layers_of_shard(
-            model_manifest=Path(snakemake.input.model),
-            tokens=Path(snakemake.input.tokens),
-            activations=Path(snakemake.input.activations),
-            out=Path(snakemake.output.ablations),
-            prompts=snakemake.params.prompts,
-            compute=snakemake.params.compute,
-            provenance=provenance,
-        )
+        inputs, params = dict(snakemake.input.items()), snakemake.params
+        with open_shard(inputs, prompts=params.prompts, compute=params.compute) as shard:
+            measure_layer_ablations(
+                shard,
+                out=Path(snakemake.output[0]),
+                provenance=provenance,
+            )

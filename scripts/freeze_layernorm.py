@@ -7,19 +7,15 @@ from selfrepair.workflow.jobs import job
 if __name__ == "__main__":
     with job(snakemake) as provenance:
         from selfrepair.measure.chosen_heads import read_chosen_heads
-        from selfrepair.measure.frozen_layernorm import freeze_layernorm
+        from selfrepair.measure.frozen_layernorm import measure_frozen_layernorm
+        from selfrepair.measure.shard import open_shard
 
-        mean_activations = snakemake.input.get("mean_activations")
-        freeze_layernorm(
-            model_manifest=Path(snakemake.input.model),
-            tokens=Path(snakemake.input.tokens),
-            activations=Path(snakemake.input.activations),
-            thresholds=Path(snakemake.input.thresholds),
-            mean_activations=Path(mean_activations) if mean_activations else None,
-            out=Path(snakemake.output.frozen),
-            kind=snakemake.wildcards.kind,
-            prompts=snakemake.params.prompts,
-            heads=read_chosen_heads(Path(snakemake.input.chosen)),
-            compute=snakemake.params.compute,
-            provenance=provenance,
-        )
+        inputs, params = dict(snakemake.input.items()), snakemake.params
+        with open_shard(inputs, prompts=params.prompts, compute=params.compute) as shard:
+            measure_frozen_layernorm(
+                shard,
+                kind=snakemake.wildcards.kind,
+                heads=read_chosen_heads(Path(inputs["chosen"])),
+                out=Path(snakemake.output[0]),
+                provenance=provenance,
+            )

@@ -6,21 +6,18 @@ from selfrepair.workflow.jobs import job
 
 if __name__ == "__main__":
     with job(snakemake) as provenance:
+        from selfrepair.measure.chosen_heads import read_chosen_heads
         from selfrepair.measure.neurons import measure_neurons
+        from selfrepair.measure.shard import open_shard
 
-        mean_activations = snakemake.input.get("mean_activations")
-        measure_neurons(
-            model_manifest=Path(snakemake.input.model),
-            tokens=Path(snakemake.input.tokens),
-            activations=Path(snakemake.input.activations),
-            thresholds=Path(snakemake.input.thresholds),
-            mean_activations=Path(mean_activations) if mean_activations else None,
-            chosen_heads=Path(snakemake.input.chosen),
-            out=Path(snakemake.output.neurons),
-            prompts=snakemake.params.prompts,
-            kind=snakemake.wildcards.kind,
-            neuron_layer=snakemake.params.neuron_layer,
-            top_neurons=snakemake.params.top_neurons,
-            compute=snakemake.params.compute,
-            provenance=provenance,
-        )
+        inputs, params = dict(snakemake.input.items()), snakemake.params
+        with open_shard(inputs, prompts=params.prompts, compute=params.compute) as shard:
+            measure_neurons(
+                shard,
+                kind=snakemake.wildcards.kind,
+                heads=read_chosen_heads(Path(inputs["chosen"])),
+                neuron_layer=params.neuron_layer,
+                top_neurons=params.top_neurons,
+                out=Path(snakemake.output[0]),
+                provenance=provenance,
+            )

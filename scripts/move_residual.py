@@ -6,16 +6,15 @@ from selfrepair.workflow.jobs import job
 
 if __name__ == "__main__":
     with job(snakemake) as provenance:
-        from selfrepair.measure.moved_residual import move_residual_of_shard
+        from selfrepair.measure.chosen_heads import read_chosen_heads
+        from selfrepair.measure.moved_residual import measure_moved_residual
+        from selfrepair.measure.shard import open_shard
 
-        move_residual_of_shard(
-            model_manifest=Path(snakemake.input.model),
-            tokens=Path(snakemake.input.tokens),
-            activations=Path(snakemake.input.activations),
-            thresholds=Path(snakemake.input.thresholds),
-            chosen_heads=Path(snakemake.input.chosen),
-            out=Path(snakemake.output.moved),
-            prompts=snakemake.params.prompts,
-            compute=snakemake.params.compute,
-            provenance=provenance,
-        )
+        inputs, params = dict(snakemake.input.items()), snakemake.params
+        with open_shard(inputs, prompts=params.prompts, compute=params.compute) as shard:
+            measure_moved_residual(
+                shard,
+                heads=read_chosen_heads(Path(inputs["chosen"])),
+                out=Path(snakemake.output[0]),
+                provenance=provenance,
+            )

@@ -6,14 +6,13 @@ from selfrepair.workflow.jobs import job
 
 if __name__ == "__main__":
     with job(snakemake) as provenance:
-        from selfrepair.measure.other_donors import project_other_donor
+        from selfrepair.measure.other_donor import measure_other_donor
+        from selfrepair.measure.shard import open_shard
 
-        project_other_donor(
-            model_manifest=Path(snakemake.input.model),
-            tokens=Path(snakemake.input.tokens),
-            activations=Path(snakemake.input.activations),
-            out=Path(snakemake.output.other_donor),
-            prompts=snakemake.params.prompts,
-            compute=snakemake.params.compute,
-            provenance=provenance,
-        )
+        inputs, params = dict(snakemake.input.items()), snakemake.params
+        with open_shard(inputs, prompts=params.prompts, compute=params.compute) as shard:
+            measure_other_donor(
+                shard,
+                out=Path(snakemake.output[0]),
+                provenance=provenance,
+            )

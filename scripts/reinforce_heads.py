@@ -6,17 +6,15 @@ from selfrepair.workflow.jobs import job
 
 if __name__ == "__main__":
     with job(snakemake) as provenance:
-        from selfrepair.measure.reinforcement import reinforce_shard
+        from selfrepair.measure.reinforcement import measure_reinforcement
+        from selfrepair.measure.shard import open_shard
 
-        reinforce_shard(
-            model_manifest=Path(snakemake.input.model),
-            tokens=Path(snakemake.input.tokens),
-            activations=Path(snakemake.input.activations),
-            thresholds=Path(snakemake.input.thresholds),
-            out=Path(snakemake.output.reinforcement),
-            prompts=snakemake.params.prompts,
-            scales=snakemake.params.scales,
-            seed=snakemake.params.seed,
-            compute=snakemake.params.compute,
-            provenance=provenance,
-        )
+        inputs, params = dict(snakemake.input.items()), snakemake.params
+        with open_shard(inputs, prompts=params.prompts, compute=params.compute) as shard:
+            measure_reinforcement(
+                shard,
+                scales=params.scales,
+                seed=params.seed,
+                out=Path(snakemake.output[0]),
+                provenance=provenance,
+            )

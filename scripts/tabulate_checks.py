@@ -8,9 +8,9 @@ if __name__ == "__main__":
     with job(snakemake):
         from selfrepair.tables.checks import tabulate_checks
 
+        inputs = dict(snakemake.input.items())
         tabulate_checks(
-            heads_table=Path(snakemake.input.heads),
-            shards={kind: [Path(path) for path in snakemake.input[kind]] for kind in snakemake.params.remake},
-            remake=snakemake.params.remake,
+            heads_table=Path(inputs["heads"]),
+            shards={kind: [Path(path) for path in paths] for kind, paths in inputs.items() if kind != "heads"},
             out=Path(snakemake.output.checks),
         )

@@ -10,14 +10,15 @@ import xarray as xr
 
 from selfrepair.engine import replay
 from selfrepair.engine.single_attention import Attentions
-from selfrepair.measure.ablations import ablate_shard
+from selfrepair.measure.ablations import measure_ablations
 from selfrepair.measure.chosen_heads import read_chosen_heads
-from selfrepair.measure.frozen_layernorm import freeze_layernorm
-from selfrepair.measure.layer_ablations import ablate_layers_of_shard
-from selfrepair.measure.moved_residual import move_residual_of_shard
+from selfrepair.measure.donor_noise import measure_donor_noise
+from selfrepair.measure.frozen_layernorm import measure_frozen_layernorm
+from selfrepair.measure.layer_ablations import measure_layer_ablations
+from selfrepair.measure.moved_residual import measure_moved_residual
 from selfrepair.measure.neurons import measure_neurons
-from selfrepair.measure.other_donors import ablate_with_donors
-from selfrepair.measure.reinforcement import reinforce_shard
+from selfrepair.measure.reinforcement import measure_reinforcement
+from selfrepair.measure.shard import open_shard
 from workflow.running import Space
 
 COMPUTE = {"device": "cpu", "dtype": "float32", "center_unembed": True}
@@ -67,72 +68,52 @@ def a_longer_z(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Attentions, "_run", lambda self, *args: 1.01 * own(self, *args))
 
 
-def inputs(space: Space, *, more: tuple[str, ...]) -> dict[str, Any]:
-    """Arguments of a measurement of the finished run's first shard."""
-    files = {
-        "thresholds": space.run / "thresholds.h5",
-        "chosen_heads": space.run / "chosen_heads.json",
-        "mean_activations": None,
-    }
-    return {
-        "model_manifest": space.work / "results" / "snapshots" / "models" / "tiny" / "manifest.json",
-        "tokens": space.run / "tokens.h5",
-        "activations": space.run / "activations" / "00000.h5",
-        "prompts": (0, 4),
-        "compute": COMPUTE,
-        "provenance": {"identity": "a test's"},
-        **{name: files[name] for name in more},
-    }
-
-
-def chosen(space: Space) -> list[tuple[int, int]]:
-    return read_chosen_heads(space.run / "chosen_heads.json")
-
-
-def with_heads(measure: Callable[..., None], **options: Any) -> Callable[[Space, Path], None]:
-    def run(space: Space, out: Path) -> None:
-        more = ("thresholds", "mean_activations") if measure is not ablate_with_donors else ("thresholds",)
-        measure(**inputs(space, more=more), heads=chosen(space), out=out, **options)
-
-    return run
-
-
-def by_file(measure: Callable[..., None], *more: str, **options: Any) -> Callable[[Space, Path], None]:
-    return lambda space, out: measure(**inputs(space, more=more), out=out, **options)
-
-
-JOBS = {
-    "ablations": (with_heads(ablate_shard, kind="resample", which="all"), a_longer_change),
-    "ablations_top": (with_heads(ablate_shard, kind="zero", which="top"), a_longer_change),
-    "frozen_layernorm": (with_heads(freeze_layernorm, kind="resample"), a_longer_change),
-    "donor_noise": (with_heads(ablate_with_donors, donors=2), a_longer_change),
+CHOSEN: dict[str, Any] = {"heads": "chosen"}
+JOBS: dict[str, tuple[Callable[..., None], dict[str, Any], Callable[[pytest.MonkeyPatch], None]]] = {
+    "ablations": (measure_ablations, {**CHOSEN, "kind": "resample", "which": "all"}, a_longer_change),
+    "ablations_top": (measure_ablations, {**CHOSEN, "kind": "zero", "which": "top"}, a_longer_change),
+    "frozen_layernorm": (measure_frozen_layernorm, {**CHOSEN, "kind": "resample"}, a_longer_change),
+    "donor_noise": (measure_donor_noise, {**CHOSEN, "donors": 2}, a_longer_change),
     "neurons": (
-        by_file(
-            measure_neurons,
-            *("thresholds", "mean_activations", "chosen_heads"),
-            **{"kind": "resample", "neuron_layer": None, "top_neurons": 5},
-        ),
+        measure_neurons,
+        {**CHOSEN, "kind": "resample", "neuron_layer": None, "top_neurons": 5},
         a_longer_change,
     ),
-    "layer_ablations": (by_file(ablate_layers_of_shard), a_longer_change),
-    "reinforcement": (by_file(reinforce_shard, "thresholds", scales=[1.0, 3.0], seed=0), a_longer_z),
-    "moved_residual": (by_file(move_residual_of_shard, "thresholds", "chosen_heads"), a_longer_z),
+    "layer_ablations": (measure_layer_ablations, {}, a_longer_change),
+    "reinforcement": (measure_reinforcement, {"scales": [1.0, 3.0], "seed": 0}, a_longer_z),
+    "moved_residual": (measure_moved_residual, CHOSEN, a_longer_z),
 }
+"""Measurements of a shard, with their options and a fault that the proof of each must notice."""
+
+
+def run(space: Space, name: str, out: Path) -> None:
+    """A measurement of the finished run's first shard."""
+    measure, options, _ = JOBS[name]
+    files = {
+        "model": space.work / "results" / "snapshots" / "models" / "tiny" / "manifest.json",
+        "tokens": space.run / "tokens.h5",
+        "activations": space.run / "activations" / "00000.h5",
+        "thresholds": space.run / "thresholds.h5",
+    }
+    if "heads" in options:
+        options = {**options, "heads": read_chosen_heads(space.run / "chosen_heads.json")}
+    with open_shard(files, prompts=(0, 4), compute=COMPUTE) as shard:
+        measure(shard, **options, out=out, provenance={"identity": "a test's"})
 
 
 @pytest.mark.parametrize("name", JOBS)
 def test_a_fault_stops_the_job_and_leaves_no_file(
     finished: Space, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run, plant = JOBS[name]
-    run(finished, tmp_path / "sound.h5")
+    run(finished, name, tmp_path / "sound.h5")
     with xr.open_dataset(tmp_path / "sound.h5", engine="h5netcdf") as dataset:
         assert dataset.attrs["proof_ablations"] >= 1
+    *_, plant = JOBS[name]
     plant(monkeypatch)
     # Where a fault breaks the sums too, the proof alone must be enough.
-    for module in ("ablation", "layer_ablation"):
+    for module in ("engine.sweep", "measure.layer_ablations"):
         monkeypatch.setattr(f"selfrepair.{module}.check_identity", lambda *_: None)
     monkeypatch.setattr("selfrepair.measure.neurons._check_neurons", lambda *_: None)
     with pytest.raises(ValueError, match="are not what the whole model gives with plain hooks"):
-        run(finished, tmp_path / "spoiled.h5")
+        run(finished, name, tmp_path / "spoiled.h5")
     assert [path.name for path in tmp_path.iterdir()] == ["sound.h5"]

@@ -36,6 +36,23 @@ _HEAP = b"GCOL\x01\x00\x00\x00"
 T = TypeVar("T")
 
 
+MADE_BY = {
+    "tokens": "tokenize_corpus",
+    "activations": "cache_activations",
+    "thresholds": "find_thresholds",
+    "mean_activations": "average_activations",
+    "ablations": "ablate_heads",
+    "frozen_layernorm": "freeze_layernorm",
+    "neurons": "measure_neurons",
+    "other_donor": "project_other_donor",
+    "donor_noise": "measure_donor_noise",
+    "reinforcement": "reinforce_heads",
+    "moved_residual": "move_residual",
+    "layer_ablations": "ablate_layers",
+}
+"""Kinds of files, each with the rule that makes it."""
+
+
 class Slots:
     """A variable being written: assign to its slices."""
 
@@ -148,13 +165,12 @@ def write_hdf5(
 
 
 @contextmanager
-def open_hdf5(path: Path, kind: str, *, remake: str) -> Iterator[xr.Dataset]:
+def open_hdf5(path: Path, kind: str, *, remake: str = "") -> Iterator[xr.Dataset]:
     """Open a result file for reading; variables are read, and their checksums checked, where they are used.
 
     Args:
         path: The file.
         kind: What it must be.
-        remake: The rule that makes it, for the error message.
 
     Yields:
         Its variables with their dimensions' names.
@@ -164,7 +180,7 @@ def open_hdf5(path: Path, kind: str, *, remake: str) -> Iterator[xr.Dataset]:
             schema version; or the system refuses to read it, as where another program has locked it.
     """
     # The file, not the rule: that would remake every shard.
-    advice = advice_for(path, remake)
+    advice = advice_for(path, MADE_BY.get(kind, ""))
     whole = "is not a whole HDF5 file"
     with _checked(path, advice, lambda: h5py.File(path, "r"), whole) as plain:
         own = _checked(path, advice, lambda: {name: _text(plain, name) for name in plain.attrs if name in _OWN})
@@ -188,14 +204,13 @@ def open_hdf5(path: Path, kind: str, *, remake: str) -> Iterator[xr.Dataset]:
 
 
 def open_shards(
-    paths: Sequence[Path], kind: str, *, remake: str, n_prompts: int | None = None
+    paths: Sequence[Path], kind: str, *, remake: str = "", n_prompts: int | None = None
 ) -> Iterator[tuple[xr.Dataset, int]]:
     """Open the shards of a data set one after the other, and hold each to those before it.
 
     Args:
         paths: Files of one kind, in the order of their prompts.
         kind: What they must be.
-        remake: The rule that makes them.
         n_prompts: How many prompts they hold together; None where nothing says.
 
     Yields:
@@ -205,9 +220,9 @@ def open_shards(
         ValueError: A file that cannot be read, is out of its order, or has other heads, sizes or inputs than the first; or
             prompts that are missing at the end.
     """
-    first, wanted = 0, None
+    first, wanted, rule = 0, None, MADE_BY.get(kind, "")
     for path in paths:
-        with open_hdf5(path, kind, remake=remake) as dataset:
+        with open_hdf5(path, kind) as dataset:
             config = json.loads(dataset.attrs["provenance"]).get("config", {})
             at, after = config.get("prompts", (first, None))
             if at != first:
@@ -218,13 +233,13 @@ def open_shards(
             if wanted is not None and found != wanted:
                 other = next(name for name in found.keys() | wanted.keys() if found.get(name) != wanted.get(name))
                 raise ValueError(
-                    f"{path} and {paths[0]} are not of one run, as their {other} differ: {advice_for(path, remake)}, or name "
+                    f"{path} and {paths[0]} are not of one run, as their {other} differ: {advice_for(path, rule)}, or name "
                     "the shards of one run"
                 )
             wanted = found
             size = dataset.sizes["prompt"] if "prompt" in dataset.sizes else int(dataset.attrs["n_prompts"])
             if after not in (None, first + size):
-                raise ValueError(f"{path} holds {size} prompts of {after - at}: {advice_for(path, remake)}")
+                raise ValueError(f"{path} holds {size} prompts of {after - at}: {advice_for(path, rule)}")
             yield dataset, first
             first += size
     if n_prompts is not None and first != n_prompts:

@@ -6,7 +6,6 @@ goes through the model's own final norm, made to divide by the clean scale, and 
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,26 +15,15 @@ import xarray as xr
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from selfrepair.engine.clean import prompt_chunks
-from selfrepair.engine.proof import Proof, Repeated, correct_logits, repeat_heads
+from selfrepair.engine.proof import Proof, Repeated, correct_logits
 from selfrepair.engine.replay import SuffixReplay, group_by_layer
 from selfrepair.engine.rounding import repeated_tolerance
+from selfrepair.engine.sweep import Heads, check_heads
 from selfrepair.files.hdf5 import write_hdf5
-from selfrepair.measure.ablations import (
-    Replacement,
-    check_heads,
-    constant_replacement,
-    layers_run,
-    plain_replacements,
-)
-from selfrepair.measure.activations import open_activations
-from selfrepair.measure.mean_activations import read_mean_activations
-from selfrepair.measure.thresholds import read_selected
-from selfrepair.measure.tokens import read_shard
+from selfrepair.measure.shard import Shard
 from selfrepair.model.calls import hooked
-from selfrepair.model.model import Model, load_model
+from selfrepair.model.model import Model
 from selfrepair.quantities import QUANTITIES
-from selfrepair.workflow.progress import Progress
 
 NAME = "frozen_layernorm_logit_change"
 UNEMBED_AT_ONCE = 256
@@ -120,70 +108,32 @@ def frozen_layernorm_change(
     return change, rounding
 
 
-def freeze_layernorm(
-    *,
-    model_manifest: Path,
-    tokens: Path,
-    activations: Path,
-    thresholds: Path,
-    mean_activations: Path | None,
-    out: Path,
-    prompts: tuple[int, int],
-    kind: str,
-    heads: list[tuple[int, int]],
-    compute: dict[str, Any],
-    provenance: dict[str, Any],
-) -> None:
+def measure_frozen_layernorm(shard: Shard, *, kind: str, heads: Heads, out: Path, provenance: dict[str, Any]) -> None:
     """Ablate heads on a shard with the final scale frozen, at their top tokens, and write what that does to the logit.
 
     Args:
-        model_manifest: Of the model snapshot.
-        tokens: Tokens file.
-        activations: The shard's activations file.
-        thresholds: Top tokens of each head.
-        mean_activations: Averages of z; wanted for kind "mean".
-        out: HDF5 file: frozen_layernorm_logit_change [head, prompt, pos], and rounding, what it may differ from the closed form
-            by; NaN at other tokens.
-        prompts: First prompt of the shard, and the one after its last.
+        shard: With thresholds.
         kind: "resample", "mean" or "zero".
         heads: The (layer, head) pairs.
-        compute: device, dtype, center_unembed.
+        out: HDF5 file: frozen_layernorm_logit_change [head, prompt, pos], and rounding, what it may differ from the closed form
+            by; NaN at other tokens.
         provenance: From `selfrepair.workflow.jobs.job`.
     """
-    model = load_model(model_manifest.parent, **compute)
-    chosen = check_heads(model, heads)
+    chosen = check_heads(shard.model, heads)
     index = {pair: row for row, pair in enumerate(chosen)}
-    shard = read_shard(tokens, slice(*prompts))
-    selected = torch.from_numpy(read_selected(thresholds, chosen, slice(*prompts)))
-    mean_z = None
-    if mean_activations is not None:
-        mean_z = torch.from_numpy(read_mean_activations(mean_activations)).to(model.device)
-    ids = torch.from_numpy(shard.tokens).long()
-    dtype = torch.zeros(0, dtype=model.dtype).numpy().dtype
-    change, rounding = np.full(selected.shape, np.nan, dtype), np.full(selected.shape, np.nan, dtype)
-    chunks = prompt_chunks(model, *ids.shape)
-    proof = Proof(model, "logit changes with the final scale frozen", seed=prompts[0])
-    repeated = proof.choose(selected.any(-1).numpy(), layers_run(model, chosen))
-    with (
-        open_activations(activations, model) as cached,
-        Progress(len(chunks) * len(chosen), f"{kind} ablation with the final scale frozen", "head") as bar,
-    ):
-        for chunk in chunks:
-            replay = SuffixReplay(model, ids[chunk], cached.clean_run(chunk))
-            if kind == "resample":
-                replacement: Replacement = partial(cached.donor_z, donors=shard.donors[chunk])
-            else:
-                replacement = constant_replacement(model, kind, ids[chunk].shape, mean_z)
-            for layer, of_layer in group_by_layer(chosen).items():
-                rows = [index[layer, head] for head in of_layer]
-                wanted = selected[rows][:, chunk]
-                found = frozen_layernorm_change(replay, ids[chunk], layer, of_layer, replacement(layer), wanted)
-                change[rows, chunk], rounding[rows, chunk] = (each.cpu().numpy() for each in found)
-                bar.advance(len(of_layer))
-            donors = shard.donor_tokens(chunk) if kind == "resample" else None
-            again = plain_replacements(model, kind, donors, mean_z)
-            within = proof.within(repeated, chunk)
-            prove_frozen(proof, repeat_heads(proof, within, chosen, ids[chunk], again), change[:, chunk])
+    selected = torch.from_numpy(shard.selected(chosen))
+    change, rounding = (np.full(selected.shape, np.nan, shard.dtype) for _ in range(2))
+    what = "logit changes with the final scale frozen"
+    repeats = shard.repeats(what, kind, chosen, selected.any(-1).numpy())
+    for batch in shard.batches(f"{kind} ablation with the final scale frozen", "head", len(chosen)):
+        replay, replacement = SuffixReplay(shard.model, batch.tokens, batch.clean), batch.replacement(kind)
+        for layer, of_layer in group_by_layer(chosen).items():
+            rows = [index[layer, head] for head in of_layer]
+            wanted = selected[rows][:, batch.rows]
+            found = frozen_layernorm_change(replay, batch.tokens, layer, of_layer, replacement(layer), wanted)
+            change[rows, batch.rows], rounding[rows, batch.rows] = (each.cpu().numpy() for each in found)
+            batch.progress.advance(len(of_layer))
+        prove_frozen(repeats.proof, repeats.of(batch), change[:, batch.rows])
     quantity = QUANTITIES[NAME]
     dataset = xr.Dataset(
         {
@@ -199,7 +149,7 @@ def freeze_layernorm(
             "head_index": ("head", np.array([head for _, head in chosen])),
         },
     )
-    attrs = {"ablation": kind, "coordinates": "layer head_index", **proof.attrs()}
+    attrs = {"ablation": kind, "coordinates": "layer head_index", **repeats.proof.attrs()}
     with write_hdf5(out, kind="frozen_layernorm", provenance=provenance, attrs=attrs) as file:
         file.put_dataset(dataset, chunk={"head": 1, "prompt": 1})
 

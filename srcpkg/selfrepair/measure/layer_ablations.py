@@ -12,84 +12,56 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from selfrepair.engine.clean import CleanRun, prompt_chunks, written
+from selfrepair.engine.clean import CleanRun, written
 from selfrepair.engine.proof import PlainPrompt, Proof, plain_run, prove_values, replaced_mlp, replaced_z
 from selfrepair.engine.replay import LAYER_COMPONENTS, SuffixReplay
+from selfrepair.engine.sweep import check_identity
 from selfrepair.files.hdf5 import write_hdf5
-from selfrepair.measure.ablations import check_identity
-from selfrepair.measure.activations import open_activations
-from selfrepair.measure.tokens import read_shard
+from selfrepair.measure.shard import PromptBatch, Shard
 from selfrepair.model.calls import gives, hooked
-from selfrepair.model.model import Model, load_model
+from selfrepair.model.model import Model
 from selfrepair.quantities import HEAD_TOKEN, QUANTITIES
 from selfrepair.workflow.progress import Progress
 
 OfLayer = Callable[[int], Tensor]
 
 
-def ablate_layers_of_shard(
-    *,
-    model_manifest: Path,
-    tokens: Path,
-    activations: Path,
-    out: Path,
-    prompts: tuple[int, int],
-    compute: dict[str, Any],
-    provenance: dict[str, Any],
-) -> None:
-    """Ablate every layer's attention and every layer's MLP by resampling, on a shard of prompts whose clean run is cached.
+def measure_layer_ablations(shard: Shard, *, out: Path, provenance: dict[str, Any]) -> None:
+    """Ablate every layer's attention and every layer's MLP by resampling, on a shard.
 
     Args:
-        model_manifest: Of the model snapshot.
-        tokens: Tokens file.
-        activations: The shard's activations file.
-        out: HDF5 file: the variables of `ablate_layers`, and the component's name in ``component_name``.
-        prompts: First prompt of the shard, and the one after its last.
-        compute: device, dtype, center_unembed.
+        shard: The shard.
+        out: HDF5 file: the variables of `ablate_layers`.
         provenance: From `selfrepair.workflow.jobs.job`.
     """
-    model = load_model(model_manifest.parent, **compute)
-    shard = read_shard(tokens, slice(*prompts))
-    ids = torch.from_numpy(shard.tokens).long()
-    n_prompts, length = ids.shape
-    chunks = prompt_chunks(model, n_prompts, length)
-    dims = ("component", "layer", "prompt", "pos")
-    dtype = torch.zeros(0, dtype=model.dtype).numpy().dtype
-    with (
-        open_activations(activations, model) as cached,
-        write_hdf5(out, kind="layer_ablations", provenance=provenance, attrs={"ablation": "resample"}) as file,
-        Progress(
-            len(chunks) * model.n_layers, f"ablation of layers, prompts {prompts[0]} to {prompts[1] - 1}", "layer"
-        ) as bar,
-    ):
+    model, (n_prompts, length) = shard.model, shard.tokens.shape
+    proof = shard.proof("ablations of layers")
+    repeated = proof.choose(np.ones((len(LAYER_COMPONENTS) * model.n_layers, n_prompts), bool), layers_run(model))
+    with write_hdf5(out, kind="layer_ablations", provenance=provenance, attrs={"ablation": "resample"}) as file:
         file.dims(component=len(LAYER_COMPONENTS), layer=model.n_layers, prompt=n_prompts, pos=length - 1)
-        chunked = {"component": 1, "layer": 1, "prompt": 1}
+        dims, chunk = ("component", "layer", "prompt", "pos"), {"component": 1, "layer": 1, "prompt": 1}
         variables = {
             name: file.variable(
-                name, dims, dtype, chunk=chunked, units="logits", description=QUANTITIES[name].description
+                name, dims, shard.dtype, chunk=chunk, units="logits", description=QUANTITIES[name].description
             )
             for name in HEAD_TOKEN
         }
-        proof = Proof(model, "ablations of layers", seed=prompts[0])
-        repeated = proof.choose(np.ones((len(LAYER_COMPONENTS) * model.n_layers, n_prompts), bool), layers_run(model))
-        for chunk in chunks:
-            donors = shard.donors[chunk]
-            rows, of_donor = np.unique(donors, return_inverse=True)
-            donor = cached.clean_run(rows)
-            at = torch.from_numpy(of_donor.reshape(donors.shape)).to(model.device)
-
-            def donor_z(layer: int, donors: np.ndarray = donors) -> Tensor:
-                return cached.donor_z(layer, donors)
-
-            def donor_mlp(layer: int, donor: CleanRun = donor, at: Tensor = at) -> Tensor:
-                return mlp_output(model, layer, donor)[at].mean(1)
-
-            found = ablate_layers(model, ids[chunk], cached.clean_run(chunk), donor_z, donor_mlp, bar)
-            again = proof.within(repeated, chunk)
-            prove_layers(proof, again, ids[chunk], torch.from_numpy(shard.donor_tokens(chunk)).long(), found)
+        for batch in shard.batches("ablation of layers", "layer", model.n_layers):
+            found = ablate_layers(
+                model, batch.tokens, batch.clean, batch.replacement("resample"), _donor_mlp(batch), batch.progress
+            )
+            prove_layers(proof, proof.within(repeated, batch.rows), batch.tokens, batch.donor_tokens, found)
             for name, variable in variables.items():
-                variable[:, :, chunk] = found[name]
+                variable[:, :, batch.rows] = found[name]
         file.attrs(**proof.attrs())
+
+
+def _donor_mlp(batch: PromptBatch) -> OfLayer:
+    """Gives, for a layer, what the MLP of each prompt's donors writes, averaged [prompt, pos, d_model]."""
+    rows, of_donor = np.unique(batch.donors, return_inverse=True)
+    donor = batch.shard.cached.clean_run(rows)
+    at = torch.from_numpy(of_donor.reshape(batch.donors.shape)).to(batch.shard.model.device)
+    return lambda layer: mlp_output(batch.shard.model, layer, donor)[at].mean(1)
 
 
 def layers_run(model: Model) -> np.ndarray:

@@ -9,59 +9,37 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from selfrepair.engine.clean import CleanRun, Directions, head_direct_effects, project, prompt_chunks
+from selfrepair.engine.clean import CleanRun, Directions, head_direct_effects, project
 from selfrepair.engine.proof import PlainPrompt, Proof, plain_run, replaced_attention_input
 from selfrepair.engine.single_attention import Attentions
+from selfrepair.engine.sweep import Heads
 from selfrepair.files.hdf5 import write_hdf5
-from selfrepair.measure.activations import open_activations
-from selfrepair.measure.chosen_heads import read_chosen_heads
-from selfrepair.measure.thresholds import read_selected
-from selfrepair.measure.tokens import read_shard
-from selfrepair.model.model import load_model
+from selfrepair.measure.shard import Shard
 
 
-def move_residual_of_shard(
-    *,
-    model_manifest: Path,
-    tokens: Path,
-    activations: Path,
-    thresholds: Path,
-    chosen_heads: Path,
-    out: Path,
-    prompts: tuple[int, int],
-    compute: dict[str, Any],
-    provenance: dict[str, Any],
-) -> None:
-    """Let the attention after each chosen head read the input of the head's own layer, on a shard whose clean run is cached.
+def measure_moved_residual(shard: Shard, *, heads: Heads, out: Path, provenance: dict[str, Any]) -> None:
+    """Let the attention after each head read the residual one layer earlier, on a shard.
 
     Args:
-        model_manifest: Of the model snapshot.
-        tokens: Tokens file.
-        activations: The shard's activations file.
-        thresholds: Top tokens of each head.
-        chosen_heads: The heads (`selfrepair.measure.chosen_heads`).
-        out: HDF5 file: moved_change [head, prompt, next_head], summed over the chosen head's top tokens; layer and head_index.
-        prompts: First prompt of the shard, and the one after its last.
-        compute: device, dtype, center_unembed.
+        shard: With thresholds.
+        heads: The (layer, head) pairs.
+        out: HDF5 file: moved_change [head, prompt, next_head], summed over the head's top tokens; layer and head_index.
         provenance: From `selfrepair.workflow.jobs.job`.
     """
-    model = load_model(model_manifest.parent, **compute)
-    chosen = read_chosen_heads(chosen_heads)
-    selected = read_selected(thresholds, chosen, slice(*prompts))
-    ids = torch.from_numpy(read_shard(tokens, slice(*prompts)).tokens).long()
-    attentions = Attentions(model, ids.shape[1])
-    proof = Proof(model, "changes by a moved residual", seed=prompts[0])
-    with open_activations(activations, model) as cached:
-        parts = []
-        for chunk in prompt_chunks(model, *ids.shape):
-            parts.append(moved_changes(attentions, ids[chunk], cached.clean_run(chunk), chosen, selected[:, chunk]))
+    selected = shard.selected(heads)
+    attentions = Attentions(shard.model, shard.tokens.shape[1])
+    parts = [
+        moved_changes(attentions, batch.tokens, batch.clean, heads, selected[:, batch.rows])
+        for batch in shard.batches("moved residual")
+    ]
     changes = np.concatenate(parts, axis=1)
-    prove_moved(proof, ids, chosen, selected, changes)
+    proof = shard.proof("changes by a moved residual")
+    prove_moved(proof, shard.tokens, heads, selected, changes)
     attrs = {"coordinates": "layer head_index", **proof.attrs()}
     with write_hdf5(out, kind="moved_residual", provenance=provenance, attrs=attrs) as file:
-        file.dims(head=len(chosen), prompt=len(ids), next_head=model.n_heads)
-        file.put("layer", ("head",), np.array([layer for layer, _ in chosen]))
-        file.put("head_index", ("head",), np.array([head for _, head in chosen]))
+        file.dims(head=len(heads), prompt=len(shard.tokens), next_head=shard.model.n_heads)
+        file.put("layer", ("head",), np.array([layer for layer, _ in heads]))
+        file.put("head_index", ("head",), np.array([head for _, head in heads]))
         file.put(
             "moved_change",
             ("head", "prompt", "next_head"),

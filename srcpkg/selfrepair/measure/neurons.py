@@ -8,7 +8,6 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,27 +17,16 @@ import xarray as xr
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from selfrepair.engine.clean import CleanRun, prompt_chunks
-from selfrepair.engine.proof import Proof, Repeated, repeat_heads
+from selfrepair.engine.clean import CleanRun
+from selfrepair.engine.proof import Proof, Repeated
+from selfrepair.engine.replacements import Replacement
 from selfrepair.engine.replay import SuffixReplay, group_by_layer
 from selfrepair.engine.rounding import identity_tolerance
+from selfrepair.engine.sweep import Heads, check_heads
 from selfrepair.files.hdf5 import write_hdf5
-from selfrepair.measure.ablations import (
-    Heads,
-    Replacement,
-    check_heads,
-    constant_replacement,
-    layers_run,
-    plain_replacements,
-)
-from selfrepair.measure.activations import open_activations
-from selfrepair.measure.chosen_heads import read_chosen_heads
-from selfrepair.measure.mean_activations import read_mean_activations
-from selfrepair.measure.thresholds import read_selected
-from selfrepair.measure.tokens import read_shard
+from selfrepair.measure.shard import Shard
 from selfrepair.model.calls import hooked
-from selfrepair.model.model import Model, load_model
-from selfrepair.workflow.progress import Progress
+from selfrepair.model.model import Model
 
 logger = logging.getLogger(__name__)
 
@@ -279,85 +267,52 @@ DESCRIPTIONS = {
 
 
 def measure_neurons(
+    shard: Shard,
     *,
-    model_manifest: Path,
-    tokens: Path,
-    activations: Path,
-    thresholds: Path,
-    mean_activations: Path | None,
-    chosen_heads: Path,
-    out: Path,
-    prompts: tuple[int, int],
     kind: str,
+    heads: Heads,
     neuron_layer: int | None,
     top_neurons: int,
-    compute: dict[str, Any],
+    out: Path,
     provenance: dict[str, Any],
 ) -> None:
-    """Measure the neurons of one MLP on the top tokens of the chosen heads, in a shard whose clean run is cached.
+    """Measure the neurons of one MLP on the top tokens of some heads, in a shard.
 
     Args:
-        model_manifest: Of the model snapshot.
-        tokens: Tokens file.
-        activations: The shard's activations file.
-        thresholds: Top tokens of each head.
-        mean_activations: Averages of z; wanted for kind "mean".
-        chosen_heads: The heads (`selfrepair.measure.chosen_heads`). Those whose output the MLP does not read are left out.
-        out: HDF5 file: what `summarise` gives, with layer and head_index of each head.
-        prompts: First prompt of the shard, and the one after its last.
+        shard: With thresholds.
         kind: "resample", "mean" or "zero".
+        heads: The (layer, head) pairs. Those whose output the MLP does not read are left out.
         neuron_layer: The MLP's layer; None means the last.
         top_neurons: Neurons to keep a token.
-        compute: device, dtype, center_unembed.
+        out: HDF5 file: what `summarise` gives, with layer and head_index of each head.
         provenance: From `selfrepair.workflow.jobs.job`.
 
     Raises:
         ValueError: No such layer, or an MLP that reads none of the heads.
     """
-    model = load_model(model_manifest.parent, **compute)
+    model = shard.model
     layer = model.n_layers - 1 if neuron_layer is None else neuron_layer
-    heads = heads_that_reach(model, layer, check_heads(model, read_chosen_heads(chosen_heads)))
-    shard = read_shard(tokens, slice(*prompts))
-    selected = read_selected(thresholds, heads, slice(*prompts))
-    mean_z = None
-    if mean_activations is not None:
-        mean_z = torch.from_numpy(read_mean_activations(mean_activations)).to(model.device)
-    ids = torch.from_numpy(shard.tokens).long()
-    chunks = prompt_chunks(model, *ids.shape)
+    reaching = heads_that_reach(model, layer, check_heads(model, heads))
+    selected = shard.selected(reaching)
     n_neurons = model.W_out[layer].shape[0]
     parts = [_no_tokens(n_neurons, top_neurons, model.dtype)]
-    proof = Proof(model, f"neurons of layer {layer}", seed=prompts[0])
-    repeated = proof.choose(np.asarray(selected.any(-1)), layers_run(model, heads))
-    title = f"neurons of layer {layer}, {kind} ablation of prompts {prompts[0]} to {prompts[1] - 1}"
-    with open_activations(activations, model) as cached, Progress(len(chunks), title, "batch") as bar:
-        for chunk in chunks:
-            clean = cached.clean_run(chunk)
-            if kind == "resample":
-                replacement: Replacement = partial(cached.donor_z, donors=shard.donors[chunk])
-            else:
-                replacement = constant_replacement(model, kind, ids[chunk].shape, mean_z)
-            donors = shard.donor_tokens(chunk) if kind == "resample" else None
-            plain = plain_replacements(model, kind, donors, mean_z)
-            within, watch = proof.within(repeated, chunk), [model.mlp_out(layer)]
-            again = list(repeat_heads(proof, within, heads, ids[chunk], plain, watch))
-            for effects in neuron_effects(model, ids[chunk], clean, replacement, heads, selected[:, chunk], layer):
-                prove_neurons(proof, again, effects, layer)
-                part = summarise(effects, top_neurons)
-                parts.append(part.assign(prompt=part["prompt"] + chunk.start))
-            bar.advance()
-    write_neurons(
-        out,
-        parts,
-        heads,
-        attrs={
-            "ablation": kind,
-            "neuron_layer": layer,
-            "n_neurons": n_neurons,
-            "n_prompts": prompts[1] - prompts[0],
-            **proof.attrs(),
-        },
-        provenance=provenance,
-    )
+    measured, watch = np.asarray(selected.any(-1)), [model.mlp_out(layer)]
+    repeats = shard.repeats(f"neurons of layer {layer}", kind, reaching, measured, watch)
+    for batch in shard.batches(f"neurons of layer {layer}, {kind} ablation"):
+        again, of_batch = list(repeats.of(batch)), selected[:, batch.rows]
+        replacement = batch.replacement(kind)
+        for effects in neuron_effects(model, batch.tokens, batch.clean, replacement, reaching, of_batch, layer):
+            prove_neurons(repeats.proof, again, effects, layer)
+            part = summarise(effects, top_neurons)
+            parts.append(part.assign(prompt=part["prompt"] + batch.rows.start))
+    attrs = {
+        "ablation": kind,
+        "neuron_layer": layer,
+        "n_neurons": n_neurons,
+        "n_prompts": len(shard.tokens),
+        **repeats.proof.attrs(),
+    }
+    write_neurons(out, parts, reaching, attrs=attrs, provenance=provenance)
 
 
 def prove_neurons(proof: Proof, repeated: Iterable[Repeated], found: NeuronEffects, layer: int) -> None:

@@ -12,69 +12,54 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from selfrepair.engine.clean import CleanRun, Directions, prompt_chunks
+from selfrepair.engine.clean import CleanRun, Directions
 from selfrepair.engine.proof import PlainPrompt, Proof, plain_run, replaced_attention_input
 from selfrepair.engine.single_attention import Attentions
 from selfrepair.files.hdf5 import write_hdf5
-from selfrepair.measure.activations import open_activations
-from selfrepair.measure.thresholds import read_selected
-from selfrepair.measure.tokens import read_shard
-from selfrepair.model.model import load_model
+from selfrepair.measure.shard import Shard
 from selfrepair.workflow.progress import Progress
 
 ADDED = ("own", "random", "other")
 """What is added to a head's input: its own output; a random direction and another head's output, as long as its own."""
 
 
-def reinforce_shard(
-    *,
-    model_manifest: Path,
-    tokens: Path,
-    activations: Path,
-    thresholds: Path,
-    out: Path,
-    prompts: tuple[int, int],
-    scales: Sequence[float],
-    seed: int,
-    compute: dict[str, Any],
-    provenance: dict[str, Any],
+def measure_reinforcement(
+    shard: Shard, *, scales: Sequence[float], seed: int, out: Path, provenance: dict[str, Any]
 ) -> None:
-    """Add outputs to the input of every head at its top tokens, on a shard of prompts whose clean run is cached.
+    """Add outputs to the input of every head at its top tokens, on a shard.
 
     Args:
-        model_manifest: Of the model snapshot.
-        tokens: Tokens file.
-        activations: The shard's activations file.
-        thresholds: Top tokens of each head.
-        out: HDF5 file: the variables of `reinforce_heads` summed over each prompt's top tokens of a head, and n_selected
-            [layer, head, prompt].
-        prompts: First prompt of the shard, and the one after its last.
+        shard: With thresholds.
         scales: How many times its output is added.
         seed: Of the controls.
-        compute: device, dtype, center_unembed.
+        out: HDF5 file: the variables of `reinforce_heads` summed over each prompt's top tokens of a head, and n_selected
+            [layer, head, prompt].
         provenance: From `selfrepair.workflow.jobs.job`.
     """
-    model = load_model(model_manifest.parent, **compute)
-    heads = [(layer, head) for layer in range(model.n_layers) for head in range(model.n_heads)]
-    selected = read_selected(thresholds, heads, slice(*prompts))
+    model = shard.model
+    selected = shard.selected(shard.all_heads)
     selected = selected.reshape(model.n_layers, model.n_heads, *selected.shape[1:])
-    ids = torch.from_numpy(read_shard(tokens, slice(*prompts)).tokens).long()
-    chunks = prompt_chunks(model, *ids.shape)
-    attentions = Attentions(model, ids.shape[1])
-    proof = Proof(model, "self-reinforcement", seed=prompts[0])
-    label = f"self-reinforcement, prompts {prompts[0]} to {prompts[1] - 1}"
-    with open_activations(activations, model) as cached, Progress(len(chunks) * model.n_layers, label, "layer") as bar:
-        parts = []
-        for chunk in chunks:
-            numbers = prompts[0] + np.arange(len(ids))[chunk]
-            clean = cached.clean_run(chunk)
-            parts.append(
-                reinforce_heads(attentions, ids[chunk], clean, selected[:, :, chunk], scales, seed, numbers, bar)
-            )
+    attentions = Attentions(model, shard.tokens.shape[1])
+    parts = [
+        reinforce_heads(
+            attentions,
+            batch.tokens,
+            batch.clean,
+            selected[:, :, batch.rows],
+            scales,
+            seed,
+            batch.numbers,
+            batch.progress,
+        )
+        for batch in shard.batches("self-reinforcement", "layer", model.n_layers)
+    ]
     found = {name: np.concatenate([part[name] for part in parts], axis=2) for name in VARIABLES}
-    prove_reinforcement(proof, ids, selected, scales, found)
+    proof = shard.proof("self-reinforcement")
+    prove_reinforcement(proof, shard.tokens, selected, scales, found)
     with write_hdf5(out, kind="reinforcement", provenance=provenance, attrs=proof.attrs()) as file:
-        file.dims(layer=model.n_layers, head=model.n_heads, prompt=len(ids), added=len(ADDED), scale=len(scales))
+        file.dims(
+            layer=model.n_layers, head=model.n_heads, prompt=len(shard.tokens), added=len(ADDED), scale=len(scales)
+        )
         file.put("scale", ("scale",), np.array(scales, float), description="times the output is added")
         dims = ("layer", "head", "prompt")
         file.put("n_selected", dims, selected.sum(-1), description="top tokens of the head in the prompt")

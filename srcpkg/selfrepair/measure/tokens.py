@@ -33,10 +33,6 @@ class Prompts:
     tokens: Int[np.ndarray, "prompt pos"]
     donors: Int[np.ndarray, "prompt donor"]
 
-    def donor_tokens(self, prompts: slice) -> Int[np.ndarray, "prompt donor pos"]:
-        """Token ids of the donors of some prompts."""
-        return self.tokens[self.donors[prompts]]
-
 
 def tokenize_corpus(
     *,

@@ -11,22 +11,19 @@ from selfrepair.files.hdf5 import open_shards
 from selfrepair.files.tables import read_table, write_table
 
 
-def tabulate_checks(
-    *, heads_table: Path, shards: Mapping[str, Sequence[Path]], remake: Mapping[str, str], out: Path
-) -> None:
+def tabulate_checks(*, heads_table: Path, shards: Mapping[str, Sequence[Path]], out: Path) -> None:
     """Gather what jobs have repeated by plain runs, a row a measurement and kind of ablation.
 
     Args:
         heads_table: Table "heads" of the main kind, for its settings.
         shards: Files of every measurement that repeats some of its ablations, by their kind.
-        remake: The rule that makes the files of each kind.
         out: Parquet file, a CSV beside it: measurement, ablation, shards; repeated ablations (an ablation on a prompt), numbers
             that were compared, and their largest_difference in logits.
     """
     rows: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for kind, paths in shards.items():
         for _, of_one in itertools.groupby(paths, key=lambda path: path.parent):
-            for dataset, _ in open_shards(list(of_one), kind, remake=remake[kind]):
+            for dataset, _ in open_shards(list(of_one), kind):
                 rows.setdefault((kind, str(dataset.attrs.get("ablation", ""))), []).append(dict(dataset.attrs))
     table = [
         {

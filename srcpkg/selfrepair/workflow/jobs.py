@@ -19,7 +19,7 @@ def job(snakemake: Any, offline: bool = True) -> Iterator[dict[str, Any]]:
     """Run a block as a rule's job: output, log lines and tracebacks, import errors included, go to the rule's log.
 
     Args:
-        snakemake: The script's snakemake object; its params hold ``code`` and the config values that the job uses.
+        snakemake: The script's snakemake object; its params hold ``script``, ``code`` and the config values that the job uses.
         offline: Forbid the Hugging Face libraries to ask the hub.
 
     Yields:
@@ -36,7 +36,7 @@ def job(snakemake: Any, offline: bool = True) -> Iterator[dict[str, Any]]:
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", force=True)
         draw_bars_on(terminal)
         try:
-            config = {key: value for key, value in snakemake.params.items() if key != "code"}
+            config = {key: value for key, value in snakemake.params.items() if key not in ("code", "script")}
             inputs = [Path(path) for path in snakemake.input]
             yield describe(code=snakemake.params.code, config=config, inputs=inputs)
         except Exception as error:

@@ -186,7 +186,7 @@ def test_a_fault_in_replay_is_noticed(
     model = selfrepair.load_model(random_model(name, dtype), dtype=str(dtype).removeprefix("torch."))
     plant(monkeypatch)
     # Some faults break the identity too; that of the proof must be enough.
-    monkeypatch.setattr("selfrepair.measure.ablations.check_identity", lambda *_: None)
+    monkeypatch.setattr("selfrepair.engine.sweep.check_identity", lambda *_: None)
     with pytest.raises(ValueError, match=NOTICED):
         selfrepair.ablate_heads(model, tokens, donors, heads=[(0, 1), (1, 3)])
 

@@ -11,10 +11,10 @@ import xarray as xr
 import selfrepair
 from selfrepair.engine.clean import by_head, run_clean
 from selfrepair.engine.single_attention import Attentions
+from selfrepair.engine.sweep import sweep
 from selfrepair.files.hdf5 import write_hdf5
 from selfrepair.files.sealed import write_json
 from selfrepair.files.tables import write_table
-from selfrepair.measure.ablations import sweep
 from selfrepair.measure.moved_residual import moved_changes
 from selfrepair.measure.reinforcement import ADDED, _added, reinforce_heads
 from selfrepair.model.calls import hooked

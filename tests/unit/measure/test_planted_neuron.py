@@ -9,8 +9,8 @@ import torch
 
 import selfrepair
 from selfrepair.engine.clean import run_clean
+from selfrepair.engine.replacements import constant_replacement
 from selfrepair.files.tables import write_table
-from selfrepair.measure.ablations import constant_replacement
 from selfrepair.measure.neurons import neuron_effects, summarise, write_neurons
 from selfrepair.tables.neurons import condense_neurons
 

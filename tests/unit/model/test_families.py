@@ -21,8 +21,8 @@ import selfrepair
 from selfrepair.engine.clean import run_clean
 from selfrepair.engine.replay import LAYER_COMPONENTS, SuffixReplay, group_by_layer
 from selfrepair.engine.single_attention import Attentions
+from selfrepair.engine.sweep import sweep
 from selfrepair.families import FAMILIES
-from selfrepair.measure.ablations import sweep
 from selfrepair.measure.frozen_layernorm import frozen_layernorm_change
 from selfrepair.measure.layer_ablations import ablate_layers, mlp_output
 from selfrepair.measure.neurons import neuron_effects, reads_head

@@ -7,7 +7,7 @@ import torch
 import selfrepair
 from selfrepair.engine.clean import run_clean
 from selfrepair.engine.replay import SuffixReplay
-from selfrepair.measure.other_donors import ablated_direct_effect
+from selfrepair.measure.other_donor import ablated_direct_effect
 from selfrepair.tables.donor_noise import variance_over_donors
 from selfrepair.tables.statistics import estimate_weights, interval
 

@@ -1,0 +1,300 @@
+"""Measurements: prompts, their clean run, what is selected and averaged over it, and every ablation, a shard at a time.
+
+Inputs: a model snapshot and a corpus snapshot; table heads of the main kind, from which heads are chosen.
+Outputs: tokens.h5 with every prompt that the text holds and its donors; prompts.json, written when there are enough;
+activations/{shard}.h5; thresholds.h5 (top tokens of each head), mean_activations.h5 (for mean ablation), chosen_heads.json;
+ablations/{kind}, frozen_layernorm/{kind}, neurons/{kind}, other_donor, donor_noise, reinforcement, moved_residual and
+layer_ablations/{shard}.h5.
+Steps: tokenize_corpus, check_prompts; cache_activations; find_thresholds, average_activations; ablate_heads; choose_heads, of
+tables/heads; and what else is measured of a shard, each of which is a rule like cache_activations with more inputs.
+"""
+
+# What every measurement of a shard reads; most take the top tokens too.
+OF_SHARD = {"model": MODEL, "tokens": TOKENS, "activations": ACTIVATIONS}
+OF_TOP_TOKENS = {**OF_SHARD, "thresholds": THRESHOLDS}
+
+
+rule tokenize_corpus:
+    input:
+        model=MODEL,
+        corpus=CORPUS,
+    output:
+        tokens=TOKENS,
+    log:
+        f"{LOGS}/tokenize_corpus.log",
+    benchmark:
+        f"{BENCHMARKS}/tokenize_corpus.tsv"
+    conda:
+        "../environment.yml"
+    threads: 2
+    resources:
+        mem_mb=memory(2000),
+        runtime=30,
+    params:
+        **script("tokenize_corpus"),
+        # The number of prompts is left out: the file holds all, so that more prompts later keep the shards done before.
+        tokens={key: config["tokens"][key] for key in ("prompt_length", "prompts_per_shard", "donors", "seed")},
+    message:
+        "Cut {wildcards.corpus} into prompts for {wildcards.model}"
+    script:
+        "../scripts/{params.script}.py"
+
+
+rule check_prompts:
+    input:
+        tokens=TOKENS,
+    output:
+        prompts=PROMPTS,
+    log:
+        f"{LOGS}/check_prompts.log",
+    # Before any shard: what cannot be had is said at once.
+    priority: 100
+    conda:
+        "../environment.yml"
+    threads: 1
+    resources:
+        mem_mb=memory(1000),
+        runtime=5,
+    params:
+        **script("check_prompts"),
+        prompts=config["tokens"]["prompts"],
+    message:
+        "Check that {wildcards.corpus} holds {params.prompts} prompts"
+    script:
+        "../scripts/{params.script}.py"
+
+
+rule cache_activations:
+    input:
+        model=MODEL,
+        tokens=TOKENS,
+    output:
+        activations=ACTIVATIONS,
+    log:
+        f"{LOGS}/cache_activations/{{shard}}.log",
+    benchmark:
+        f"{BENCHMARKS}/cache_activations/{{shard}}.tsv"
+    conda:
+        "../environment.yml"
+    # As many shards at a time as there are cores is faster than one shard on all of them.
+    threads: 1
+    resources:
+        **model_job(runtime=60),
+    params:
+        **script("cache_activations"),
+        prompts=prompts_of,
+        compute=config["compute"],
+    message:
+        "Cache the clean run of {wildcards.model} on shard {wildcards.shard} of {wildcards.corpus}"
+    script:
+        "../scripts/{params.script}.py"
+
+
+rule find_thresholds:
+    input:
+        activations=each_shard(ACTIVATIONS),
+        # Here and not before the clean runs: a check for more prompts must not make finished shards stale.
+        checked=PROMPTS,
+    output:
+        thresholds=THRESHOLDS,
+    log:
+        f"{LOGS}/find_thresholds.log",
+    conda:
+        "../environment.yml"
+    threads: 1
+    resources:
+        mem_mb=memory(3000),
+        runtime=30,
+    params:
+        **script("find_thresholds"),
+        selection=statistics("top_fraction", "first_position"),
+    message:
+        "Find the top tokens of every head of {wildcards.model} in {wildcards.corpus}"
+    script:
+        "../scripts/{params.script}.py"
+
+
+rule average_activations:
+    input:
+        activations=each_shard(ACTIVATIONS),
+    output:
+        mean_activations=MEAN_ACTIVATIONS,
+    log:
+        f"{LOGS}/average_activations.log",
+    conda:
+        "../environment.yml"
+    threads: 1
+    resources:
+        mem_mb=memory(3000),
+        runtime=30,
+    params:
+        **script("average_activations"),
+    message:
+        "Average every head's activations of {wildcards.model} over {wildcards.corpus}"
+    script:
+        "../scripts/{params.script}.py"
+
+
+use rule cache_activations as ablate_heads with:
+    input:
+        **OF_TOP_TOKENS,
+        mean_activations=mean_activations_if_needed,
+        chosen=chosen_heads_if_needed,
+    output:
+        ablations=ABLATIONS,
+    log:
+        f"{LOGS}/ablate_heads/{{kind}}/{{shard}}.log",
+    benchmark:
+        f"{BENCHMARKS}/ablate_heads/{{kind}}/{{shard}}.tsv"
+    resources:
+        **model_job(runtime=24 * 60),
+    params:
+        **script("ablate_heads"),
+        heads=lambda wildcards: listed(HEADS[wildcards.kind]),
+        which=lambda wildcards: COMPUTED[wildcards.kind],
+    message:
+        "Ablate heads of {wildcards.model} ({wildcards.kind}) on shard {wildcards.shard} of {wildcards.corpus}"
+
+
+rule choose_heads:
+    input:
+        heads=table("heads"),
+    output:
+        chosen=CHOSEN_HEADS,
+    log:
+        f"{LOGS}/choose_heads.log",
+    conda:
+        "../environment.yml"
+    threads: 1
+    resources:
+        mem_mb=memory(1000),
+        runtime=5,
+    params:
+        **script("choose_heads"),
+        heads=config["analyses"]["heads"],
+    message:
+        "Choose the heads of {wildcards.model} to look at one by one"
+    script:
+        "../scripts/{params.script}.py"
+
+
+use rule cache_activations as freeze_layernorm with:
+    input:
+        **OF_TOP_TOKENS,
+        mean_activations=mean_activations_if_needed,
+        chosen=CHOSEN_HEADS,
+    output:
+        frozen=FROZEN_LAYERNORM,
+    log:
+        f"{LOGS}/freeze_layernorm/{{kind}}/{{shard}}.log",
+    benchmark:
+        f"{BENCHMARKS}/freeze_layernorm/{{kind}}/{{shard}}.tsv"
+    params:
+        **script("freeze_layernorm"),
+    message:
+        "Ablate chosen heads of {wildcards.model} with the final scale frozen on shard {wildcards.shard} of {wildcards.corpus}"
+
+
+use rule cache_activations as measure_neurons with:
+    input:
+        **OF_TOP_TOKENS,
+        mean_activations=mean_activations_if_needed,
+        chosen=CHOSEN_HEADS,
+    output:
+        neurons=NEURONS,
+    log:
+        f"{LOGS}/measure_neurons/{{kind}}/{{shard}}.log",
+    benchmark:
+        f"{BENCHMARKS}/measure_neurons/{{kind}}/{{shard}}.tsv"
+    params:
+        **script("measure_neurons"),
+        neuron_layer=config["analyses"]["neuron_layer"],
+        top_neurons=config["analyses"]["top_neurons"],
+    message:
+        "Measure neurons of {wildcards.model} ({wildcards.kind}) on shard {wildcards.shard} of {wildcards.corpus}"
+
+
+use rule cache_activations as project_other_donor with:
+    input:
+        **OF_SHARD,
+    output:
+        other_donor=OTHER_DONOR,
+    log:
+        f"{LOGS}/project_other_donor/{{shard}}.log",
+    benchmark:
+        f"{BENCHMARKS}/project_other_donor/{{shard}}.tsv"
+    params:
+        **script("project_other_donor"),
+    message:
+        "Project another donor of {wildcards.model} on shard {wildcards.shard} of {wildcards.corpus}"
+
+
+use rule cache_activations as measure_donor_noise with:
+    input:
+        **OF_TOP_TOKENS,
+        chosen=CHOSEN_HEADS,
+    output:
+        donor_noise=DONOR_NOISE,
+    log:
+        f"{LOGS}/measure_donor_noise/{{shard}}.log",
+    benchmark:
+        f"{BENCHMARKS}/measure_donor_noise/{{shard}}.tsv"
+    resources:
+        **model_job(runtime=6 * 60),
+    params:
+        **script("measure_donor_noise"),
+        donors=NOISE_DONORS,
+    message:
+        "Ablate the chosen heads of {wildcards.model} with each of several donors alone on shard {wildcards.shard}"
+
+
+use rule cache_activations as reinforce_heads with:
+    input:
+        **OF_TOP_TOKENS,
+    output:
+        reinforcement=REINFORCEMENT,
+    log:
+        f"{LOGS}/reinforce_heads/{{shard}}.log",
+    benchmark:
+        f"{BENCHMARKS}/reinforce_heads/{{shard}}.tsv"
+    resources:
+        **model_job(runtime=4 * 60),
+    params:
+        **script("reinforce_heads"),
+        scales=config["analyses"]["reinforcement_scales"],
+        seed=config["tokens"]["seed"],
+    message:
+        "Add outputs of heads of {wildcards.model} to their inputs on shard {wildcards.shard} of {wildcards.corpus}"
+
+
+use rule cache_activations as move_residual with:
+    input:
+        **OF_TOP_TOKENS,
+        chosen=CHOSEN_HEADS,
+    output:
+        moved=MOVED_RESIDUAL,
+    log:
+        f"{LOGS}/move_residual/{{shard}}.log",
+    benchmark:
+        f"{BENCHMARKS}/move_residual/{{shard}}.tsv"
+    params:
+        **script("move_residual"),
+    message:
+        "Move the residual stream of {wildcards.model} one layer down on shard {wildcards.shard} of {wildcards.corpus}"
+
+
+use rule cache_activations as ablate_layers with:
+    input:
+        **OF_SHARD,
+    output:
+        ablations=LAYER_ABLATIONS,
+    log:
+        f"{LOGS}/ablate_layers/{{shard}}.log",
+    benchmark:
+        f"{BENCHMARKS}/ablate_layers/{{shard}}.tsv"
+    resources:
+        **model_job(runtime=12 * 60),
+    params:
+        **script("ablate_layers"),
+    message:
+        "Ablate layers of {wildcards.model} on shard {wildcards.shard} of {wildcards.corpus}"

@@ -1,0 +1,21 @@
+"""Ablate the chosen heads with each of several donors on one shard."""
+
+from pathlib import Path
+
+from selfrepair.workflow.jobs import job
+
+if __name__ == "__main__":
+    with job(snakemake) as provenance:
+        from selfrepair.measure.chosen_heads import read_chosen_heads
+        from selfrepair.measure.donor_noise import measure_donor_noise
+        from selfrepair.measure.shard import open_shard
+
+        inputs, params = dict(snakemake.input.items()), snakemake.params
+        with open_shard(inputs, prompts=params.prompts, compute=params.compute) as shard:
+            measure_donor_noise(
+                shard,
+                heads=read_chosen_heads(Path(inputs["chosen"])),
+                donors=params.donors,
+                out=Path(snakemake.output[0]),
+                provenance=provenance,
+            )
