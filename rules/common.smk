@@ -79,7 +79,7 @@ def table(name, kind=MAIN_KIND):
     return TABLE.format(table=name, kind=kind, model="{model}", corpus="{corpus}")
 
 
-def script(name, *modules):
+def runs(name, *modules):
     """What runs scripts/{name}.py, as params: the script, and the digest of what it imports (docs/staleness.md), with modules that
     it picks by name."""
     return {"script": name, "code": code_digest(Path(workflow.basedir) / "scripts" / f"{name}.py", *modules)}

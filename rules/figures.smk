@@ -134,7 +134,7 @@ for _name, _figure in FIGURES.items():
             mem_mb=memory(1000),
             runtime=10,
         params:
-            **script("draw_figure", f"selfrepair.figures.{_name}"),
+            **runs("draw_figure", f"selfrepair.figures.{_name}"),
             figure=_name,
             settings=caption_settings,
         message:
@@ -165,7 +165,7 @@ rule write_findings:
         mem_mb=memory(1000),
         runtime=10,
     params:
-        **script("write_findings", *(f"selfrepair.figures.{name}" for name in FIGURES)),
+        **runs("write_findings", *(f"selfrepair.figures.{name}" for name in FIGURES)),
         tables={name: list(figure["tables"]) for name, figure in FIGURES.items()},
     message:
         "Write down the findings for {wildcards.model} on {wildcards.corpus}"

@@ -31,7 +31,7 @@ rule tokenize_corpus:
         mem_mb=memory(2000),
         runtime=30,
     params:
-        **script("tokenize_corpus"),
+        **runs("tokenize_corpus"),
         # The number of prompts is left out: the file holds all, so that more prompts later keep the shards done before.
         tokens={key: config["tokens"][key] for key in ("prompt_length", "prompts_per_shard", "donors", "seed")},
     message:
@@ -56,7 +56,7 @@ rule check_prompts:
         mem_mb=memory(1000),
         runtime=5,
     params:
-        **script("check_prompts"),
+        **runs("check_prompts"),
         prompts=config["tokens"]["prompts"],
     message:
         "Check that {wildcards.corpus} holds {params.prompts} prompts"
@@ -81,7 +81,7 @@ rule cache_activations:
     resources:
         **model_job(runtime=60),
     params:
-        **script("cache_activations"),
+        **runs("cache_activations"),
         prompts=prompts_of,
         compute=config["compute"],
     message:
@@ -106,7 +106,7 @@ rule find_thresholds:
         mem_mb=memory(3000),
         runtime=30,
     params:
-        **script("find_thresholds"),
+        **runs("find_thresholds"),
         selection=statistics("top_fraction", "first_position"),
     message:
         "Find the top tokens of every head of {wildcards.model} in {wildcards.corpus}"
@@ -128,7 +128,7 @@ rule average_activations:
         mem_mb=memory(3000),
         runtime=30,
     params:
-        **script("average_activations"),
+        **runs("average_activations"),
     message:
         "Average every head's activations of {wildcards.model} over {wildcards.corpus}"
     script:
@@ -149,7 +149,7 @@ use rule cache_activations as ablate_heads with:
     resources:
         **model_job(runtime=24 * 60),
     params:
-        **script("ablate_heads"),
+        **runs("ablate_heads"),
         heads=lambda wildcards: listed(HEADS[wildcards.kind]),
         which=lambda wildcards: COMPUTED[wildcards.kind],
     message:
@@ -170,7 +170,7 @@ rule choose_heads:
         mem_mb=memory(1000),
         runtime=5,
     params:
-        **script("choose_heads"),
+        **runs("choose_heads"),
         heads=config["analyses"]["heads"],
     message:
         "Choose the heads of {wildcards.model} to look at one by one"
@@ -190,7 +190,7 @@ use rule cache_activations as freeze_layernorm with:
     benchmark:
         f"{BENCHMARKS}/freeze_layernorm/{{kind}}/{{shard}}.tsv"
     params:
-        **script("freeze_layernorm"),
+        **runs("freeze_layernorm"),
     message:
         "Ablate chosen heads of {wildcards.model} with the final scale frozen on shard {wildcards.shard} of {wildcards.corpus}"
 
@@ -207,7 +207,7 @@ use rule cache_activations as measure_neurons with:
     benchmark:
         f"{BENCHMARKS}/measure_neurons/{{kind}}/{{shard}}.tsv"
     params:
-        **script("measure_neurons"),
+        **runs("measure_neurons"),
         neuron_layer=config["analyses"]["neuron_layer"],
         top_neurons=config["analyses"]["top_neurons"],
     message:
@@ -224,7 +224,7 @@ use rule cache_activations as project_other_donor with:
     benchmark:
         f"{BENCHMARKS}/project_other_donor/{{shard}}.tsv"
     params:
-        **script("project_other_donor"),
+        **runs("project_other_donor"),
     message:
         "Project another donor of {wildcards.model} on shard {wildcards.shard} of {wildcards.corpus}"
 
@@ -242,7 +242,7 @@ use rule cache_activations as measure_donor_noise with:
     resources:
         **model_job(runtime=6 * 60),
     params:
-        **script("measure_donor_noise"),
+        **runs("measure_donor_noise"),
         donors=NOISE_DONORS,
     message:
         "Ablate the chosen heads of {wildcards.model} with each of several donors alone on shard {wildcards.shard}"
@@ -260,7 +260,7 @@ use rule cache_activations as reinforce_heads with:
     resources:
         **model_job(runtime=4 * 60),
     params:
-        **script("reinforce_heads"),
+        **runs("reinforce_heads"),
         scales=config["analyses"]["reinforcement_scales"],
         seed=config["tokens"]["seed"],
     message:
@@ -278,7 +278,7 @@ use rule cache_activations as move_residual with:
     benchmark:
         f"{BENCHMARKS}/move_residual/{{shard}}.tsv"
     params:
-        **script("move_residual"),
+        **runs("move_residual"),
     message:
         "Move the residual stream of {wildcards.model} one layer down on shard {wildcards.shard} of {wildcards.corpus}"
 
@@ -295,6 +295,6 @@ use rule cache_activations as ablate_layers with:
     resources:
         **model_job(runtime=12 * 60),
     params:
-        **script("ablate_layers"),
+        **runs("ablate_layers"),
     message:
         "Ablate layers of {wildcards.model} on shard {wildcards.shard} of {wildcards.corpus}"

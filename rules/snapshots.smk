@@ -25,7 +25,7 @@ rule snapshot_model:
         mem_mb=memory(3000),
         runtime=60,
     params:
-        **script("snapshot_model"),
+        **runs("snapshot_model"),
         snapshot=settings_of("models", "model"),
         # Another file under an old name, older than the snapshot.
         sizes=lambda wildcards: file_sizes(model_files(wildcards)),
@@ -49,7 +49,7 @@ rule snapshot_corpus:
         mem_mb=memory(2000),
         runtime=60,
     params:
-        **script("snapshot_corpus"),
+        **runs("snapshot_corpus"),
         snapshot=settings_of("corpora", "corpus"),
         # Another file under an old name, older than the snapshot.
         sizes=lambda wildcards: file_sizes(corpus_files(wildcards)),

@@ -34,7 +34,7 @@ rule tabulate_checks:
         mem_mb=memory(2000),
         runtime=15,
     params:
-        **script("tabulate_checks"),
+        **runs("tabulate_checks"),
     message:
         "Gather how far measurements of {wildcards.model} are from plain runs of the whole model"
     script:
@@ -56,7 +56,7 @@ use rule tabulate_checks as tabulate_heads with:
         mem_mb=memory(3000),
         runtime=30,
     params:
-        **script("tabulate_heads"),
+        **runs("tabulate_heads"),
         statistics=statistics("first_position", "n_bootstrap", "bootstrap_seed"),
         top_fraction=config["statistics"]["top_fraction"],
         donors=config["tokens"]["donors"],
@@ -75,7 +75,7 @@ use rule tabulate_checks as tabulate_token_noise with:
     log:
         f"{LOGS}/tabulate_token_noise/{{kind}}.log",
     params:
-        **script("tabulate_token_noise"),
+        **runs("tabulate_token_noise"),
         first_position=config["statistics"]["first_position"],
     message:
         "List every token of the chosen heads of {wildcards.model}"
@@ -96,7 +96,7 @@ use rule tabulate_checks as tabulate_layernorm_scale with:
         mem_mb=memory(3000),
         runtime=30,
     params:
-        **script("tabulate_layernorm_scale"),
+        **runs("tabulate_layernorm_scale"),
     message:
         "Count final scales of {wildcards.model} under {wildcards.kind} ablation"
 
@@ -113,7 +113,7 @@ use rule tabulate_checks as tabulate_ablation_type with:
     log:
         f"{LOGS}/tabulate_ablation_type/{{kind}}.log",
     params:
-        **script("tabulate_ablation_type"),
+        **runs("tabulate_ablation_type"),
     message:
         "List {wildcards.kind} ablation of the strongest chosen head of {wildcards.model}"
 
@@ -132,7 +132,7 @@ use rule tabulate_checks as tabulate_layernorm_claim with:
         mem_mb=memory(3000),
         runtime=30,
     params:
-        **script("tabulate_layernorm_claim"),
+        **runs("tabulate_layernorm_claim"),
     message:
         "Take the share that LayerNorm repairs in {wildcards.model} in each of its readings"
 
@@ -149,7 +149,7 @@ use rule tabulate_checks as tabulate_frozen_layernorm with:
     log:
         f"{LOGS}/tabulate_frozen_layernorm/{{kind}}.log",
     params:
-        **script("tabulate_frozen_layernorm"),
+        **runs("tabulate_frozen_layernorm"),
     message:
         "Compare the closed form of the LayerNorm part of {wildcards.model} with frozen runs"
 
@@ -170,7 +170,7 @@ use rule tabulate_checks as tabulate_neurons with:
         mem_mb=memory(3000),
         runtime=30,
     params:
-        **script("tabulate_neurons"),
+        **runs("tabulate_neurons"),
     message:
         "Condense what the neurons of {wildcards.model} repair on {wildcards.corpus} ({wildcards.kind})"
 
@@ -184,7 +184,7 @@ use rule tabulate_checks as tabulate_reinforcement with:
     log:
         f"{LOGS}/tabulate_reinforcement.log",
     params:
-        **script("tabulate_reinforcement"),
+        **runs("tabulate_reinforcement"),
         statistics=statistics("n_bootstrap", "bootstrap_seed"),
     message:
         "Condense self-reinforcement of heads of {wildcards.model}"
@@ -206,7 +206,7 @@ use rule tabulate_checks as tabulate_repair with:
         mem_mb=memory(3000),
         runtime=30,
     params:
-        **script("tabulate_repair"),
+        **runs("tabulate_repair"),
         statistics=statistics("n_bootstrap", "bootstrap_seed"),
     message:
         "Condense who repairs whom in {wildcards.model} on {wildcards.corpus}"
@@ -223,7 +223,7 @@ use rule tabulate_checks as tabulate_moved_residual with:
     log:
         f"{LOGS}/tabulate_moved_residual.log",
     params:
-        **script("tabulate_moved_residual"),
+        **runs("tabulate_moved_residual"),
         statistics=statistics("n_bootstrap", "bootstrap_seed"),
     message:
         "Correlate changes of the next layer's heads of {wildcards.model}"
@@ -238,7 +238,7 @@ use rule tabulate_checks as tabulate_layer_ablations with:
     log:
         f"{LOGS}/tabulate_layer_ablations.log",
     params:
-        **script("tabulate_layer_ablations"),
+        **runs("tabulate_layer_ablations"),
         statistics=statistics("first_position", "n_bootstrap", "bootstrap_seed"),
     message:
         "Condense ablations of layers of {wildcards.model}"
@@ -259,7 +259,7 @@ use rule tabulate_checks as tabulate_selection_control with:
         mem_mb=memory(3000),
         runtime=60,
     params:
-        **script("tabulate_selection_control"),
+        **runs("tabulate_selection_control"),
         first_position=config["statistics"]["first_position"],
     message:
         "Measure self-repair of {wildcards.model} on tokens chosen in several ways"
@@ -279,7 +279,7 @@ use rule tabulate_checks as tabulate_donor_noise with:
         mem_mb=memory(1000),
         runtime=15,
     params:
-        **script("tabulate_donor_noise"),
+        **runs("tabulate_donor_noise"),
     message:
         "Compare donors with tokens for the chosen heads of {wildcards.model}"
 
@@ -301,7 +301,7 @@ rule check_published:
         mem_mb=memory(1000),
         runtime=5,
     params:
-        **script("check_published"),
+        **runs("check_published"),
         published=lambda wildcards: config["models"][wildcards.model].get("published"),
     message:
         "Check which published model {wildcards.model} is"
@@ -324,7 +324,7 @@ use rule tabulate_checks as tabulate_published with:
         mem_mb=memory(1000),
         runtime=15,
     params:
-        **script("tabulate_published"),
+        **runs("tabulate_published"),
         published=lambda wildcards: config["models"][wildcards.model].get("published"),
     message:
         "Set {wildcards.model} beside the published values"
