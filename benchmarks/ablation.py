@@ -34,8 +34,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import selfrepair
 from selfrepair.engine import replay
 from selfrepair.engine.clean import CleanRun, prompt_chunks, run_clean
-from selfrepair.files.hdf5 import open_hdf5
 from selfrepair.engine.sweep import sweep
+from selfrepair.files.hdf5 import open_hdf5
 from selfrepair.measure.thresholds import top_tokens
 from selfrepair.model.flops import head_flops, sweep_flops
 from selfrepair.model.model import Model

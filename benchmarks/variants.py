@@ -25,8 +25,8 @@ import torch
 
 import selfrepair
 from selfrepair.engine.clean import prompt_chunks, run_clean
-from selfrepair.files.hdf5 import open_hdf5
 from selfrepair.engine.sweep import sweep
+from selfrepair.files.hdf5 import open_hdf5
 from selfrepair.model import model as models
 from selfrepair.model.calls import Call
 from selfrepair.model.model import Model

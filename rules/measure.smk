@@ -107,7 +107,7 @@ rule find_thresholds:
         runtime=30,
     params:
         **runs("find_thresholds"),
-        selection=statistics("top_fraction", "first_position"),
+        **statistics("top_fraction", "first_position"),
     message:
         "Find the top tokens of every head of {wildcards.model} in {wildcards.corpus}"
     script:

@@ -6,11 +6,12 @@ from selfrepair.workflow.jobs import job
 
 if __name__ == "__main__":
     with job(snakemake) as provenance:
-        from selfrepair.measure.thresholds import select_top_tokens
+        from selfrepair.measure.thresholds import find_thresholds
 
-        select_top_tokens(
+        find_thresholds(
             shards=[Path(path) for path in snakemake.input.activations],
             out=Path(snakemake.output.thresholds),
             provenance=provenance,
-            **snakemake.params.selection,
+            top_fraction=snakemake.params.top_fraction,
+            first_position=snakemake.params.first_position,
         )

@@ -125,8 +125,8 @@ def test_a_model_that_is_not_the_published_one(fresh: Space, tmp_path: Path) -> 
 def test_an_import_error_is_in_the_rules_log(copied: Space) -> None:
     path = copied.package / "measure/thresholds.py"
     path.write_text(f'raise ImportError("no such library")\n{path.read_text()}')
-    assert fails(copied, "select_top_tokens", "results/tiny/words/thresholds.h5") == "ImportError('no such library')"
-    log = log_of(copied, "select_top_tokens")
+    assert fails(copied, "find_thresholds", "results/tiny/words/thresholds.h5") == "ImportError('no such library')"
+    log = log_of(copied, "find_thresholds")
     assert log.startswith("Traceback (most recent call last):")
     assert "measure/thresholds.py" in log
 
@@ -139,7 +139,7 @@ def test_an_unknown_target_is_named(space: Space) -> None:
 
 
 def test_a_log_holds_the_last_run_alone(copied: Space, tmp_path: Path) -> None:
-    log = copied.work / "logs" / "tiny" / "words" / "select_top_tokens.log"
+    log = copied.work / "logs" / "tiny" / "words" / "find_thresholds.log"
     log.write_text("from an earlier run\n")
     out = "results/tiny/words/thresholds.h5"
     copied.make(out, "--forcerun", out)

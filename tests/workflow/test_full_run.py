@@ -629,7 +629,7 @@ def test_a_named_target_makes_only_what_it_needs(fresh: Space) -> None:
         "tokenize_corpus": 1,
         "check_prompts": 1,
         "cache_activations": 2,
-        "select_top_tokens": 1,
+        "find_thresholds": 1,
         "ablate_heads": 2,
         "condense_ablations": 1,
         "choose_heads": 1,

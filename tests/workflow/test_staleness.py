@@ -45,7 +45,7 @@ ONE_ATTENTION = {"reinforce_heads", "move_residual"}
 TAKES_CHOSEN = {"ablate_heads", "freeze_layernorm", "measure_neurons", "ablate_with_donors", "move_residual"}
 RUNS_THE_MODEL = {"cache_activations", *REPLAYS, *ONE_ATTENTION}
 READS_HDF5 = {
-    *("tokenize_corpus", "check_prompts", "select_top_tokens", "average_activations"),
+    *("tokenize_corpus", "check_prompts", "find_thresholds", "average_activations"),
     *(RUNS_THE_MODEL | TABLES | {"tabulate_checks"}),
 }
 OF_TABLES = TABLES - LAYERNORM
@@ -80,7 +80,7 @@ USERS: dict[str, set[str]] = {
     "measure/neurons.py": {"measure_neurons"},
     "measure/other_donors.py": DONORS,
     "measure/reinforcement.py": {"reinforce_heads"},
-    "measure/thresholds.py": {"select_top_tokens"} | REPLAYS | ONE_ATTENTION | TABLES,
+    "measure/thresholds.py": {"find_thresholds"} | REPLAYS | ONE_ATTENTION | TABLES,
     "measure/tokens.py": {"tokenize_corpus", "check_prompts"} | RUNS_THE_MODEL,
     "model/allocator.py": RUNS_THE_MODEL,
     "model/calls.py": RUNS_THE_MODEL,
@@ -147,7 +147,7 @@ CONDENSED = {
     **{"condense_reinforcement": 1, "condense_layer_ablation": 1, **CHECKS},
     **{**OF_CHOSEN, **DRAWN},
 }
-SELECTED = {"select_top_tokens": 1, "ablate_heads": 6, "reinforce_heads": 2, **CONDENSED}
+SELECTED = {"find_thresholds": 1, "ablate_heads": 6, "reinforce_heads": 2, **CONDENSED}
 # Of every replay but those of the chosen heads, which follow the ablations.
 REPLAYED = {"ablate_heads": 6, "project_other_donor": 2, "ablate_layers": 2, **CONDENSED}
 FROM_ACTIVATIONS = {"cache_activations": 2, "average_activations": 1, **SELECTED, **REPLAYED}
@@ -356,7 +356,7 @@ def test_fewer_prompts_recompute_no_shard(space: Space) -> None:
     with configured(space, "tokens.prompts", 4):
         jobs = space.jobs()
         assert jobs["cache_activations"] == 0
-        assert jobs["select_top_tokens"] == 1
+        assert jobs["find_thresholds"] == 1
 
 
 @pytest.mark.parametrize(("file", "rule"), [("model/config.json", "snapshot_model"), ("text/0.txt", "snapshot_corpus")])

@@ -318,8 +318,8 @@ class Proof:
         """Seed the choice."""
         self.rng = np.random.default_rng(self.seed)
 
-    def choose(self, wanted: np.ndarray, n_layers_run: np.ndarray) -> list[tuple[int, list[int]]]:
-        """Choose what is repeated: some prompts, and some ablations on each, within `SHARE` of the job's operations.
+    def draw(self, wanted: np.ndarray, n_layers_run: np.ndarray) -> list[tuple[int, list[int]]]:
+        """Draw what is repeated: some prompts, and some ablations on each, within `SHARE` of the job's operations.
 
         Args:
             wanted: Whether an ablation has anything measured on a prompt [ablation, prompt].
@@ -333,11 +333,11 @@ class Proof:
         a_prompt = int(np.clip(runs - 2, 1, HEADS_A_PROMPT))
         prompts = np.flatnonzero(wanted.any(0))
         count = int(np.clip(runs // (2 + a_prompt), 1, len(prompts))) if len(prompts) else 0
-        chosen = []
+        drawn = []
         for prompt in sorted(self.rng.choice(prompts, count, replace=False).tolist()):
             parts = np.array_split(np.flatnonzero(wanted[:, prompt]), a_prompt)
-            chosen.append((prompt, [int(self.rng.choice(part)) for part in parts if len(part)]))
-        return chosen
+            drawn.append((prompt, [int(self.rng.choice(part)) for part in parts if len(part)]))
+        return drawn
 
     def compare(self, name: str, found: Any, wanted: Tensor, summed: Tensor) -> None:
         """Hold numbers of the job against those of plain runs.
@@ -367,9 +367,9 @@ class Proof:
             )
         self.largest = max(self.largest, float(off.max()))
 
-    def within(self, chosen: Sequence[tuple[int, list[int]]], chunk: slice) -> list[tuple[int, list[int]]]:
-        """Those of the chosen prompts that lie in a chunk, counted from its first."""
-        return [(prompt - chunk.start, rows) for prompt, rows in chosen if chunk.start <= prompt < chunk.stop]
+    def within(self, drawn: Sequence[tuple[int, list[int]]], chunk: slice) -> list[tuple[int, list[int]]]:
+        """Those of the drawn prompts that lie in a chunk, counted from its first."""
+        return [(prompt - chunk.start, rows) for prompt, rows in drawn if chunk.start <= prompt < chunk.stop]
 
     def attrs(self) -> dict[str, Any]:
         """What a result file records of the proof."""
@@ -424,7 +424,7 @@ class Repeated:
 
 def repeat_heads(
     proof: Proof,
-    chosen: Sequence[tuple[int, list[int]]],
+    drawn: Sequence[tuple[int, list[int]]],
     heads: Sequence[tuple[int, int]],
     tokens: Int[Tensor, "prompt pos"],
     replacement: PlainReplacements,
@@ -434,14 +434,14 @@ def repeat_heads(
 
     Args:
         proof: Where they are counted.
-        chosen: Prompts, each with rows of ``heads``.
+        drawn: Prompts, each with rows of ``heads``.
         heads: The job's (layer, head) pairs.
         tokens: Token ids of the job's prompts.
         replacement: What takes the place of ``z``, from token ids.
         watch: Modules whose inputs are kept besides.
     """
     model = proof.model
-    for prompt, rows in chosen:
+    for prompt, rows in drawn:
         of_prompt = PlainPrompt(model, tokens[prompt], watch)
         z = replacement(prompt, max(heads[row][0] for row in rows))
         for row in rows:

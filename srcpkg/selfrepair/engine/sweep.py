@@ -27,18 +27,18 @@ def check_heads(model: Model, heads: Heads | None) -> list[tuple[int, int]]:
     """
     if heads is None:
         return [(layer, head) for layer in range(model.n_layers) for head in range(model.n_heads)]
-    chosen = [(int(layer), int(head)) for layer, head in heads]
-    if not chosen:
+    found = [(int(layer), int(head)) for layer, head in heads]
+    if not found:
         raise ValueError("heads is empty: name at least one (layer, head), or None for all")
-    for layer, head in chosen:
+    for layer, head in found:
         if not (0 <= layer < model.n_layers and 0 <= head < model.n_heads):
             raise ValueError(
                 f"head (layer {layer}, head {head}) does not exist: {model.name} has layers 0 to {model.n_layers - 1} "
                 f"and heads 0 to {model.n_heads - 1}"
             )
-    if len(set(chosen)) < len(chosen):
-        raise ValueError(f"a head is named twice in {chosen}: name each once")
-    return chosen
+    if len(set(found)) < len(found):
+        raise ValueError(f"a head is named twice in {found}: name each once")
+    return found
 
 
 def layers_run(model: Model, heads: Heads) -> np.ndarray:

@@ -53,14 +53,14 @@ def ablate_heads(
     """
     prompt_ids = token_ids(model, tokens, "tokens")
     donor_ids = _donor_ids(model, donors, prompt_ids, kind)
-    chosen = check_heads(model, heads)
+    heads = check_heads(model, heads)
     chunks = prompt_chunks(model, *prompt_ids.shape)
     proof = Proof(model, f"{kind} ablations", seed=0)
-    repeated = proof.choose(np.ones((len(chosen), len(prompt_ids)), bool), layers_run(model, chosen))
+    repeated = proof.draw(np.ones((len(heads), len(prompt_ids)), bool), layers_run(model, heads))
     parts = []
     with (
         left_as_it_was(model.hf),
-        Progress(len(chunks) * len(chosen), "ablating heads", unit="head", show=progress) as bar,
+        Progress(len(chunks) * len(heads), "ablating heads", unit="head", show=progress) as bar,
     ):
         model.check_length(prompt_ids.shape[1])
         model.check_causal(prompt_ids[0])
@@ -68,11 +68,11 @@ def ablate_heads(
         for chunk in chunks:
             # A function of its own, so that nothing of one chunk is in memory while the next one runs.
             chunk_donors = None if donor_ids is None else donor_ids[chunk]
-            part = _ablate_chunk(model, prompt_ids[chunk], chunk_donors, chosen, kind, mean_z, bar)
+            part = _ablate_chunk(model, prompt_ids[chunk], chunk_donors, heads, kind, mean_z, bar)
             of_prompt = None if chunk_donors is None else chunk_donors[:, None].numpy()
             again = plain_replacements(model, kind, of_prompt, mean_z)
             within = proof.within(repeated, chunk)
-            prove_heads(proof, repeat_heads(proof, within, chosen, prompt_ids[chunk], again), arrays(part))
+            prove_heads(proof, repeat_heads(proof, within, heads, prompt_ids[chunk], again), arrays(part))
             parts.append(part)
     return _join(parts).assign_attrs(proof.attrs())
 
@@ -106,18 +106,18 @@ def measure_ablations(
         out: HDF5 file: the variables of `sweep`, each head's top tokens being the selected ones.
         provenance: From `selfrepair.workflow.jobs.job`.
     """
-    chosen = check_heads(shard.model, heads)
-    selected = shard.selected(chosen)
-    repeats = shard.repeats(f"{kind} ablations", kind, chosen, np.asarray(selected.any(-1)) | (which != "top"))
+    heads = check_heads(shard.model, heads)
+    selected = shard.top_tokens(heads)
+    repeats = shard.repeats(f"{kind} ablations", kind, heads, np.asarray(selected.any(-1)) | (which != "top"))
     parts = []
-    for batch in shard.batches(f"{kind} ablation", "head", len(chosen)):
+    for batch in shard.batches(f"{kind} ablation", "head", len(heads)):
         of_batch = selected[:, batch.rows]
         part = sweep(
             shard.model,
             batch.tokens,
             batch.clean,
             batch.replacement(kind),
-            chosen,
+            heads,
             batch.progress,
             of_batch,
             which == "top",

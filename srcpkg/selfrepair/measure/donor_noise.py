@@ -31,19 +31,19 @@ def measure_donor_noise(shard: Shard, *, heads: Heads, donors: int, out: Path, p
     Raises:
         ValueError: The shard holds fewer other prompts.
     """
-    model, chosen = shard.model, check_heads(shard.model, heads)
-    selected = shard.selected(chosen)
+    model, heads = shard.model, check_heads(shard.model, heads)
+    selected = shard.top_tokens(heads)
     n_prompts = len(shard.tokens)
     ring = assign_donors(n_prompts, n_prompts, donors)
-    repeats = shard.repeats("ablations with several donors", "resample", chosen, np.asarray(selected.any(-1)))
+    repeats = shard.repeats("ablations with several donors", "resample", heads, np.asarray(selected.any(-1)))
     proven = int(repeats.proof.rng.integers(donors))  # with one of the donors
     found: list[list[xr.Dataset]] = [[] for _ in range(donors)]
-    for batch in shard.batches(f"{donors} donors", "head", donors * len(chosen)):
+    for batch in shard.batches(f"{donors} donors", "head", donors * len(heads)):
         of_batch = selected[:, batch.rows]
         for donor in range(donors):
             alone = replace(batch, donors=ring[batch.rows, donor : donor + 1])
             z = alone.replacement("resample")
-            part = sweep(model, batch.tokens, batch.clean, z, chosen, batch.progress, of_batch, only_selected=True)
+            part = sweep(model, batch.tokens, batch.clean, z, heads, batch.progress, of_batch, only_selected=True)
             if donor == proven:
                 prove_heads(repeats.proof, repeats.of(alone), {**arrays(part), "selected": of_batch})
             found[donor].append(part[list(HEAD_TOKEN)])

@@ -119,15 +119,15 @@ def measure_frozen_layernorm(shard: Shard, *, kind: str, heads: Heads, out: Path
             by; NaN at other tokens.
         provenance: From `selfrepair.workflow.jobs.job`.
     """
-    chosen = check_heads(shard.model, heads)
-    index = {pair: row for row, pair in enumerate(chosen)}
-    selected = torch.from_numpy(shard.selected(chosen))
+    heads = check_heads(shard.model, heads)
+    index = {pair: row for row, pair in enumerate(heads)}
+    selected = torch.from_numpy(shard.top_tokens(heads))
     change, rounding = (np.full(selected.shape, np.nan, shard.dtype) for _ in range(2))
     what = "logit changes with the final scale frozen"
-    repeats = shard.repeats(what, kind, chosen, selected.any(-1).numpy())
-    for batch in shard.batches(f"{kind} ablation with the final scale frozen", "head", len(chosen)):
+    repeats = shard.repeats(what, kind, heads, selected.any(-1).numpy())
+    for batch in shard.batches(f"{kind} ablation with the final scale frozen", "head", len(heads)):
         replay, replacement = SuffixReplay(shard.model, batch.tokens, batch.clean), batch.replacement(kind)
-        for layer, of_layer in group_by_layer(chosen).items():
+        for layer, of_layer in group_by_layer(heads).items():
             rows = [index[layer, head] for head in of_layer]
             wanted = selected[rows][:, batch.rows]
             found = frozen_layernorm_change(replay, batch.tokens, layer, of_layer, replacement(layer), wanted)
@@ -145,8 +145,8 @@ def measure_frozen_layernorm(shard: Shard, *, kind: str, heads: Heads, out: Path
             ),
         },
         coords={
-            "layer": ("head", np.array([layer for layer, _ in chosen])),
-            "head_index": ("head", np.array([head for _, head in chosen])),
+            "layer": ("head", np.array([layer for layer, _ in heads])),
+            "head_index": ("head", np.array([head for _, head in heads])),
         },
     )
     attrs = {"ablation": kind, "coordinates": "layer head_index", **repeats.proof.attrs()}

@@ -36,7 +36,7 @@ def measure_layer_ablations(shard: Shard, *, out: Path, provenance: dict[str, An
     """
     model, (n_prompts, length) = shard.model, shard.tokens.shape
     proof = shard.proof("ablations of layers")
-    repeated = proof.choose(np.ones((len(LAYER_COMPONENTS) * model.n_layers, n_prompts), bool), layers_run(model))
+    repeated = proof.draw(np.ones((len(LAYER_COMPONENTS) * model.n_layers, n_prompts), bool), layers_run(model))
     with write_hdf5(out, kind="layer_ablations", provenance=provenance, attrs={"ablation": "resample"}) as file:
         file.dims(component=len(LAYER_COMPONENTS), layer=model.n_layers, prompt=n_prompts, pos=length - 1)
         dims, chunk = ("component", "layer", "prompt", "pos"), {"component": 1, "layer": 1, "prompt": 1}
@@ -71,7 +71,7 @@ def layers_run(model: Model) -> np.ndarray:
 
 def prove_layers(
     proof: Proof,
-    chosen: Sequence[tuple[int, list[int]]],
+    drawn: Sequence[tuple[int, list[int]]],
     tokens: Int[Tensor, "prompt pos"],
     donors: Int[Tensor, "prompt donor pos"],
     found: Mapping[str, np.ndarray],
@@ -80,7 +80,7 @@ def prove_layers(
 
     Args:
         proof: Where it is counted.
-        chosen: Prompts, each with numbers ``component * n_layers + layer``.
+        drawn: Prompts, each with numbers ``component * n_layers + layer``.
         tokens: Token ids.
         donors: Token ids of each prompt's donors.
         found: What `ablate_layers` gives.
@@ -89,7 +89,7 @@ def prove_layers(
         ValueError: A difference beyond rounding.
     """
     model = proof.model
-    for prompt, numbers in chosen:
+    for prompt, numbers in drawn:
         of_prompt, until = PlainPrompt(model, tokens[prompt]), max(number % model.n_layers for number in numbers)
         runs = [plain_run(model, donor, until=until) for donor in donors[prompt]]
         for number in numbers:

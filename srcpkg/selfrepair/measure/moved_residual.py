@@ -26,7 +26,7 @@ def measure_moved_residual(shard: Shard, *, heads: Heads, out: Path, provenance:
         out: HDF5 file: moved_change [head, prompt, next_head], summed over the head's top tokens; layer and head_index.
         provenance: From `selfrepair.workflow.jobs.job`.
     """
-    selected = shard.selected(heads)
+    selected = shard.top_tokens(heads)
     attentions = Attentions(shard.model, shard.tokens.shape[1])
     parts = [
         moved_changes(attentions, batch.tokens, batch.clean, heads, selected[:, batch.rows])

@@ -293,7 +293,7 @@ def measure_neurons(
     model = shard.model
     layer = model.n_layers - 1 if neuron_layer is None else neuron_layer
     reaching = heads_that_reach(model, layer, check_heads(model, heads))
-    selected = shard.selected(reaching)
+    selected = shard.top_tokens(reaching)
     n_neurons = model.W_out[layer].shape[0]
     parts = [_no_tokens(n_neurons, top_neurons, model.dtype)]
     measured, watch = np.asarray(selected.any(-1)), [model.mlp_out(layer)]
@@ -364,7 +364,7 @@ def write_neurons(
         file.put_dataset(dataset)
 
 
-def heads_that_reach(model: Model, layer: int, chosen: list[tuple[int, int]]) -> list[tuple[int, int]]:
+def heads_that_reach(model: Model, layer: int, heads: list[tuple[int, int]]) -> list[tuple[int, int]]:
     """The heads whose output the MLP of a layer reads.
 
     Raises:
@@ -374,15 +374,15 @@ def heads_that_reach(model: Model, layer: int, chosen: list[tuple[int, int]]) ->
         raise ValueError(
             f"analyses.neuron_layer is {layer}: {model.name} has layers 0 to {model.n_layers - 1}; null means the last"
         )
-    heads = [head for head in chosen if reads_head(model, layer, head[0])]
-    if not heads:
+    reaching = [head for head in heads if reads_head(model, layer, head[0])]
+    if not reaching:
         raise ValueError(
-            f"the MLP of layer {layer} reads none of the chosen heads {chosen}: name earlier heads under analyses.heads, or "
+            f"the MLP of layer {layer} reads none of the chosen heads {heads}: name earlier heads under analyses.heads, or "
             "a later layer under analyses.neuron_layer"
         )
-    if left_out := [head for head in chosen if head not in heads]:
+    if left_out := [head for head in heads if head not in reaching]:
         logger.info("left out, as the MLP of layer %d does not read what they write: %s", layer, left_out)
-    return heads
+    return reaching
 
 
 def _no_tokens(n_neurons: int, top_neurons: int, dtype: torch.dtype) -> xr.Dataset:

@@ -37,7 +37,7 @@ def measure_reinforcement(
         provenance: From `selfrepair.workflow.jobs.job`.
     """
     model = shard.model
-    selected = shard.selected(shard.all_heads)
+    selected = shard.top_tokens(shard.all_heads)
     selected = selected.reshape(model.n_layers, model.n_heads, *selected.shape[1:])
     attentions = Attentions(model, shard.tokens.shape[1])
     parts = [

@@ -27,7 +27,7 @@ from selfrepair.engine.replacements import Replacement, constant_replacement, pl
 from selfrepair.engine.sweep import Heads, layers_run
 from selfrepair.measure.activations import CachedActivations, open_activations
 from selfrepair.measure.mean_activations import read_mean_activations
-from selfrepair.measure.thresholds import read_selected
+from selfrepair.measure.thresholds import read_top_tokens
 from selfrepair.measure.tokens import read_shard
 from selfrepair.model.model import Model, load_model
 from selfrepair.workflow.progress import Progress
@@ -65,7 +65,7 @@ class Shard:
         """(layer, head) pairs of every head."""
         return [(layer, head) for layer in range(self.model.n_layers) for head in range(self.model.n_heads)]
 
-    def selected(self, heads: Heads) -> Bool[np.ndarray, "head prompt predicted"]:
+    def top_tokens(self, heads: Heads) -> Bool[np.ndarray, "head prompt predicted"]:
         """Which tokens are top tokens of each head.
 
         Raises:
@@ -73,7 +73,7 @@ class Shard:
         """
         if self.thresholds is None:
             raise ValueError("the shard was opened without thresholds: add them to the inputs of its rule")
-        return read_selected(self.thresholds, heads, self.prompts)
+        return read_top_tokens(self.thresholds, heads, self.prompts)
 
     def batches(self, what: str, unit: str = "batch", units: int = 1) -> Iterator["PromptBatch"]:
         """The shard's prompts, as many at a time as memory is kept for; progress is shown.
@@ -107,7 +107,7 @@ class Shard:
         measured: Bool[np.ndarray, "head prompt"],
         watch: Sequence[nn.Module] = (),
     ) -> "Repeats":
-        """Choose ablations of heads to be repeated by plain runs.
+        """Draw ablations of heads that are repeated by plain runs.
 
         Args:
             what: What is measured, for errors.
@@ -117,7 +117,7 @@ class Shard:
             watch: Modules whose inputs are kept in plain runs.
         """
         proof = self.proof(what)
-        return Repeats(proof, kind, heads, proof.choose(measured, layers_run(self.model, heads)), watch)
+        return Repeats(proof, kind, heads, proof.draw(measured, layers_run(self.model, heads)), watch)
 
 
 @dataclass(frozen=True)
@@ -180,19 +180,19 @@ class Repeats:
         proof: Where they are counted.
         kind: Of ablation.
         heads: The (layer, head) pairs that are ablated.
-        chosen: Prompts of the shard, each with rows of ``heads``.
+        drawn: Prompts of the shard, each with rows of ``heads``.
         watch: Modules whose inputs are kept.
     """
 
     proof: Proof
     kind: str
     heads: Heads
-    chosen: list[tuple[int, list[int]]]
+    drawn: list[tuple[int, list[int]]]
     watch: Sequence[nn.Module]
 
     def of(self, batch: PromptBatch) -> Iterator[Repeated]:
         """Repeat those of a batch of prompts."""
-        within, plain = self.proof.within(self.chosen, batch.rows), batch.plain_replacements(self.kind)
+        within, plain = self.proof.within(self.drawn, batch.rows), batch.plain_replacements(self.kind)
         return repeat_heads(self.proof, within, self.heads, batch.tokens, plain, self.watch)
 
 

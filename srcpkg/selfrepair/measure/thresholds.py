@@ -26,7 +26,7 @@ def top_tokens(direct_effect: Float[np.ndarray, "head token"], count: int) -> In
     return np.argsort(-direct_effect, axis=1, kind="stable")[:, :count]
 
 
-def select_top_tokens(
+def find_thresholds(
     *,
     shards: Sequence[Path],
     out: Path,
@@ -95,7 +95,7 @@ def select_top_tokens(
         )
 
 
-def read_selected(
+def read_top_tokens(
     path: Path, heads: Sequence[tuple[int, int]], prompts: slice
 ) -> Bool[np.ndarray, "head prompt predicted"]:
     """Which tokens of some prompts are top tokens of each head.
@@ -111,14 +111,14 @@ def read_selected(
     Raises:
         ValueError: Heads or prompts that the file does not hold.
     """
-    with open_hdf5(path, "thresholds", remake="select_top_tokens") as dataset:
+    with open_hdf5(path, "thresholds", remake="find_thresholds") as dataset:
         top = dataset["top_tokens"].values
         n_pos, n_held = int(dataset.attrs["n_pos"]), int(dataset.attrs["n_prompts"])
     beyond = [pair for pair in heads if not (0 <= pair[0] < top.shape[0] and 0 <= pair[1] < top.shape[1])]
     if beyond or prompts.stop > n_held:
         raise ValueError(
             f"{path} holds top tokens of {top.shape[0]} layers of {top.shape[1]} heads on {n_held} prompts; wanted "
-            f"{f'heads {beyond}' if beyond else f'prompts up to {prompts.stop - 1}'}: {advice_for(path, 'select_top_tokens')}"
+            f"{f'heads {beyond}' if beyond else f'prompts up to {prompts.stop - 1}'}: {advice_for(path, 'find_thresholds')}"
         )
     n_prompts = prompts.stop - prompts.start
     selected = np.zeros((len(heads), n_prompts * n_pos), bool)

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from selfrepair.files.hdf5 import heads_of, open_shards, rows_of
 from selfrepair.files.tables import read_table, write_table
 from selfrepair.measure.chosen_heads import read_chosen_heads
-from selfrepair.measure.thresholds import read_selected
+from selfrepair.measure.thresholds import read_top_tokens
 from selfrepair.quantities import HEAD_TOKEN
 from selfrepair.tables.heads import CONFIDENCE, relative_depth
 from selfrepair.tables.statistics import estimate_weights, estimated, mean_over_heads, ratios
@@ -204,7 +204,7 @@ def _whole_repair(
         row_of = _rows_of(dataset)
         part = dataset[list(WHOLE.values())].isel(head=[row_of[head] for head in heads]).load()
         after = first + part.sizes["prompt"]
-        selected = read_selected(thresholds, heads, slice(first, after))
+        selected = read_top_tokens(thresholds, heads, slice(first, after))
         for by, quantity in WHOLE.items():
             sums[by].append(np.where(selected, part[quantity].values, 0).sum(-1, dtype=float))
     joined = {by: np.concatenate(of, axis=1) for by, of in sums.items()}

@@ -10,7 +10,7 @@ import pandas as pd
 from selfrepair.files.hdf5 import heads_of, open_shards, rows_of
 from selfrepair.files.tables import read_table, write_table
 from selfrepair.measure.chosen_heads import read_chosen_heads
-from selfrepair.measure.thresholds import read_selected
+from selfrepair.measure.thresholds import read_top_tokens
 from selfrepair.quantities import MEANS, SELECTIONS
 from selfrepair.snapshots.manifest import verify_manifest
 from selfrepair.tables.statistics import PromptSums, estimate_weights, estimated, mean_over_heads, means, token_values
@@ -57,7 +57,7 @@ def condense_ablations(
             counted = np.zeros((len(heads), n_here, n_pos), bool)
             counted[..., first_position:] = True
             sums["all"].append(PromptSums.of(tokens, counted))
-        sums["top"].append(PromptSums.of(tokens, read_selected(thresholds, heads, slice(first, n_prompts))))
+        sums["top"].append(PromptSums.of(tokens, read_top_tokens(thresholds, heads, slice(first, n_prompts))))
     config = _model_config(model_manifest)
     attrs = {
         **labels,
@@ -145,7 +145,7 @@ def tabulate_tokens(
         part = dataset.isel(head=rows_of(chosen, chosen_heads, dataset, shards[0]))
         values = {name: part[name].values for name in TOKEN_COLUMNS}
         shape = values["direct_effect"].shape
-        selected = read_selected(thresholds, chosen, slice(first, first + shape[1]))
+        selected = read_top_tokens(thresholds, chosen, slice(first, first + shape[1]))
         rank, prompt, pos = np.indices(shape)
         columns = {
             "rank": rank + 1,

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float
 from selfrepair.files.hdf5 import heads_of, open_hdf5, open_shards, rows_of, same_heads
 from selfrepair.files.tables import read_table, write_table
 from selfrepair.measure.chosen_heads import read_chosen_heads
-from selfrepair.measure.thresholds import read_selected
+from selfrepair.measure.thresholds import read_top_tokens
 from selfrepair.quantities import PARTS
 from selfrepair.tables.statistics import PromptSums, estimate_weights, estimated, ratios, token_values
 
@@ -348,7 +348,7 @@ def _read(
     for dataset, first in open_shards(shards, "ablations", remake="ablate_heads", n_prompts=attrs["n_prompts"]):
         rows = rows_of(heads, whose, dataset, shards[0])
         part = dataset.drop_vars(["repair_by_head", "repair_by_mlp"]).isel(head=rows).load()
-        counted = {"top": read_selected(thresholds, heads, slice(first, first + part.sizes["prompt"]))}
+        counted = {"top": read_top_tokens(thresholds, heads, slice(first, first + part.sizes["prompt"]))}
         if part.attrs["tokens"] == "all":
             everything = np.zeros_like(counted["top"])
             everything[..., attrs["first_position"] :] = True

@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float
 
 from selfrepair.files.hdf5 import heads_of, open_hdf5, open_shards
 from selfrepair.files.tables import read_table, write_table
-from selfrepair.measure.thresholds import read_selected, top_tokens
+from selfrepair.measure.thresholds import read_top_tokens, top_tokens
 from selfrepair.tables.heads import relative_depth
 from selfrepair.tables.statistics import estimate_weights, estimated, mean_over_heads, ratios
 
@@ -138,7 +138,7 @@ def tabulate_selection_control(
         tokens = _read_layer(ablations, other_donor, heads, rows, n_prompts)
         shape = tokens["direct_effect"].shape
         counted = np.broadcast_to(np.arange(shape[2]) >= first_position, shape[1:]).ravel()
-        top = read_selected(thresholds, heads, slice(0, n_prompts))
+        top = read_top_tokens(thresholds, heads, slice(0, n_prompts))
         flat = {name: value.reshape(len(heads), -1) for name, value in tokens.items()}
         chosen = choose_tokens(flat, top.reshape(len(heads), -1), counted, rng)
         for choice in CHOICES:

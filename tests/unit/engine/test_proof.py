@@ -209,9 +209,9 @@ def model() -> Model:
 def test_the_choice_is_seeded_and_spread_and_costs_its_share(model: Model) -> None:
     wanted = np.ones((270, 8), bool)
     layers = np.full(270, model.n_layers / 2)
-    chosen = Proof(model, "", seed=3).choose(wanted, layers)
-    assert chosen == Proof(model, "", seed=3).choose(wanted, layers)
-    assert chosen != Proof(model, "", seed=4).choose(wanted, layers)
+    chosen = Proof(model, "", seed=3).draw(wanted, layers)
+    assert chosen == Proof(model, "", seed=3).draw(wanted, layers)
+    assert chosen != Proof(model, "", seed=4).draw(wanted, layers)
     runs = sum(2 + len(rows) for _, rows in chosen)
     assert 5 <= runs <= 0.01 * 270 * 8 / 2
     for _, rows in chosen:
@@ -221,8 +221,8 @@ def test_the_choice_is_seeded_and_spread_and_costs_its_share(model: Model) -> No
 def test_what_is_measured_nowhere_is_not_chosen(model: Model) -> None:
     wanted = np.zeros((4, 8), bool)
     wanted[2, 5] = True
-    assert Proof(model, "", seed=0).choose(wanted, np.ones(4)) == [(5, [2])]
-    assert Proof(model, "", seed=0).choose(np.zeros((4, 8), bool), np.ones(4)) == []
+    assert Proof(model, "", seed=0).draw(wanted, np.ones(4)) == [(5, [2])]
+    assert Proof(model, "", seed=0).draw(np.zeros((4, 8), bool), np.ones(4)) == []
 
 
 def test_numbers_that_were_not_measured_are_not_compared(model: Model) -> None:

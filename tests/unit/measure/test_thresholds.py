@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from selfrepair.files.hdf5 import write_hdf5
-from selfrepair.measure.thresholds import read_selected, select_top_tokens
+from selfrepair.measure.thresholds import find_thresholds, read_top_tokens
 
 LAYERS, HEADS, PROMPTS, POSITIONS = 2, 3, 4, 6
 
@@ -33,12 +33,12 @@ def test_selected_tokens_are_the_exact_fraction_over_all_shards(
     shards: list[Path], effects: np.ndarray, tmp_path: Path, first_position: int
 ) -> None:
     out = tmp_path / "thresholds.h5"
-    select_top_tokens(
+    find_thresholds(
         shards=shards, out=out, top_fraction=0.2, first_position=first_position, provenance={"identity": "x"}
     )
     heads = [(1, 2), (0, 0), (1, 0)]
     count = int(0.2 * 3 * PROMPTS * (POSITIONS - first_position))
-    parts = [read_selected(out, heads, slice(first, first + PROMPTS)) for first in range(0, 3 * PROMPTS, PROMPTS)]
+    parts = [read_top_tokens(out, heads, slice(first, first + PROMPTS)) for first in range(0, 3 * PROMPTS, PROMPTS)]
     selected = np.concatenate(parts, axis=1)
     assert (selected.sum((1, 2)) == count).all()
     assert not selected[..., :first_position].any()
@@ -53,7 +53,7 @@ def test_selected_tokens_are_the_exact_fraction_over_all_shards(
 
 def test_fraction_that_takes_no_token(shards: list[Path], tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"top_fraction 0.001 of 72 tokens takes none: raise tokens.prompts or"):
-        select_top_tokens(
+        find_thresholds(
             shards=shards, out=tmp_path / "out.h5", top_fraction=0.001, first_position=0, provenance={"identity": "x"}
         )
     assert not (tmp_path / "out.h5").exists()

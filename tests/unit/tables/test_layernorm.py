@@ -20,7 +20,7 @@ from selfrepair.measure.ablations import ablate_shard
 from selfrepair.measure.activations import cache_activations
 from selfrepair.measure.frozen_layernorm import freeze_layernorm
 from selfrepair.measure.mean_activations import average_activations
-from selfrepair.measure.thresholds import select_top_tokens
+from selfrepair.measure.thresholds import find_thresholds
 from selfrepair.measure.tokens import assign_donors
 from selfrepair.quantities import ABLATION_KINDS
 from selfrepair.tables.heads import condense_ablations
@@ -85,7 +85,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     for prompts, out in zip(shards, activations, strict=True):
         cache_activations(out=out, prompts=prompts, **common)
     thresholds = folder / "thresholds.h5"
-    select_top_tokens(shards=activations, out=thresholds, top_fraction=TOP, first_position=0, provenance={})
+    find_thresholds(shards=activations, out=thresholds, top_fraction=TOP, first_position=0, provenance={})
     average_activations(shards=activations, out=folder / "mean.h5", provenance={})
     write_json(made.chosen, {"heads": [HEAD, (0, 1)]})
     for kind in ABLATION_KINDS:
