@@ -277,8 +277,8 @@ def _label(rule: Rule) -> str:
 
 
 def written(rule: Rule) -> list[str]:
-    """What a rule writes, in short: within its run's or snapshots' folder, tables without their ending."""
-    paths = [path.removeprefix("results/").removeprefix("{model}/").removeprefix("{corpus}/") for path in rule.writes]
+    """What a rule writes, in short: within its run's folder, or within results; tables without folder and ending."""
+    paths = [path.removeprefix("results/{model}/{corpus}/").removeprefix("results/") for path in rule.writes]
     return [re.sub(r"^tables/[^/]+/(\w+)\.parquet$", r"\1", path) for path in paths]
 
 

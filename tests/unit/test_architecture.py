@@ -5,12 +5,14 @@ import importlib.util
 import re
 import shutil
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+
+from selfrepair.families import FAMILIES
 
 from conftest import REPOSITORY
 
@@ -25,9 +27,13 @@ def _drawing() -> ModuleType:
     return module
 
 
+pytestmark = pytest.mark.filterwarnings("error")
+
 drawing = _drawing()
 PACKAGE: Path = drawing.PACKAGE
+SCRIPTS = REPOSITORY / "scripts"
 PAGE = drawing.PAGE.read_text(encoding="utf-8")
+README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 
 OTHER_NAMES = {
     # It writes how many of the prompts in tokens.h5 are asked for.
@@ -79,75 +85,70 @@ def test_no_modules_import_one_another() -> None:
     assert import_cycle(PACKAGE) == []
 
 
-def _folder(package: Path) -> None:
-    (package / "extras").mkdir()
-    (package / "extras" / "__init__.py").touch()
+def _with(folder: Path, file: str, lines: str) -> Path:
+    """A copy of the package with lines added to one of its files."""
+    package = Path(shutil.copytree(PACKAGE, folder / "selfrepair", ignore=shutil.ignore_patterns("__pycache__")))
+    path = package / file
+    path.parent.mkdir(exist_ok=True)
+    with path.open("a", encoding="utf-8") as handle:
+        handle.write(f"\n\n{lines}\n")
+    return package
 
 
-def _plant(file: str, line: str) -> Callable[[Path], None]:
-    def plant(package: Path) -> None:
-        path = package / file
-        path.write_text(f"{path.read_text(encoding='utf-8')}\n\n{line}\n", encoding="utf-8")
+PLANTED = {
+    "a module": ("engine/clean.py", "import selfrepair.measure.tokens", "engine.clean imports measure.tokens"),
+    "a module by from": ("engine/clean.py", "from selfrepair.tables import heads", "engine.clean imports tables.heads"),
+    "a folder": ("files/hdf5.py", "from selfrepair import measure", "files.hdf5 imports measure"),
+    "in a function": (
+        "files/hdf5.py",
+        "def late():\n    from selfrepair.model.model import Model",
+        "files.hdf5 imports model.model",
+    ),
+    "when not checking types": (
+        "files/hdf5.py",
+        "if TYPE_CHECKING:\n    pass\nelse:\n    import selfrepair.model.model",
+        "files.hdf5 imports model.model",
+    ),
+    "at the root": ("quantities.py", "import selfrepair.files.tables", "quantities imports files.tables"),
+    "in the package itself": ("__init__.py", "import selfrepair.files.hdf5", "selfrepair imports files.hdf5"),
+    "for type checkers alone": ("families.py", "if TYPE_CHECKING:\n    import selfrepair.model.model", None),
+    "downward": ("figures/style.py", "from selfrepair.files.tables import read_table", None),
+    "of the package itself": ("files/hdf5.py", "from selfrepair import __version__", None),
+}
+"""A file of the package, lines that are added to it, and what is found."""
 
-    return plant
 
-
-@pytest.mark.parametrize(
-    ("plant", "found"),
-    [
-        (_plant("engine/clean.py", "import selfrepair.measure.tokens"), "engine.clean imports measure.tokens"),
-        (_plant("engine/clean.py", "from selfrepair.tables import heads"), "engine.clean imports tables.heads"),
-        (
-            _plant("files/hdf5.py", "def late():\n    from selfrepair.model.model import Model"),
-            "files.hdf5 imports model.model",
-        ),
-        (_plant("quantities.py", "from selfrepair.files.tables import read_table"), "quantities imports files.tables"),
-        (_plant("__init__.py", "import selfrepair.files.hdf5"), "selfrepair imports files.hdf5"),
-        (_plant("files/hdf5.py", "from selfrepair import ablate_heads"), None),
-        (_plant("families.py", "if TYPE_CHECKING:\n    from selfrepair.model.model import Model"), None),
-        (_plant("figures/style.py", "from selfrepair.files.tables import read_table"), None),
-    ],
-)
-def test_a_planted_import_is_found_if_it_runs_upward(
-    tmp_path: Path, plant: Callable[[Path], None], found: str | None
-) -> None:
-    package = Path(shutil.copytree(PACKAGE, tmp_path / "selfrepair"))
-    plant(package)
+@pytest.mark.parametrize(("file", "lines", "found"), PLANTED.values(), ids=PLANTED)
+def test_a_planted_import_is_found_if_it_runs_upward(tmp_path: Path, file: str, lines: str, found: str | None) -> None:
+    package = _with(tmp_path, file, lines)
     assert upward_imports(package) == ([found] if found else [])
 
 
 def test_a_planted_cycle_within_a_folder_is_found(tmp_path: Path) -> None:
-    package = Path(shutil.copytree(PACKAGE, tmp_path / "selfrepair"))
-    _plant("model/calls.py", "def late():\n    from selfrepair.model import model")(package)
+    package = _with(tmp_path, "model/calls.py", "def late():\n    from selfrepair.model import model")
     assert upward_imports(package) == []
     assert set(import_cycle(package)) == {"model.calls", "model.model"}
 
 
 def test_a_planted_folder_is_found(tmp_path: Path) -> None:
-    package = Path(shutil.copytree(PACKAGE, tmp_path / "selfrepair"))
-    _folder(package)
+    package = _with(tmp_path, "extras/__init__.py", "")
     assert unknown_folders(package) == ["extras"]
 
 
 def test_a_relative_import_is_an_error(tmp_path: Path) -> None:
-    package = Path(shutil.copytree(PACKAGE, tmp_path / "selfrepair"))
-    _plant("engine/clean.py", "from ..measure import tokens")(package)
+    package = _with(tmp_path, "engine/clean.py", "from ..measure import tokens")
     with pytest.raises(ValueError, match=r"engine/clean\.py, line \d+: a relative import"):
         upward_imports(package)
 
 
 def test_every_rule_has_the_script_of_its_name(rules: dict) -> None:
-    wanted = {name: "draw_figure" if name.startswith("draw_") else name for name in rules}
-    found = {name: rule.script.stem if rule.script else None for name, rule in rules.items()}
-    assert not set(found.items()) ^ set(wanted.items())
-    assert [str(rule.script) for rule in rules.values() if not rule.script.is_file()] == []
+    named = {name: "draw_figure" if name.startswith("draw_") else name for name in rules}
+    wrong = {name: rule.script for name, rule in rules.items() if rule.script != SCRIPTS / f"{named[name]}.py"}
+    assert not wrong, f"rules and scripts that are named apart: {wrong}"
 
 
 def test_every_script_is_a_rule_s(rules: dict) -> None:
-    assert (
-        _apart({path.name for path in (REPOSITORY / "scripts").glob("*.py")}, {r.script.name for r in rules.values()})
-        == {}
-    )
+    assert _apart(SCRIPTS.glob("*.py"), {rule.script for rule in rules.values()}) == {}
 
 
 def test_every_figure_is_a_module(rules: dict) -> None:
@@ -208,9 +209,20 @@ def test_every_link_in_the_docs_leads_somewhere() -> None:
     assert [target for target in targets if not (drawing.PAGE.parent / target).exists()] == []
 
 
-def _apart(one: Iterable[str], other: Iterable[str]) -> dict[str, list[str]]:
+def test_the_readme_lists_every_figure(rules: dict) -> None:
+    listed = re.findall(r"^\| `(\w+)` \|", README.partition("| figure |")[2].partition("- **Units.**")[0], re.MULTILINE)
+    assert _apart(listed, {name.removeprefix("draw_") for name in rules if name.startswith("draw_")}) == {}
+
+
+def test_the_readme_lists_every_architecture() -> None:
+    listed = re.findall(r"`(\w+)`", README.partition("by transformers' `model_type`:")[2].partition("\n\n")[0])
+    assert _apart(listed, FAMILIES) == {}
+
+
+def _apart(one: Iterable, other: Iterable) -> dict[str, list]:
     """What is in one alone, and in the other alone; nothing where they are the same."""
-    sides = {"without a counterpart": sorted(set(one) - set(other)), "missing": sorted(set(other) - set(one))}
+    here, there = set(one), set(other)
+    sides = {"without a counterpart": sorted(here - there), "missing": sorted(there - here)}
     return {side: names for side, names in sides.items() if names}
 
 
