@@ -4,12 +4,13 @@ CORES ?= all
 BIN := .venv/bin
 ENV := PATH="$(CURDIR)/$(BIN):$$PATH"
 
-.PHONY: help setup reproduce report test check bench bench-authors scaling variants format lock
+.PHONY: help setup reproduce report test check docs bench bench-authors scaling variants format lock
 
 help:
 	@echo "make reproduce   run the whole workflow on the default model and text, and write the report"
 	@echo "make test        run all tests"
 	@echo "make check       format, lint and types"
+	@echo "make docs        draw the diagrams and tables of docs/architecture.md anew, from the code"
 	@echo "make bench       throughput of the ablation engine, beside a plain TransformerLens sweep"
 	@echo "make bench-authors  the same for the procedure of the authors' code, in an environment of its own"
 	@echo "make variants    what each idea to speed the engine up gains"
@@ -53,6 +54,9 @@ format: setup
 	$(ENV) ruff format .
 	$(ENV) ruff check --fix .
 	$(ENV) snakefmt Snakefile rules
+
+docs: setup
+	$(ENV) python docs/draw_architecture.py
 
 # The default's model and prompts, made by the workflow if they are not there.
 BENCH_MODEL := results/snapshots/models/smollm2-135m-instruct
