@@ -631,9 +631,9 @@ def test_a_named_target_makes_only_what_it_needs(fresh: Space) -> None:
         "cache_activations": 2,
         "find_thresholds": 1,
         "ablate_heads": 2,
-        "condense_ablations": 1,
+        "tabulate_heads": 1,
         "choose_heads": 1,
-        "tabulate_tokens": 1,
+        "tabulate_token_noise": 1,
         "draw_token_noise": 1,
     }
 

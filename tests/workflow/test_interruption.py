@@ -109,7 +109,7 @@ def test_a_killed_run_goes_on(unswept: Space, finished: Space) -> None:
     assert locked.returncode != 0
     assert "--unlock" in locked.stdout
     unswept.make("--unlock")
-    assert unswept.jobs(TARGET) == {"ablate_heads": 1, "condense_ablations": 1}
+    assert unswept.jobs(TARGET) == {"ablate_heads": 1, "tabulate_heads": 1}
     unswept.make(TARGET)
     after = shards(unswept)[done].stat()
     assert (after.st_mtime_ns, after.st_ino) == (kept.st_mtime_ns, kept.st_ino)
@@ -154,10 +154,10 @@ def test_a_damaged_file_is_named_and_the_advice_remakes_it(
     path = shards(copied)["00000"]
     damage(path)
     kept = shards(copied)["00001"].stat().st_mtime_ns
-    failed = copied.snakemake(TARGET, "--forcerun", "condense_ablations")
+    failed = copied.snakemake(TARGET, "--forcerun", "tabulate_heads")
     assert failed.returncode != 0
     name = path.relative_to(copied.work).as_posix()
-    log = log_of(copied, "condense_ablations/resample")
+    log = log_of(copied, "tabulate_heads/resample")
     # In the log's last line, and the log on the terminal.
     last = log.strip().splitlines()[-1]
     assert f"{name} {words}" in last
@@ -174,7 +174,7 @@ def test_a_damaged_file_gives_no_result(copied: Space) -> None:
     """The table that was there is removed: none is better than one that does not belong to its inputs."""
     flip_a_bit(shards(copied)["00000"])
     assert (copied.work / TARGET).exists()
-    assert copied.snakemake(TARGET, "--forcerun", "condense_ablations").returncode != 0
+    assert copied.snakemake(TARGET, "--forcerun", "tabulate_heads").returncode != 0
     assert not (copied.work / TARGET).exists()
 
 

@@ -24,25 +24,25 @@ FIGURES = {f"draw_{name}" for name in NAMES}
 SHOWS = FIGURES | {"write_findings"}
 SNAPSHOTS = {"snapshot_model", "snapshot_corpus"}
 LAYERNORM = {
-    *("tabulate_scale_ratios", "tabulate_ablation_type", "tabulate_layernorm_claim", "compare_frozen_layernorm")
+    *("tabulate_layernorm_scale", "tabulate_ablation_type", "tabulate_layernorm_claim", "tabulate_frozen_layernorm")
 }
 CIRCUITS = {
-    *("condense_reinforcement", "tabulate_repair", "correlate_next_layer", "condense_layer_ablation"),
+    *("tabulate_reinforcement", "tabulate_repair", "tabulate_moved_residual", "tabulate_layer_ablations"),
 }
-CONTROLS = {"tabulate_selection_control", "tabulate_donor_noise", "compare_published"}
+CONTROLS = {"tabulate_selection_control", "tabulate_donor_noise", "tabulate_published"}
 TABLES = {
-    "condense_ablations",
-    "tabulate_tokens",
-    "condense_neurons",
+    "tabulate_heads",
+    "tabulate_token_noise",
+    "tabulate_neurons",
     *LAYERNORM,
     *CIRCUITS,
     *CONTROLS,
 }
-DONORS = {"project_other_donor", "ablate_with_donors"}
+DONORS = {"project_other_donor", "measure_donor_noise"}
 REPLAYS = {"ablate_heads", "freeze_layernorm", "measure_neurons", "ablate_layers", *DONORS}
 ONE_ATTENTION = {"reinforce_heads", "move_residual"}
 # These read which heads were chosen.
-TAKES_CHOSEN = {"ablate_heads", "freeze_layernorm", "measure_neurons", "ablate_with_donors", "move_residual"}
+TAKES_CHOSEN = {"ablate_heads", "freeze_layernorm", "measure_neurons", "measure_donor_noise", "move_residual"}
 RUNS_THE_MODEL = {"cache_activations", *REPLAYS, *ONE_ATTENTION}
 READS_HDF5 = {
     *("tokenize_corpus", "check_prompts", "find_thresholds", "average_activations"),
@@ -109,8 +109,8 @@ USERS: dict[str, set[str]] = {
     "tables/donor_noise.py": {"tabulate_donor_noise"},
     "tables/heads.py": OF_TABLES,
     "tables/layernorm.py": LAYERNORM,
-    "tables/neurons.py": {"condense_neurons"},
-    "tables/published.py": {"compare_published"},
+    "tables/neurons.py": {"tabulate_neurons"},
+    "tables/published.py": {"tabulate_published"},
     "tables/selection_control.py": {"tabulate_selection_control"},
     "tables/statistics.py": TABLES | {"draw_token_noise", "write_findings"},
     # Used while the workflow is put together; what it gives reaches jobs as params.
@@ -131,20 +131,20 @@ def drawn(*names: str) -> dict[str, int]:
 
 # Jobs of the tiny run: three kinds of ablation on two shards.
 DRAWN = drawn(*NAMES)
-FROZEN = {"freeze_layernorm": 2, "compare_frozen_layernorm": 1}
+FROZEN = {"freeze_layernorm": 2, "tabulate_frozen_layernorm": 1}
 CHECKS = {"tabulate_checks": 1, "write_findings": 1}
-NEURONS = {"measure_neurons": 2, **CHECKS, "condense_neurons": 1, **drawn(*NEURON_FIGURES)}
-MOVED = {"move_residual": 2, **CHECKS, "correlate_next_layer": 1, **drawn("next_layer_correlation")}
+NEURONS = {"measure_neurons": 2, **CHECKS, "tabulate_neurons": 1, **drawn(*NEURON_FIGURES)}
+MOVED = {"move_residual": 2, **CHECKS, "tabulate_moved_residual": 1, **drawn("next_layer_correlation")}
 OF_CHOSEN = {
-    **{"choose_heads": 1, "tabulate_tokens": 1, "tabulate_scale_ratios": 3, "tabulate_ablation_type": 3},
-    **{"ablate_with_donors": 2, "tabulate_donor_noise": 1, "tabulate_repair": 1},
+    **{"choose_heads": 1, "tabulate_token_noise": 1, "tabulate_layernorm_scale": 3, "tabulate_ablation_type": 3},
+    **{"measure_donor_noise": 2, "tabulate_donor_noise": 1, "tabulate_repair": 1},
     **{**FROZEN, **NEURONS, **MOVED},
     **drawn("token_noise", "layernorm_scale_ratio", "ablation_types", "layernorm_claim", "donor_noise"),
     **drawn("who_repairs_whom"),
 }
 CONDENSED = {
-    **{"condense_ablations": 3, "tabulate_layernorm_claim": 1, "tabulate_selection_control": 1, "compare_published": 1},
-    **{"condense_reinforcement": 1, "condense_layer_ablation": 1, **CHECKS},
+    **{"tabulate_heads": 3, "tabulate_layernorm_claim": 1, "tabulate_selection_control": 1, "tabulate_published": 1},
+    **{"tabulate_reinforcement": 1, "tabulate_layer_ablations": 1, **CHECKS},
     **{**OF_CHOSEN, **DRAWN},
 }
 SELECTED = {"find_thresholds": 1, "ablate_heads": 6, "reinforce_heads": 2, **CONDENSED}
@@ -229,7 +229,7 @@ def test_an_edit_of_a_script_changes_the_code_of_its_rule(space: Space, digests:
         ("workflow/config.py", {}),
         ("figures/token_noise.py", drawn("token_noise")),
         ("figures/style.py", DRAWN),
-        ("tables/neurons.py", {"condense_neurons": 1, **drawn(*NEURON_FIGURES)}),
+        ("tables/neurons.py", {"tabulate_neurons": 1, **drawn(*NEURON_FIGURES)}),
         ("tables/statistics.py", CONDENSED),
         ("measure/mean_activations.py", {"average_activations": 1, **REPLAYED}),
         ("engine/replay.py", REPLAYED),
@@ -279,19 +279,19 @@ def test_comments_docstrings_and_layout_make_nothing_stale(finished: Space, tmp_
         (
             "analyses.reinforcement_scales",
             [2],
-            {"reinforce_heads": 2, **CHECKS, "condense_reinforcement": 1, **drawn("self_reinforcement")},
+            {"reinforce_heads": 2, **CHECKS, "tabulate_reinforcement": 1, **drawn("self_reinforcement")},
         ),
         (
             "analyses.noise_donors",
             2,
-            {"ablate_with_donors": 2, **CHECKS, "tabulate_donor_noise": 1, **drawn("donor_noise")},
+            {"measure_donor_noise": 2, **CHECKS, "tabulate_donor_noise": 1, **drawn("donor_noise")},
         ),
         (
             "ablations.zero.heads",
             [[0, 1], [1, 1]],
             # Zero ablation leaves the figures that show the chosen heads under each kind.
             {
-                **{"ablate_heads": 2, "condense_ablations": 1, **CHECKS},
+                **{"ablate_heads": 2, "tabulate_heads": 1, **CHECKS},
                 **drawn("effect_vs_logit_change", "layernorm_scale_ratio", "ablation_types"),
             },
         ),
@@ -320,7 +320,7 @@ def test_the_published_model_makes_stale_what_is_compared_with_it(space: Space) 
     edited = space.edited(facts, facts.read_text(encoding="utf-8"), text)
     sealed = space.edited(digest, digest.read_text(encoding="utf-8"), listed)
     with edited, sealed, configured(space, "models.tiny.published", "gpt2-small"):
-        assert space.jobs() == {"check_published": 1, "compare_published": 1, **drawn("published_comparison")}
+        assert space.jobs() == {"check_published": 1, "tabulate_published": 1, **drawn("published_comparison")}
 
 
 def test_values_of_models_and_texts_that_do_not_run_change_nothing(space: Space) -> None:
