@@ -6,7 +6,7 @@ from selfrepair.workflow.jobs import job
 
 if __name__ == "__main__":
     with job(snakemake):
-        from selfrepair.tables.layernorm import compare_frozen_layernorm
+        from selfrepair.tables.layernorm_scale import compare_frozen_layernorm
 
         compare_frozen_layernorm(
             heads_table=Path(snakemake.input.heads),

@@ -6,7 +6,7 @@ from selfrepair.workflow.jobs import job
 
 if __name__ == "__main__":
     with job(snakemake):
-        from selfrepair.tables.circuits import condense_layer_ablation
+        from selfrepair.tables.repair import condense_layer_ablation
 
         condense_layer_ablation(
             shards=[Path(path) for path in snakemake.input.ablations],

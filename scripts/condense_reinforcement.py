@@ -6,7 +6,7 @@ from selfrepair.workflow.jobs import job
 
 if __name__ == "__main__":
     with job(snakemake):
-        from selfrepair.tables.circuits import condense_reinforcement
+        from selfrepair.tables.repair import condense_reinforcement
 
         condense_reinforcement(
             shards=[Path(path) for path in snakemake.input.reinforcement],

@@ -6,7 +6,7 @@ from selfrepair.workflow.jobs import job
 
 if __name__ == "__main__":
     with job(snakemake):
-        from selfrepair.tables.circuits import correlate_next_layer
+        from selfrepair.tables.repair import correlate_next_layer
 
         correlate_next_layer(
             ablations=[Path(path) for path in snakemake.input.ablations],

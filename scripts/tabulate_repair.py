@@ -6,7 +6,7 @@ from selfrepair.workflow.jobs import job
 
 if __name__ == "__main__":
     with job(snakemake):
-        from selfrepair.tables.circuits import tabulate_repair
+        from selfrepair.tables.repair import tabulate_repair
 
         tabulate_repair(
             shards=[Path(path) for path in snakemake.input.ablations],

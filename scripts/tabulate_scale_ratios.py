@@ -6,7 +6,7 @@ from selfrepair.workflow.jobs import job
 
 if __name__ == "__main__":
     with job(snakemake):
-        from selfrepair.tables.layernorm import tabulate_scale_ratios
+        from selfrepair.tables.layernorm_scale import tabulate_scale_ratios
 
         tabulate_scale_ratios(
             heads_table=Path(snakemake.input.heads),

@@ -20,7 +20,7 @@ from selfrepair.measure.reinforcement import ADDED, _added, reinforce_heads
 from selfrepair.model.calls import hooked
 from selfrepair.model.model import Model
 from selfrepair.quantities import PARTS
-from selfrepair.tables.circuits import (
+from selfrepair.tables.repair import (
     CONTROLS,
     _regression,
     _repairs,

@@ -24,7 +24,7 @@ from selfrepair.measure.thresholds import select_top_tokens
 from selfrepair.measure.tokens import assign_donors
 from selfrepair.quantities import ABLATION_KINDS
 from selfrepair.tables.heads import condense_ablations
-from selfrepair.tables.layernorm import (
+from selfrepair.tables.layernorm_scale import (
     READINGS,
     THIS_RUN,
     compare_frozen_layernorm,
