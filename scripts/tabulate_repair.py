@@ -14,5 +14,4 @@ if __name__ == "__main__":
             chosen_heads=Path(snakemake.input.chosen),
             heads_table=Path(snakemake.input.heads),
             tables={name: Path(snakemake.output[name]) for name in ("by_layer", "rows", "pairs")},
-            **snakemake.params.statistics,
         )

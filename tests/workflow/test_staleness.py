@@ -43,15 +43,22 @@ REPLAYS = {"ablate_heads", "freeze_layernorm", "measure_neurons", "ablate_layers
 ONE_ATTENTION = {"reinforce_heads", "move_residual"}
 # These read which heads were chosen.
 TAKES_CHOSEN = {"ablate_heads", "freeze_layernorm", "measure_neurons", "ablate_with_donors", "move_residual"}
+TABLES_OF_CHOSEN = {
+    "tabulate_tokens",
+    "tabulate_repair",
+    "tabulate_donor_noise",
+    *LAYERNORM - {"tabulate_layernorm_claim"},
+}
+# These read ablations with the tokens that count.
+COUNTS_TOKENS = {"condense_ablations", "tabulate_tokens", "tabulate_repair", *LAYERNORM}
 RUNS_THE_MODEL = {"cache_activations", *REPLAYS, *ONE_ATTENTION}
 READS_HDF5 = {
     *("tokenize_corpus", "check_prompts", "select_top_tokens", "average_activations"),
-    *(RUNS_THE_MODEL | TABLES | {"tabulate_checks"}),
+    *(RUNS_THE_MODEL | TABLES | {"tabulate_checks"}) - {"compare_published"},
 }
-OF_TABLES = TABLES - LAYERNORM
 USES_TABLES = TABLES | SHOWS | TAKES_CHOSEN | {"choose_heads", "tabulate_checks"}
-EVERY = SNAPSHOTS | READS_HDF5 | {"choose_heads", "check_published"} | SHOWS
-READS_SNAPSHOTS = {"tokenize_corpus", "check_prompts", "check_published", *RUNS_THE_MODEL, *OF_TABLES}
+EVERY = SNAPSHOTS | READS_HDF5 | {"choose_heads", "check_published", "compare_published"} | SHOWS
+READS_SNAPSHOTS = {"tokenize_corpus", "check_prompts", "check_published", "condense_ablations", *RUNS_THE_MODEL}
 
 # The rules that run each module, and are stale by an edit of it. What is made from their results follows by itself.
 USERS: dict[str, set[str]] = {
@@ -71,7 +78,7 @@ USERS: dict[str, set[str]] = {
     "files/tables.py": USES_TABLES,
     "measure/ablations.py": REPLAYS,
     "measure/activations.py": RUNS_THE_MODEL,
-    "measure/chosen_heads.py": {"choose_heads", "move_residual", *REPLAYS, *TABLES}
+    "measure/chosen_heads.py": {"choose_heads", "move_residual", *REPLAYS, *TABLES_OF_CHOSEN}
     - {"project_other_donor", "ablate_layers"},
     "measure/frozen_layernorm.py": {"freeze_layernorm"},
     "measure/layer_ablations.py": {"ablate_layers"},
@@ -80,7 +87,11 @@ USERS: dict[str, set[str]] = {
     "measure/neurons.py": {"measure_neurons"},
     "measure/other_donors.py": DONORS,
     "measure/reinforcement.py": {"reinforce_heads"},
-    "measure/thresholds.py": {"select_top_tokens"} | REPLAYS | ONE_ATTENTION | TABLES,
+    "measure/thresholds.py": {"select_top_tokens"}
+    | REPLAYS
+    | ONE_ATTENTION
+    | COUNTS_TOKENS
+    | {"tabulate_selection_control"},
     "measure/tokens.py": {"tokenize_corpus", "check_prompts"} | RUNS_THE_MODEL,
     "model/allocator.py": RUNS_THE_MODEL,
     "model/calls.py": RUNS_THE_MODEL,
@@ -88,7 +99,7 @@ USERS: dict[str, set[str]] = {
     "model/flops.py": set(),
     "model/model.py": RUNS_THE_MODEL,
     "model/token_ids.py": REPLAYS,
-    "quantities.py": REPLAYS | ONE_ATTENTION | TABLES | SHOWS,
+    "quantities.py": REPLAYS | ONE_ATTENTION | SHOWS | TABLES - {"tabulate_tokens"},
     "snapshots/corpora.py": {"snapshot_corpus"},
     "snapshots/encoding.py": {"snapshot_model", "tokenize_corpus", "check_prompts"} | RUNS_THE_MODEL,
     "snapshots/folder.py": {"snapshot_model"} | RUNS_THE_MODEL,
@@ -104,15 +115,27 @@ USERS: dict[str, set[str]] = {
     "snapshots/tokenizers.py": {"snapshot_model"},
     "snapshots/weights.py": {"snapshot_model"} | RUNS_THE_MODEL,
     "snapshots/wikitext.py": {"snapshot_corpus"},
+    "tables/ablation_type.py": {"tabulate_ablation_type"},
     "tables/checks.py": {"tabulate_checks"},
-    "tables/repair.py": CIRCUITS,
+    "tables/columns.py": {
+        *("condense_ablations", "tabulate_scale_ratios", "compare_frozen_layernorm", "condense_reinforcement"),
+        *("condense_layer_ablation", *CONTROLS),
+    },
+    "tables/counted_tokens.py": COUNTS_TOKENS,
     "tables/donor_noise.py": {"tabulate_donor_noise"},
-    "tables/heads.py": OF_TABLES,
-    "tables/layernorm_scale.py": LAYERNORM,
+    "tables/frozen_layernorm.py": {"compare_frozen_layernorm"},
+    "tables/heads.py": {"condense_ablations"},
+    "tables/layer_ablations.py": {"condense_layer_ablation"},
+    "tables/layernorm_claim.py": {"tabulate_layernorm_claim"},
+    "tables/layernorm_scale.py": {"tabulate_scale_ratios"},
+    "tables/moved_residual.py": {"correlate_next_layer"},
     "tables/neurons.py": {"condense_neurons"},
     "tables/published.py": {"compare_published"},
+    "tables/reinforcement.py": {"condense_reinforcement"},
+    "tables/repair.py": {"tabulate_repair"},
     "tables/selection_control.py": {"tabulate_selection_control"},
-    "tables/statistics.py": TABLES | {"draw_token_noise", "write_findings"},
+    "tables/statistics.py": {*TABLES - {"tabulate_tokens"}, "draw_token_noise", "write_findings"},
+    "tables/token_noise.py": {"tabulate_tokens"},
     # Used while the workflow is put together; what it gives reaches jobs as params.
     "workflow/config.py": set(),
     "workflow/jobs.py": EVERY,

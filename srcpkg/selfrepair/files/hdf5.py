@@ -233,6 +233,25 @@ def open_shards(
         )
 
 
+def join_shards(
+    paths: Sequence[Path], kind: str, *, remake: str, n_prompts: int | None = None, names: Sequence[str] | None = None
+) -> xr.Dataset:
+    """Shards read whole and joined along their prompts; variables without prompts are the same in all, and taken once.
+
+    Args:
+        paths: As for `open_shards`, and likewise the rest.
+        kind: What they must be.
+        remake: The rule that makes them.
+        n_prompts: How many prompts they hold together; None where nothing says.
+        names: Variables to read; None means all.
+    """
+    parts = [
+        dataset.load() if names is None else dataset[list(names)].load()
+        for dataset, _ in open_shards(paths, kind, remake=remake, n_prompts=n_prompts)
+    ]
+    return xr.concat(parts, "prompt", data_vars="minimal", coords="minimal", compat="override", join="override")
+
+
 def heads_of(dataset: xr.Dataset) -> list[tuple[int, int]]:
     """The (layer, head) pairs of a file that holds some heads, in its order."""
     return list(zip(dataset["layer"].values.tolist(), dataset["head_index"].values.tolist(), strict=True))

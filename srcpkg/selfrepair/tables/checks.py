@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from selfrepair.files.hdf5 import open_shards
-from selfrepair.files.tables import read_table, write_table
+from selfrepair.files.tables import read_settings, write_table
 
 
 def tabulate_checks(
@@ -39,4 +39,4 @@ def tabulate_checks(
         }
         for (measurement, ablation), files in rows.items()
     ]
-    write_table(pd.DataFrame(table), out, read_table(heads_table).attrs)
+    write_table(pd.DataFrame(table), out, read_settings(heads_table))

@@ -13,10 +13,10 @@ import pandas as pd
 from jaxtyping import Bool, Float
 
 from selfrepair.files.hdf5 import heads_of, open_hdf5, open_shards
-from selfrepair.files.tables import read_table, write_table
+from selfrepair.files.tables import read_settings, write_table
 from selfrepair.measure.thresholds import read_selected, top_tokens
-from selfrepair.tables.heads import relative_depth
-from selfrepair.tables.statistics import estimate_weights, estimated, mean_over_heads, ratios
+from selfrepair.tables.columns import relative_depth
+from selfrepair.tables.statistics import mean_over_heads, ratios, run_weights, with_interval
 
 CHOICES = ("top", "absolute", "removed", "other_donor", "random")
 """Tokens chosen by direct effect; by its size; by the effect that ablation removes, with the donor that is measured or with
@@ -110,7 +110,6 @@ def tabulate_selection_control(
     thresholds: Path,
     layers_out: Path,
     model_out: Path,
-    first_position: int,
 ) -> None:
     """Write self-repair on tokens chosen in several ways, by layer and over the model.
 
@@ -121,12 +120,11 @@ def tabulate_selection_control(
         thresholds: Top tokens of each head.
         layers_out: Parquet file, a row a choice and layer; a CSV is written beside it.
         model_out: Parquet file, a row a choice.
-        first_position: Positions before this one count nowhere.
     """
-    run = read_table(heads_table).attrs
-    n_prompts, n_layers = int(run["n_prompts"]), int(run["n_layers"])
-    weights = estimate_weights(n_prompts, int(run["n_bootstrap"]), int(run["bootstrap_seed"]))
-    rng = np.random.default_rng(int(run["bootstrap_seed"]))
+    run = read_settings(heads_table)
+    n_prompts = run["n_prompts"]
+    weights = run_weights(run)
+    rng = np.random.default_rng(run["bootstrap_seed"])
     by_head: dict[str, list[dict[str, np.ndarray]]] = {choice: [] for choice in CHOICES}
     layers = []
     with open_hdf5(ablations[0], "ablations", remake="ablate_heads") as dataset:
@@ -137,26 +135,26 @@ def tabulate_selection_control(
         # A layer at a time, so that memory does not grow with the model.
         tokens = _read_layer(ablations, other_donor, heads, rows, n_prompts)
         shape = tokens["direct_effect"].shape
-        counted = np.broadcast_to(np.arange(shape[2]) >= first_position, shape[1:]).ravel()
+        counted = np.broadcast_to(np.arange(shape[2]) >= run["first_position"], shape[1:]).ravel()
         top = read_selected(thresholds, heads, slice(0, n_prompts))
         flat = {name: value.reshape(len(heads), -1) for name, value in tokens.items()}
         chosen = choose_tokens(flat, top.reshape(len(heads), -1), counted, rng)
         for choice in CHOICES:
             by_head[choice].append(repair_of_choice(tokens, chosen[choice].reshape(shape), weights))
         layers.append(layer)
-    depth = relative_depth(np.array(layers), n_layers)
+    depth = relative_depth(np.array(layers), run["n_layers"])
     table: list[dict[str, object]] = []
     for at, layer in enumerate(layers):
         found = {choice: over_heads(by_head[choice][at]) for choice in CHOICES}
         n_heads = by_head["top"][at]["self_repair"].shape[1]
         common = {"layer": layer, "relative_depth": depth[at], "n_heads": n_heads}
-        table += [{**common, **row} for row in _rows(found, float(run["confidence"]))]
+        table += [{**common, **row} for row in _rows(found)]
     write_table(pd.DataFrame(table), layers_out, run)
     whole = {
         choice: over_heads({name: np.concatenate([part[name] for part in parts], axis=1) for name in parts[0]})
         for choice, parts in by_head.items()
     }
-    table = [{"n_heads": len(ablated), **row} for row in _rows(whole, float(run["confidence"]))]
+    table = [{"n_heads": len(ablated), **row} for row in _rows(whole)]
     write_table(pd.DataFrame(table), model_out, run)
 
 
@@ -179,13 +177,9 @@ def _read_layer(
     return {name: np.concatenate(part, axis=1) for name, part in parts.items()}
 
 
-def _rows(found: Mapping[str, Mapping[str, np.ndarray]], confidence: float) -> list[dict[str, object]]:
-    rows = []
+def _rows(found: Mapping[str, Mapping[str, np.ndarray]]) -> list[dict[str, object]]:
+    rows: list[dict[str, object]] = []
     for choice, values in found.items():
-        row: dict[str, object] = {"choice": choice}
-        for name, value in values.items():
-            row |= estimated(name, value, confidence)
-        for name in COMPARED:
-            row |= estimated(f"{name}_minus_top", values[name] - found["top"][name], confidence)
-        rows.append(row)
+        differences = {f"{name}_minus_top": values[name] - found["top"][name] for name in COMPARED}
+        rows.append({"choice": choice, **with_interval(values), **with_interval(differences)})
     return rows
