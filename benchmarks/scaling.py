@@ -28,7 +28,8 @@ import selfrepair
 from selfrepair.figures import style
 from selfrepair.files.hdf5 import open_hdf5
 from selfrepair.model.flops import layer_flops, sweep_flops
-from selfrepair.model.model import Model, find_parts
+from selfrepair.model.model import Model
+from selfrepair.model.parts import find_parts
 
 TOKENS = (512, 1024, 2048, 4096, 8192)
 LENGTH = 128

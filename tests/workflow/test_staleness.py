@@ -97,7 +97,11 @@ USERS: dict[str, set[str]] = {
     "model/calls.py": RUNS_THE_MODEL,
     # Counts operations for the benchmark and a test.
     "model/flops.py": set(),
+    "model/loading.py": RUNS_THE_MODEL,
     "model/model.py": RUNS_THE_MODEL,
+    "model/norm.py": RUNS_THE_MODEL,
+    "model/observed.py": RUNS_THE_MODEL,
+    "model/parts.py": RUNS_THE_MODEL,
     "model/token_ids.py": REPLAYS,
     "quantities.py": REPLAYS | ONE_ATTENTION | SHOWS | TABLES - {"tabulate_tokens"},
     "snapshots/corpora.py": {"snapshot_corpus"},

@@ -21,7 +21,8 @@ from selfrepair.measure.mean_activations import read_mean_activations
 from selfrepair.measure.thresholds import read_selected
 from selfrepair.measure.tokens import read_shard
 from selfrepair.model.calls import left_as_it_was
-from selfrepair.model.model import Model, load_model
+from selfrepair.model.loading import load_model
+from selfrepair.model.model import Model
 from selfrepair.model.token_ids import TokenIds, token_ids
 from selfrepair.quantities import ABLATION_KINDS, HEAD_TOKEN, PARTS, QUANTITIES
 from selfrepair.workflow.progress import Progress

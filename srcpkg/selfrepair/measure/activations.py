@@ -14,7 +14,8 @@ from torch import Tensor
 from selfrepair.engine.clean import CleanRun, prompt_chunks, run_clean
 from selfrepair.files.hdf5 import open_hdf5, write_hdf5
 from selfrepair.measure.tokens import read_shard
-from selfrepair.model.model import Model, load_model
+from selfrepair.model.loading import load_model
+from selfrepair.model.model import Model
 from selfrepair.workflow.progress import Progress
 
 REMAKE = "cache_activations"

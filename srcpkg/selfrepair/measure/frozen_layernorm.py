@@ -33,7 +33,8 @@ from selfrepair.measure.mean_activations import read_mean_activations
 from selfrepair.measure.thresholds import read_selected
 from selfrepair.measure.tokens import read_shard
 from selfrepair.model.calls import hooked
-from selfrepair.model.model import Model, load_model
+from selfrepair.model.loading import load_model
+from selfrepair.model.model import Model
 from selfrepair.quantities import QUANTITIES
 from selfrepair.workflow.progress import Progress
 

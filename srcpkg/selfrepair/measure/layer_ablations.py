@@ -20,7 +20,8 @@ from selfrepair.measure.ablations import check_identity
 from selfrepair.measure.activations import open_activations
 from selfrepair.measure.tokens import read_shard
 from selfrepair.model.calls import gives, hooked
-from selfrepair.model.model import Model, load_model
+from selfrepair.model.loading import load_model
+from selfrepair.model.model import Model
 from selfrepair.quantities import HEAD_TOKEN, QUANTITIES
 from selfrepair.workflow.progress import Progress
 

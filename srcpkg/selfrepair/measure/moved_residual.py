@@ -17,7 +17,7 @@ from selfrepair.measure.activations import open_activations
 from selfrepair.measure.chosen_heads import read_chosen_heads
 from selfrepair.measure.thresholds import read_selected
 from selfrepair.measure.tokens import read_shard
-from selfrepair.model.model import load_model
+from selfrepair.model.loading import load_model
 
 
 def move_residual_of_shard(

@@ -22,7 +22,8 @@ from selfrepair.measure.ablations import arrays, check_heads, layers_run, plain_
 from selfrepair.measure.activations import open_activations
 from selfrepair.measure.thresholds import read_selected
 from selfrepair.measure.tokens import Prompts, assign_donors, read_shard
-from selfrepair.model.model import Model, load_model
+from selfrepair.model.loading import load_model
+from selfrepair.model.model import Model
 from selfrepair.quantities import HEAD_TOKEN
 from selfrepair.workflow.progress import Progress
 

@@ -19,7 +19,7 @@ from selfrepair.files.hdf5 import write_hdf5
 from selfrepair.measure.activations import open_activations
 from selfrepair.measure.thresholds import read_selected
 from selfrepair.measure.tokens import read_shard
-from selfrepair.model.model import load_model
+from selfrepair.model.loading import load_model
 from selfrepair.workflow.progress import Progress
 
 ADDED = ("own", "random", "other")
