@@ -64,6 +64,7 @@ READS_SNAPSHOTS = {"tokenize_corpus", "check_prompts", "check_published", "conde
 USERS: dict[str, set[str]] = {
     **{f"figures/{name}.py": {f"draw_{name}", "write_findings"} for name in NAMES},
     "__init__.py": EVERY,
+    "engine/batches.py": REPLAYS,
     "engine/clean.py": RUNS_THE_MODEL,
     "engine/proof.py": REPLAYS | ONE_ATTENTION,
     "engine/replay.py": REPLAYS,

@@ -11,9 +11,10 @@ import xarray as xr
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from selfrepair.engine.batches import Batch, group_by_layer
 from selfrepair.engine.clean import CleanRun, prompt_chunks, run_clean
 from selfrepair.engine.proof import PlainReplacements, Proof, plain_replacement, prove_heads, repeat_heads
-from selfrepair.engine.replay import Batch, SuffixReplay, group_by_layer
+from selfrepair.engine.replay import SuffixReplay
 from selfrepair.engine.rounding import identity_tolerance
 from selfrepair.files.hdf5 import write_hdf5
 from selfrepair.measure.activations import open_activations

@@ -18,9 +18,10 @@ import xarray as xr
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from selfrepair.engine.batches import group_by_layer
 from selfrepair.engine.clean import CleanRun, prompt_chunks
 from selfrepair.engine.proof import Proof, Repeated, repeat_heads
-from selfrepair.engine.replay import SuffixReplay, group_by_layer
+from selfrepair.engine.replay import SuffixReplay
 from selfrepair.engine.rounding import identity_tolerance
 from selfrepair.files.hdf5 import write_hdf5
 from selfrepair.measure.ablations import (

@@ -9,8 +9,9 @@ import torch
 from torch import nn
 
 import selfrepair
+from selfrepair.engine.batches import group_by_layer
 from selfrepair.engine.clean import CleanRun, run_clean
-from selfrepair.engine.replay import SuffixReplay, group_by_layer
+from selfrepair.engine.replay import SuffixReplay
 from selfrepair.measure.frozen_layernorm import frozen_layernorm_change, frozen_scale, own_correct_logit
 from selfrepair.model.model import Model
 
