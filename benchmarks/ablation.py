@@ -403,7 +403,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 def prompts(tokens_file: Path) -> np.ndarray:
     """Token ids [prompt, pos] of the default run."""
-    with open_hdf5(tokens_file, "tokens", remake="tokenize_corpus") as file:
+    with open_hdf5(tokens_file, "tokens") as file:
         return file["tokens"].values[:DEFAULT_PROMPTS].astype(np.int64)
 
 

@@ -53,7 +53,7 @@ def read_plain(file: Path) -> None:
 
 def read_checked(file: Path, values: bool = True) -> None:
     """Read as the workflow does; without values, what opening alone checks."""
-    with open_hdf5(file, "activations", remake="cache_activations") as dataset:
+    with open_hdf5(file, "activations") as dataset:
         if values:
             read(dataset)
 

@@ -28,7 +28,8 @@ import selfrepair
 from selfrepair.figures import style
 from selfrepair.files.hdf5 import open_hdf5
 from selfrepair.model.flops import layer_flops, sweep_flops
-from selfrepair.model.model import Model, find_parts
+from selfrepair.model.model import Model
+from selfrepair.model.parts import find_parts
 
 TOKENS = (512, 1024, 2048, 4096, 8192)
 LENGTH = 128
@@ -55,7 +56,7 @@ AUTHORS_FORWARDS = 4
 
 def text(file: Path, n_tokens: int, length: int) -> np.ndarray:
     """``n_tokens`` of the text as prompts [prompt, pos] of any length."""
-    with open_hdf5(file, "tokens", remake="tokenize_corpus") as dataset:
+    with open_hdf5(file, "tokens") as dataset:
         ids = dataset["tokens"].values.astype(np.int64).ravel()
     if len(ids) < n_tokens:
         raise SystemExit(f"the text has {len(ids)} tokens, {n_tokens} are wanted")

@@ -90,7 +90,7 @@ def time_variant(options: argparse.Namespace) -> dict[str, float]:
     model = selfrepair.load_model(options.model)
     if name == OWN_NORM:
         models._norm_in_own_dtype(model.hf)
-    with open_hdf5(options.tokens, "tokens", remake="tokenize_corpus") as file:
+    with open_hdf5(options.tokens, "tokens") as file:
         tokens = torch.from_numpy(file["tokens"].values[:PROMPTS].astype(np.int64))
     if name in (LAYERS_ALONE, COMPILED):
         work = layers_alone(model, tokens, compiled=name == COMPILED)

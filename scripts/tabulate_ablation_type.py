@@ -6,7 +6,7 @@ from selfrepair.workflow.jobs import job
 
 if __name__ == "__main__":
     with job(snakemake):
-        from selfrepair.tables.layernorm import tabulate_ablation_type
+        from selfrepair.tables.ablation_type import tabulate_ablation_type
 
         tabulate_ablation_type(
             heads_table=Path(snakemake.input.heads),

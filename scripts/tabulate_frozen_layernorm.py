@@ -6,9 +6,9 @@ from selfrepair.workflow.jobs import job
 
 if __name__ == "__main__":
     with job(snakemake):
-        from selfrepair.tables.layernorm import compare_frozen_layernorm
+        from selfrepair.tables.frozen_layernorm import tabulate_frozen_layernorm
 
-        compare_frozen_layernorm(
+        tabulate_frozen_layernorm(
             heads_table=Path(snakemake.input.heads),
             shards=[Path(path) for path in snakemake.input.ablations],
             thresholds=Path(snakemake.input.thresholds),

@@ -6,9 +6,9 @@ from selfrepair.workflow.jobs import job
 
 if __name__ == "__main__":
     with job(snakemake):
-        from selfrepair.tables.heads import condense_ablations
+        from selfrepair.tables.heads import tabulate_heads
 
-        condense_ablations(
+        tabulate_heads(
             model_manifest=Path(snakemake.input.model),
             shards=[Path(path) for path in snakemake.input.ablations],
             thresholds=Path(snakemake.input.thresholds),

@@ -6,11 +6,10 @@ from selfrepair.workflow.jobs import job
 
 if __name__ == "__main__":
     with job(snakemake):
-        from selfrepair.tables.circuits import condense_layer_ablation
+        from selfrepair.tables.layer_ablations import tabulate_layer_ablations
 
-        condense_layer_ablation(
+        tabulate_layer_ablations(
             shards=[Path(path) for path in snakemake.input.ablations],
             heads_table=Path(snakemake.input.heads),
             out=Path(snakemake.output.table),
-            **snakemake.params.statistics,
         )

@@ -6,7 +6,7 @@ from selfrepair.workflow.jobs import job
 
 if __name__ == "__main__":
     with job(snakemake):
-        from selfrepair.tables.layernorm import tabulate_layernorm_claim
+        from selfrepair.tables.layernorm_claim import tabulate_layernorm_claim
 
         tabulate_layernorm_claim(
             heads_table=Path(snakemake.input.heads),

@@ -6,9 +6,9 @@ from selfrepair.workflow.jobs import job
 
 if __name__ == "__main__":
     with job(snakemake):
-        from selfrepair.tables.layernorm import tabulate_scale_ratios
+        from selfrepair.tables.layernorm_scale import tabulate_layernorm_scale
 
-        tabulate_scale_ratios(
+        tabulate_layernorm_scale(
             heads_table=Path(snakemake.input.heads),
             shards=[Path(path) for path in snakemake.input.ablations],
             thresholds=Path(snakemake.input.thresholds),

@@ -6,12 +6,11 @@ from selfrepair.workflow.jobs import job
 
 if __name__ == "__main__":
     with job(snakemake):
-        from selfrepair.tables.circuits import correlate_next_layer
+        from selfrepair.tables.moved_residual import tabulate_moved_residual
 
-        correlate_next_layer(
+        tabulate_moved_residual(
             ablations=[Path(path) for path in snakemake.input.ablations],
             moved=[Path(path) for path in snakemake.input.moved],
             heads_table=Path(snakemake.input.heads),
             tables={"correlations": Path(snakemake.output.correlations), "heads": Path(snakemake.output.next_heads)},
-            **snakemake.params.statistics,
         )

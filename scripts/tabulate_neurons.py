@@ -6,9 +6,9 @@ from selfrepair.workflow.jobs import job
 
 if __name__ == "__main__":
     with job(snakemake):
-        from selfrepair.tables.neurons import condense_neurons
+        from selfrepair.tables.neurons import tabulate_neurons
 
-        condense_neurons(
+        tabulate_neurons(
             shards=[Path(path) for path in snakemake.input.neurons],
             heads_table=Path(snakemake.input.heads),
             tables={name: Path(path) for name, path in snakemake.output.items()},

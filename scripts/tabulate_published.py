@@ -6,9 +6,9 @@ from selfrepair.workflow.jobs import job
 
 if __name__ == "__main__":
     with job(snakemake):
-        from selfrepair.tables.published import compare_published
+        from selfrepair.tables.published import tabulate_published
 
-        compare_published(
+        tabulate_published(
             heads_table=Path(snakemake.input.heads),
             published=Path(snakemake.input.published),
             model=snakemake.params.published,

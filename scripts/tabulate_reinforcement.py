@@ -6,11 +6,10 @@ from selfrepair.workflow.jobs import job
 
 if __name__ == "__main__":
     with job(snakemake):
-        from selfrepair.tables.circuits import condense_reinforcement
+        from selfrepair.tables.reinforcement import tabulate_reinforcement
 
-        condense_reinforcement(
+        tabulate_reinforcement(
             shards=[Path(path) for path in snakemake.input.reinforcement],
             heads_table=Path(snakemake.input.heads),
             out=Path(snakemake.output.table),
-            **snakemake.params.statistics,
         )

@@ -6,7 +6,7 @@ from selfrepair.workflow.jobs import job
 
 if __name__ == "__main__":
     with job(snakemake):
-        from selfrepair.tables.circuits import tabulate_repair
+        from selfrepair.tables.repair import tabulate_repair
 
         tabulate_repair(
             shards=[Path(path) for path in snakemake.input.ablations],
@@ -14,5 +14,4 @@ if __name__ == "__main__":
             chosen_heads=Path(snakemake.input.chosen),
             heads_table=Path(snakemake.input.heads),
             tables={name: Path(snakemake.output[name]) for name in ("by_layer", "rows", "pairs")},
-            **snakemake.params.statistics,
         )

@@ -15,5 +15,4 @@ if __name__ == "__main__":
             thresholds=Path(snakemake.input.thresholds),
             layers_out=Path(snakemake.output.layers),
             model_out=Path(snakemake.output.model_mean),
-            first_position=snakemake.params.first_position,
         )

@@ -6,13 +6,12 @@ from selfrepair.workflow.jobs import job
 
 if __name__ == "__main__":
     with job(snakemake):
-        from selfrepair.tables.heads import tabulate_tokens
+        from selfrepair.tables.token_noise import tabulate_token_noise
 
-        tabulate_tokens(
+        tabulate_token_noise(
             heads_table=Path(snakemake.input.heads),
             shards=[Path(path) for path in snakemake.input.ablations],
             thresholds=Path(snakemake.input.thresholds),
             chosen_heads=Path(snakemake.input.chosen),
             out=Path(snakemake.output.tokens),
-            first_position=snakemake.params.first_position,
         )

@@ -121,3 +121,11 @@ def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
     manifest = tmp_path_factory.mktemp("smollm2") / "manifest.json"
     snapshot_model(manifest, **config["models"]["smollm2-135m-instruct"])
     return manifest.parent
+
+
+@pytest.fixture(scope="session")
+def planted_run(tmp_path_factory: pytest.TempPathFactory):
+    """Measured files and head tables of a planted model (`planted.layernorm_run`), which tests read and leave as they are."""
+    from planted.layernorm_run import make_planted_run
+
+    return make_planted_run(tmp_path_factory.mktemp("planted"))

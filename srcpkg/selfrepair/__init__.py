@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from selfrepair.measure.ablations import ablate_heads as ablate_heads
-    from selfrepair.model.model import load_model as load_model
+    from selfrepair.model.loading import load_model as load_model
 
 __version__ = version("selfrepair")
 __all__ = ["__version__", "ablate_heads", "load_model"]
 
 # Loaded at first use, so that importing the package does not import torch.
-_LAZY = {"ablate_heads": "selfrepair.measure.ablations", "load_model": "selfrepair.model.model"}
+_LAZY = {"ablate_heads": "selfrepair.measure.ablations", "load_model": "selfrepair.model.loading"}
 
 
 def __getattr__(name: str) -> Any:

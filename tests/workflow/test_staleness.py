@@ -38,30 +38,41 @@ TABLES = {
     *CIRCUITS,
     *CONTROLS,
 }
-DONORS = {"project_other_donor", "measure_donor_noise"}
-REPLAYS = {"ablate_heads", "freeze_layernorm", "measure_neurons", "ablate_layers", *DONORS}
+REPLAYS = {"ablate_heads", "freeze_layernorm", "measure_neurons", "ablate_layers", "measure_donor_noise"}
 ONE_ATTENTION = {"reinforce_heads", "move_residual"}
+OF_SHARD = {*REPLAYS, *ONE_ATTENTION, "project_other_donor"}
 # These read which heads were chosen.
 TAKES_CHOSEN = {"ablate_heads", "freeze_layernorm", "measure_neurons", "measure_donor_noise", "move_residual"}
-RUNS_THE_MODEL = {"cache_activations", *REPLAYS, *ONE_ATTENTION}
+TABLES_OF_CHOSEN = {
+    "tabulate_token_noise",
+    "tabulate_repair",
+    "tabulate_donor_noise",
+    *LAYERNORM - {"tabulate_layernorm_claim"},
+}
+# These read ablations with the tokens that count.
+COUNTS_TOKENS = {"tabulate_heads", "tabulate_token_noise", "tabulate_repair", *LAYERNORM}
+RUNS_THE_MODEL = {"cache_activations", *OF_SHARD}
 READS_HDF5 = {
     *("tokenize_corpus", "check_prompts", "find_thresholds", "average_activations"),
-    *(RUNS_THE_MODEL | TABLES | {"tabulate_checks"}),
+    *(RUNS_THE_MODEL | TABLES | {"tabulate_checks"}) - {"tabulate_published"},
 }
-OF_TABLES = TABLES - LAYERNORM
 USES_TABLES = TABLES | SHOWS | TAKES_CHOSEN | {"choose_heads", "tabulate_checks"}
-EVERY = SNAPSHOTS | READS_HDF5 | {"choose_heads", "check_published"} | SHOWS
-READS_SNAPSHOTS = {"tokenize_corpus", "check_prompts", "check_published", *RUNS_THE_MODEL, *OF_TABLES}
+EVERY = SNAPSHOTS | READS_HDF5 | {"choose_heads", "check_published", "tabulate_published"} | SHOWS
+READS_SNAPSHOTS = {"tokenize_corpus", "check_prompts", "check_published", "tabulate_heads", *RUNS_THE_MODEL}
 
 # The rules that run each module, and are stale by an edit of it. What is made from their results follows by itself.
 USERS: dict[str, set[str]] = {
     **{f"figures/{name}.py": {f"draw_{name}", "write_findings"} for name in NAMES},
     "__init__.py": EVERY,
+    "engine/batches.py": REPLAYS,
     "engine/clean.py": RUNS_THE_MODEL,
-    "engine/proof.py": REPLAYS | ONE_ATTENTION,
+    "engine/heads.py": OF_SHARD,
+    "engine/proof.py": OF_SHARD,
+    "engine/replacements.py": OF_SHARD,
     "engine/replay.py": REPLAYS,
-    "engine/rounding.py": REPLAYS | ONE_ATTENTION,
+    "engine/rounding.py": OF_SHARD,
     "engine/single_attention.py": ONE_ATTENTION,
+    "engine/sweep.py": {"ablate_heads", "ablate_layers", "measure_donor_noise"},
     "families.py": {"snapshot_model"} | RUNS_THE_MODEL,
     "figures/findings.py": {"write_findings"},
     "figures/style.py": SHOWS,
@@ -69,26 +80,31 @@ USERS: dict[str, set[str]] = {
     "files/hdf5.py": READS_HDF5,
     "files/sealed.py": EVERY,
     "files/tables.py": USES_TABLES,
-    "measure/ablations.py": REPLAYS,
+    "measure/ablations.py": {"ablate_heads"},
     "measure/activations.py": RUNS_THE_MODEL,
-    "measure/chosen_heads.py": {"choose_heads", "move_residual", *REPLAYS, *TABLES}
-    - {"project_other_donor", "ablate_layers"},
+    "measure/chosen_heads.py": {"choose_heads", *TAKES_CHOSEN, *TABLES_OF_CHOSEN},
+    "measure/donor_noise.py": {"measure_donor_noise"},
     "measure/frozen_layernorm.py": {"freeze_layernorm"},
     "measure/layer_ablations.py": {"ablate_layers"},
-    "measure/mean_activations.py": {"average_activations", *REPLAYS},
+    "measure/mean_activations.py": {"average_activations", *OF_SHARD},
     "measure/moved_residual.py": {"move_residual"},
     "measure/neurons.py": {"measure_neurons"},
-    "measure/other_donors.py": DONORS,
+    "measure/other_donor.py": {"project_other_donor"},
     "measure/reinforcement.py": {"reinforce_heads"},
-    "measure/thresholds.py": {"find_thresholds"} | REPLAYS | ONE_ATTENTION | TABLES,
+    "measure/shard.py": OF_SHARD,
+    "measure/thresholds.py": {"find_thresholds"} | OF_SHARD | COUNTS_TOKENS | {"tabulate_selection_control"},
     "measure/tokens.py": {"tokenize_corpus", "check_prompts"} | RUNS_THE_MODEL,
     "model/allocator.py": RUNS_THE_MODEL,
     "model/calls.py": RUNS_THE_MODEL,
     # Counts operations for the benchmark and a test.
     "model/flops.py": set(),
+    "model/loading.py": RUNS_THE_MODEL,
     "model/model.py": RUNS_THE_MODEL,
-    "model/token_ids.py": REPLAYS,
-    "quantities.py": REPLAYS | ONE_ATTENTION | TABLES | SHOWS,
+    "model/norm.py": RUNS_THE_MODEL,
+    "model/observed.py": RUNS_THE_MODEL,
+    "model/parts.py": RUNS_THE_MODEL,
+    "model/token_ids.py": {"ablate_heads"},
+    "quantities.py": OF_SHARD | SHOWS | TABLES - {"tabulate_token_noise"},
     "snapshots/corpora.py": {"snapshot_corpus"},
     "snapshots/encoding.py": {"snapshot_model", "tokenize_corpus", "check_prompts"} | RUNS_THE_MODEL,
     "snapshots/folder.py": {"snapshot_model"} | RUNS_THE_MODEL,
@@ -104,15 +120,27 @@ USERS: dict[str, set[str]] = {
     "snapshots/tokenizers.py": {"snapshot_model"},
     "snapshots/weights.py": {"snapshot_model"} | RUNS_THE_MODEL,
     "snapshots/wikitext.py": {"snapshot_corpus"},
+    "tables/ablation_type.py": {"tabulate_ablation_type"},
     "tables/checks.py": {"tabulate_checks"},
-    "tables/circuits.py": CIRCUITS,
+    "tables/columns.py": {
+        *("tabulate_heads", "tabulate_layernorm_scale", "tabulate_frozen_layernorm", "tabulate_reinforcement"),
+        *("tabulate_layer_ablations", *CONTROLS),
+    },
+    "tables/counted_tokens.py": COUNTS_TOKENS,
     "tables/donor_noise.py": {"tabulate_donor_noise"},
-    "tables/heads.py": OF_TABLES,
-    "tables/layernorm.py": LAYERNORM,
+    "tables/frozen_layernorm.py": {"tabulate_frozen_layernorm"},
+    "tables/heads.py": {"tabulate_heads"},
+    "tables/layer_ablations.py": {"tabulate_layer_ablations"},
+    "tables/layernorm_claim.py": {"tabulate_layernorm_claim"},
+    "tables/layernorm_scale.py": {"tabulate_layernorm_scale"},
+    "tables/moved_residual.py": {"tabulate_moved_residual"},
     "tables/neurons.py": {"tabulate_neurons"},
     "tables/published.py": {"tabulate_published"},
+    "tables/reinforcement.py": {"tabulate_reinforcement"},
+    "tables/repair.py": {"tabulate_repair"},
     "tables/selection_control.py": {"tabulate_selection_control"},
-    "tables/statistics.py": TABLES | {"draw_token_noise", "write_findings"},
+    "tables/statistics.py": {*TABLES - {"tabulate_token_noise"}, "draw_token_noise", "write_findings"},
+    "tables/token_noise.py": {"tabulate_token_noise"},
     # Used while the workflow is put together; what it gives reaches jobs as params.
     "workflow/config.py": set(),
     "workflow/jobs.py": EVERY,

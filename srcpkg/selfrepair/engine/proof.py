@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from selfrepair.engine.heads import Heads
 from selfrepair.engine.rounding import repeated_tolerance
 from selfrepair.model.model import Model
 from selfrepair.quantities import HEAD_TOKEN
@@ -289,6 +290,11 @@ def _own(side: Seen, layer: int, head: int | None, component: str) -> Tensor:
     if component == "mlp":
         return side.mlps[layer]
     return side.heads[layer].sum(-1) if head is None else side.heads[layer, :, head]
+
+
+def layers_run(model: Model, heads: Heads) -> np.ndarray:
+    """Layers that run again for each head's ablation [head]."""
+    return np.array([model.n_layers - layer for layer, _ in heads])
 
 
 @dataclass

@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from selfrepair.engine.batches import Batch, cut_batches, whole_batches
 from selfrepair.engine.clean import CleanRun, Directions, by_head, head_direct_effects, project, written
 from selfrepair.model.allocator import block_of_its_own
 from selfrepair.model.calls import forward_is, gives, hooked
@@ -49,52 +50,6 @@ class Ablated:
 
 LAYER_COMPONENTS = ("attention", "mlp")
 """What a layer has that can be ablated as a whole."""
-
-LENGTH_STEP = 8
-"""Prompts that are cut are cut to a multiple of this many tokens."""
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Ablated runs that go through the layers together, as a grid [row, prompt, pos-1].
-
-    Either a row a head, on all prompts; or one row of (head, prompt) pairs, each pair a "prompt", cut after some tokens.
-
-    Attributes:
-        rows: Of each run's head, its place in the list of heads asked for.
-        heads: The heads' indices within their layer.
-        prompts: The pairs' prompts; None for a row a head.
-        cut: Predicting positions left out at the end of each prompt.
-    """
-
-    rows: list[int]
-    heads: list[int]
-    prompts: list[int] | None = None
-    cut: int = 0
-
-    def shape(self, n_prompts: int) -> tuple[int, int]:
-        """Rows and prompts of the grid, for that many prompts in all."""
-        return (len(self.heads), n_prompts) if self.prompts is None else (1, len(self.heads))
-
-    def of_prompts(self, values: Tensor) -> Tensor:
-        """Per-prompt values [prompt, pos-1, ...] as they meet the grid."""
-        return values if self.prompts is None else values[self.prompts, : values.shape[1] - self.cut][None]
-
-    def of_heads(self, values: Tensor) -> Tensor:
-        """Per-head values [prompt, pos-1, head, ...] of the ablated heads [row, prompt, pos-1, ...]."""
-        if self.prompts is None:
-            return values[:, :, self.heads].movedim(2, 0)
-        return values[self.prompts, :, self.heads][:, : values.shape[1] - self.cut][None]
-
-    def of_selection(self, selected: Tensor) -> Tensor:
-        """Selected tokens [head asked for, prompt, pos-1] on the grid [row, prompt, pos-1]."""
-        if self.prompts is None:
-            return selected[self.rows]
-        return selected[self.rows, self.prompts, : selected.shape[2] - self.cut][None]
-
-    def write(self, z: Tensor, W_O: Tensor) -> Tensor:
-        """What the heads write [row, prompt, pos-1, d_model] for ``z`` [row, prompt, pos-1, d_head]."""
-        return torch.einsum("rptd,rdm->rptm" if self.prompts is None else "rptd,pdm->rptm", z, W_O[self.heads])
 
 
 class SuffixReplay:
@@ -140,9 +95,7 @@ class SuffixReplay:
         Yields:
             Which heads, as positions in ``heads``, and their results.
         """
-        at_once = max(1, self.model.batch_tokens // (self.n_prompts * self.length))
-        rows = (list(range(len(heads)))[first : first + at_once] for first in range(0, len(heads), at_once))
-        batches = (Batch(some, [heads[row] for row in some]) for some in rows)
+        batches = whole_batches(heads, self.n_prompts, self.length, self.model.batch_tokens)
         yield from self._each(layer, batches, replacement, selected)
 
     def ablate_selected(
@@ -166,7 +119,7 @@ class SuffixReplay:
         Yields:
             Which heads and prompts, and their results, of the positions up to the batch's last.
         """
-        yield from self._each(layer, self._pairs(heads, selected), replacement, selected)
+        yield from self._each(layer, cut_batches(heads, selected, self.model.batch_tokens), replacement, selected)
 
     def ablated_residuals(
         self,
@@ -188,23 +141,9 @@ class SuffixReplay:
         """
         with torch.inference_mode():
             start, replacement = self._start(layer), _predicting(replacement)
-        for batch in self._pairs(heads, selected):
+        for batch in cut_batches(heads, selected, self.model.batch_tokens):
             with torch.inference_mode():
                 yield batch, self._run(start, batch, replacement, _Changes(self, batch, selected))
-
-    def _pairs(self, heads: Sequence[int], selected: Tensor) -> Iterator[Batch]:
-        """Batches of (head, prompt) pairs of similar length, longest first."""
-        last = torch.where(selected, torch.arange(1, self.length + 1), 0).amax(-1)  # 0 where nothing is selected
-        row, prompt = torch.nonzero(last, as_tuple=True)
-        needed = last[row, prompt].tolist()
-        order = sorted(range(len(needed)), key=needed.__getitem__, reverse=True)
-        while order:
-            # Few lengths, so that the layers' arguments are recorded for few.
-            length = min(self.length, -(-needed[order[0]] // LENGTH_STEP) * LENGTH_STEP)
-            at_once = max(1, self.model.batch_tokens // length)
-            batch, order = order[:at_once], order[at_once:]
-            rows = row[batch].tolist()
-            yield Batch(rows, [heads[at] for at in rows], prompt[batch].tolist(), cut=self.length - length)
 
     def _each(
         self, layer: int, batches: Iterable[Batch], replacement: Tensor, selected: Tensor
@@ -429,11 +368,3 @@ def _mlp_runs_on(mlp: nn.Module, needed: Bool[Tensor, "row prompt predicted"] | 
 
     with forward_is(mlp, some):
         yield
-
-
-def group_by_layer(heads: Iterable[tuple[int, int]]) -> dict[int, list[int]]:
-    """Heads (layer, head) as lists of heads by layer, layers ascending, heads in the order given."""
-    grouped: dict[int, list[int]] = {}
-    for layer, head in heads:
-        grouped.setdefault(layer, []).append(head)
-    return dict(sorted(grouped.items()))

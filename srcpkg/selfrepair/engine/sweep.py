@@ -1,49 +1,19 @@
 """Heads ablated one at a time on prompts whose clean run is known, with every quantity of docs/definitions.md."""
 
-from collections.abc import Sequence
-
 import numpy as np
 import torch
 import xarray as xr
 from torch import Tensor
 
+from selfrepair.engine.batches import Batch
 from selfrepair.engine.clean import CleanRun
+from selfrepair.engine.heads import Heads, group_by_layer
 from selfrepair.engine.replacements import Replacement
-from selfrepair.engine.replay import Batch, SuffixReplay, group_by_layer
+from selfrepair.engine.replay import SuffixReplay
 from selfrepair.engine.rounding import identity_tolerance
 from selfrepair.model.model import Model
 from selfrepair.quantities import HEAD_TOKEN, PARTS, QUANTITIES
 from selfrepair.workflow.progress import Progress
-
-Heads = Sequence[tuple[int, int]]
-"""(layer, head) pairs."""
-
-
-def check_heads(model: Model, heads: Heads | None) -> list[tuple[int, int]]:
-    """The heads to ablate, all of the model's for None.
-
-    Raises:
-        ValueError: A head that the model does not have, one named twice, or none.
-    """
-    if heads is None:
-        return [(layer, head) for layer in range(model.n_layers) for head in range(model.n_heads)]
-    found = [(int(layer), int(head)) for layer, head in heads]
-    if not found:
-        raise ValueError("heads is empty: name at least one (layer, head), or None for all")
-    for layer, head in found:
-        if not (0 <= layer < model.n_layers and 0 <= head < model.n_heads):
-            raise ValueError(
-                f"head (layer {layer}, head {head}) does not exist: {model.name} has layers 0 to {model.n_layers - 1} "
-                f"and heads 0 to {model.n_heads - 1}"
-            )
-    if len(set(found)) < len(found):
-        raise ValueError(f"a head is named twice in {found}: name each once")
-    return found
-
-
-def layers_run(model: Model, heads: Heads) -> np.ndarray:
-    """Layers that run again for each head's ablation [head]."""
-    return np.array([model.n_layers - layer for layer, _ in heads])
 
 
 def sweep(

@@ -165,7 +165,7 @@ def write_hdf5(
 
 
 @contextmanager
-def open_hdf5(path: Path, kind: str, *, remake: str = "") -> Iterator[xr.Dataset]:
+def open_hdf5(path: Path, kind: str) -> Iterator[xr.Dataset]:
     """Open a result file for reading; variables are read, and their checksums checked, where they are used.
 
     Args:
@@ -203,9 +203,7 @@ def open_hdf5(path: Path, kind: str, *, remake: str = "") -> Iterator[xr.Dataset
         yield xr.Dataset(lazy, attrs={name: value for name, value in file.attrs.items() if name not in _SEALS})
 
 
-def open_shards(
-    paths: Sequence[Path], kind: str, *, remake: str = "", n_prompts: int | None = None
-) -> Iterator[tuple[xr.Dataset, int]]:
+def open_shards(paths: Sequence[Path], kind: str, *, n_prompts: int | None = None) -> Iterator[tuple[xr.Dataset, int]]:
     """Open the shards of a data set one after the other, and hold each to those before it.
 
     Args:
@@ -246,6 +244,24 @@ def open_shards(
         raise ValueError(
             f"{paths[0]} and the shards after it hold {first} prompts, the run {n_prompts}: name every shard of the run once"
         )
+
+
+def join_shards(
+    paths: Sequence[Path], kind: str, *, n_prompts: int | None = None, names: Sequence[str] | None = None
+) -> xr.Dataset:
+    """Shards read whole and joined along their prompts; variables without prompts are the same in all, and taken once.
+
+    Args:
+        paths: As for `open_shards`, and likewise the rest.
+        kind: What they must be.
+        n_prompts: How many prompts they hold together; None where nothing says.
+        names: Variables to read; None means all.
+    """
+    parts = [
+        dataset.load() if names is None else dataset[list(names)].load()
+        for dataset, _ in open_shards(paths, kind, n_prompts=n_prompts)
+    ]
+    return xr.concat(parts, "prompt", data_vars="minimal", coords="minimal", compat="override", join="override")
 
 
 def heads_of(dataset: xr.Dataset) -> list[tuple[int, int]]:

@@ -58,3 +58,8 @@ def read_table(path: Path, columns: Sequence[str] | None = None) -> pd.DataFrame
         return pd.read_parquet(io.BytesIO(read_sealed(path)), columns=wanted)
     except OSError as error:  # pyarrow's, of bytes that are what was written
         raise ValueError(f"{path} is no table ({error}): {advice_for(path)}") from error
+
+
+def read_settings(path: Path) -> dict[Any, Any]:
+    """The settings that a table carries in its attrs; errors are those of `read_table`."""
+    return dict(read_table(path, columns=[]).attrs)

@@ -11,9 +11,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from selfrepair.engine.clean import prompt_chunks, run_clean
-from selfrepair.engine.proof import Proof, prove_heads, repeat_heads
+from selfrepair.engine.heads import Heads, check_heads
+from selfrepair.engine.proof import Proof, layers_run, prove_heads, repeat_heads
 from selfrepair.engine.replacements import constant_replacement, plain_replacements
-from selfrepair.engine.sweep import Heads, arrays, check_heads, layers_run, sweep
+from selfrepair.engine.sweep import arrays, sweep
 from selfrepair.files.hdf5 import write_hdf5
 from selfrepair.measure.shard import Shard
 from selfrepair.model.calls import left_as_it_was

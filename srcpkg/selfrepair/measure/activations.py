@@ -12,12 +12,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from selfrepair.engine.clean import CleanRun, prompt_chunks, run_clean
-from selfrepair.files.hdf5 import open_hdf5, write_hdf5
+from selfrepair.files.hdf5 import MADE_BY, open_hdf5, write_hdf5
+from selfrepair.files.sealed import advice_for
 from selfrepair.measure.tokens import read_shard
-from selfrepair.model.model import Model, load_model
+from selfrepair.model.loading import load_model
+from selfrepair.model.model import Model
 from selfrepair.workflow.progress import Progress
-
-REMAKE = "cache_activations"
 
 
 def cache_activations(
@@ -102,7 +102,7 @@ class CachedActivations:
         if got != wanted:
             raise ValueError(
                 f"{path} has the shape of another model ({got}, this one {wanted}): "
-                f"remake it with `snakemake --forcerun {REMAKE}`"
+                f"{advice_for(path, MADE_BY['activations'])}"
             )
         self._dataset = dataset
         self._device = model.device
@@ -149,5 +149,5 @@ def open_activations(path: Path, model: Model) -> Iterator[CachedActivations]:
         ValueError: The file is missing, damaged, or of a model of another shape.
     """
     with ExitStack() as stack:
-        dataset = stack.enter_context(open_hdf5(path, "activations", remake=REMAKE))
+        dataset = stack.enter_context(open_hdf5(path, "activations"))
         yield CachedActivations(dataset, model, path)

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from selfrepair.engine.heads import Heads, check_heads
 from selfrepair.engine.proof import prove_heads
-from selfrepair.engine.sweep import Heads, arrays, check_heads, sweep
+from selfrepair.engine.sweep import arrays, sweep
 from selfrepair.files.hdf5 import write_hdf5
 from selfrepair.measure.shard import Shard
 from selfrepair.measure.tokens import assign_donors

@@ -21,7 +21,7 @@ def average_activations(*, shards: Sequence[Path], out: Path, provenance: dict[s
     total: np.ndarray | float = 0.0
     count = 0
     dtype = np.dtype("float32")
-    for dataset, _ in open_shards(shards, "activations", remake="cache_activations"):
+    for dataset, _ in open_shards(shards, "activations"):
         dtype = dataset["z"].dtype
         layers = range(dataset.sizes["layer"])
         total = total + np.stack([dataset["z"][layer].values.sum((0, 1), dtype="float64") for layer in layers])
@@ -34,5 +34,5 @@ def average_activations(*, shards: Sequence[Path], out: Path, provenance: dict[s
 
 def read_mean_activations(path: Path) -> Float[np.ndarray, "layer head d_head"]:
     """The averages that `average_activations` wrote."""
-    with open_hdf5(path, "mean_activations", remake="average_activations") as dataset:
+    with open_hdf5(path, "mean_activations") as dataset:
         return dataset["mean_z"].values

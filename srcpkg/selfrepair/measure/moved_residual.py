@@ -10,9 +10,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from selfrepair.engine.clean import CleanRun, Directions, head_direct_effects, project
+from selfrepair.engine.heads import Heads
 from selfrepair.engine.proof import PlainPrompt, Proof, plain_run, replaced_attention_input
 from selfrepair.engine.single_attention import Attentions
-from selfrepair.engine.sweep import Heads
 from selfrepair.files.hdf5 import write_hdf5
 from selfrepair.measure.shard import Shard
 

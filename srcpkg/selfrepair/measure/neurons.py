@@ -18,11 +18,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from selfrepair.engine.clean import CleanRun
+from selfrepair.engine.heads import Heads, check_heads, group_by_layer
 from selfrepair.engine.proof import Proof, Repeated
 from selfrepair.engine.replacements import Replacement
-from selfrepair.engine.replay import SuffixReplay, group_by_layer
+from selfrepair.engine.replay import SuffixReplay
 from selfrepair.engine.rounding import identity_tolerance
-from selfrepair.engine.sweep import Heads, check_heads
 from selfrepair.files.hdf5 import write_hdf5
 from selfrepair.measure.shard import Shard
 from selfrepair.model.calls import hooked

@@ -22,14 +22,15 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from selfrepair.engine.clean import CleanRun, prompt_chunks
-from selfrepair.engine.proof import PlainReplacements, Proof, Repeated, repeat_heads
+from selfrepair.engine.heads import Heads
+from selfrepair.engine.proof import PlainReplacements, Proof, Repeated, layers_run, repeat_heads
 from selfrepair.engine.replacements import Replacement, constant_replacement, plain_replacements
-from selfrepair.engine.sweep import Heads, layers_run
 from selfrepair.measure.activations import CachedActivations, open_activations
 from selfrepair.measure.mean_activations import read_mean_activations
 from selfrepair.measure.thresholds import read_top_tokens
 from selfrepair.measure.tokens import read_shard
-from selfrepair.model.model import Model, load_model
+from selfrepair.model.loading import load_model
+from selfrepair.model.model import Model
 from selfrepair.workflow.progress import Progress
 
 

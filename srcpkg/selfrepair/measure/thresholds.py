@@ -7,10 +7,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from selfrepair.files.hdf5 import open_hdf5, open_shards, write_hdf5
+from selfrepair.files.hdf5 import MADE_BY, open_hdf5, open_shards, write_hdf5
 from selfrepair.files.sealed import advice_for
-
-_MADE_BY = "cache_activations"
 
 
 def top_tokens(direct_effect: Float[np.ndarray, "head token"], count: int) -> Int[np.ndarray, "head top"]:
@@ -59,7 +57,7 @@ def find_thresholds(
         raise ValueError(
             f"top_fraction {top_fraction} of {n_tokens} tokens takes none: raise tokens.prompts or statistics.top_fraction"
         )
-    for dataset, first in open_shards(shards, "activations", remake=_MADE_BY):
+    for dataset, first in open_shards(shards, "activations"):
         effects = dataset["head_direct_effect"].values[..., first_position:]
         layers, heads, prompts, positions = effects.shape
         number = (first + np.arange(prompts))[:, None] * n_pos + first_position + np.arange(positions)
@@ -111,14 +109,14 @@ def read_top_tokens(
     Raises:
         ValueError: Heads or prompts that the file does not hold.
     """
-    with open_hdf5(path, "thresholds", remake="find_thresholds") as dataset:
+    with open_hdf5(path, "thresholds") as dataset:
         top = dataset["top_tokens"].values
         n_pos, n_held = int(dataset.attrs["n_pos"]), int(dataset.attrs["n_prompts"])
     beyond = [pair for pair in heads if not (0 <= pair[0] < top.shape[0] and 0 <= pair[1] < top.shape[1])]
     if beyond or prompts.stop > n_held:
         raise ValueError(
             f"{path} holds top tokens of {top.shape[0]} layers of {top.shape[1]} heads on {n_held} prompts; wanted "
-            f"{f'heads {beyond}' if beyond else f'prompts up to {prompts.stop - 1}'}: {advice_for(path, 'find_thresholds')}"
+            f"{f'heads {beyond}' if beyond else f'prompts up to {prompts.stop - 1}'}: {advice_for(path, MADE_BY['thresholds'])}"
         )
     n_prompts = prompts.stop - prompts.start
     selected = np.zeros((len(heads), n_prompts * n_pos), bool)
@@ -129,5 +127,5 @@ def read_top_tokens(
 
 
 def _sizes(shard: Path) -> tuple[int, int]:
-    with open_hdf5(shard, "activations", remake=_MADE_BY) as dataset:
+    with open_hdf5(shard, "activations") as dataset:
         return dataset.sizes["prompt"], dataset.sizes["predicting_pos"]

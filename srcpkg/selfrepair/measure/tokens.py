@@ -170,7 +170,7 @@ def check_prompts(*, tokens: Path, out: Path, prompts: int) -> None:
     Raises:
         ValueError: The text holds fewer, with how many it holds.
     """
-    with open_hdf5(tokens, "tokens", remake="tokenize_corpus") as dataset:
+    with open_hdf5(tokens, "tokens") as dataset:
         held = dataset.sizes["prompt"]
         if prompts > held:
             raise ValueError(_too_many(prompts, dataset))
@@ -190,7 +190,7 @@ def read_shard(path: Path, prompts: slice) -> Prompts:
     Raises:
         ValueError: The text holds fewer prompts, with how many it holds.
     """
-    with open_hdf5(path, "tokens", remake="tokenize_corpus") as dataset:
+    with open_hdf5(path, "tokens") as dataset:
         if prompts.stop > dataset.sizes["prompt"]:
             raise ValueError(_too_many(prompts.stop, dataset))
         part: xr.Dataset = dataset.isel(prompt=prompts).load()

@@ -179,10 +179,10 @@ def _foreign(folder: Path) -> list[str]:
 def _names_of_ours(folder: Path) -> set[str]:
     """Names that a snapshot has written in a folder, by its manifest or, where that is gone, by its own list."""
     names = set()
-    manifest = _read_json(folder / MANIFEST)
+    manifest = json_or_nothing(folder / MANIFEST)
     if manifest.get("kind") in ("model", "corpus") and isinstance(manifest.get("files"), dict):
         names |= {MANIFEST, *manifest["files"]}
-    owned = _read_json(folder / OWNED).get("files")
+    owned = json_or_nothing(folder / OWNED).get("files")
     if isinstance(owned, list):
         names |= {MANIFEST, OWNED, *map(str, owned)}
     return names
@@ -207,7 +207,7 @@ def _remove(old: Path) -> None:
     old.rmdir()
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def json_or_nothing(path: Path) -> dict[str, Any]:
     """What a JSON file holds; nothing if there is none, or another thing."""
     try:
         found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None

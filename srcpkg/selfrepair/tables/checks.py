@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from selfrepair.files.hdf5 import open_shards
-from selfrepair.files.tables import read_table, write_table
+from selfrepair.files.tables import read_settings, write_table
 
 
 def tabulate_checks(*, heads_table: Path, shards: Mapping[str, Sequence[Path]], out: Path) -> None:
@@ -36,4 +36,4 @@ def tabulate_checks(*, heads_table: Path, shards: Mapping[str, Sequence[Path]], 
         }
         for (measurement, ablation), files in rows.items()
     ]
-    write_table(pd.DataFrame(table), out, read_table(heads_table).attrs)
+    write_table(pd.DataFrame(table), out, read_settings(heads_table))

@@ -8,10 +8,10 @@ import pandas as pd
 from jaxtyping import Float, Int
 
 from selfrepair.files.hdf5 import open_shards, same_heads
-from selfrepair.files.tables import read_table, write_table
+from selfrepair.files.tables import read_settings, write_table
 from selfrepair.measure.chosen_heads import read_chosen_heads
-from selfrepair.tables.heads import relative_depth
-from selfrepair.tables.statistics import estimate_weights, estimated, ratios
+from selfrepair.tables.columns import relative_depth
+from selfrepair.tables.statistics import ratios, run_weights, with_interval
 
 
 def variance_over_donors(
@@ -70,17 +70,15 @@ def tabulate_donor_noise(
 
     Args:
         heads_table: Table "heads" of the main kind of ablation, for the run's settings.
-        shards: Files of `selfrepair.measure.other_donors.ablate_with_donors`, in the order of their prompts.
+        shards: Files of `selfrepair.measure.donor_noise.measure_donor_noise`, in the order of their prompts.
         chosen_heads: The heads.
         heads_out: Parquet file; a CSV is written beside it.
         tokens_out: Parquet file; a CSV is written beside it.
     """
-    run = read_table(heads_table).attrs
+    run = read_settings(heads_table)
     chosen = read_chosen_heads(chosen_heads)
     parts = []
-    for dataset, first in open_shards(
-        shards, "donor_noise", remake="ablate_with_donors", n_prompts=int(run["n_prompts"])
-    ):
+    for dataset, first in open_shards(shards, "donor_noise", n_prompts=run["n_prompts"]):
         same_heads(shards[0], dataset, chosen, chosen_heads)
         values = {name: dataset[name].values for name in ("direct_effect", "ablated_direct_effect", "self_repair")}
         donor, row, prompt, pos = np.nonzero(np.isfinite(values["self_repair"]))
@@ -90,18 +88,16 @@ def tabulate_donor_noise(
     heads = pd.DataFrame(chosen, columns=["layer", "head"])
     heads.insert(0, "rank", np.arange(1, len(heads) + 1))
     attrs = {**run, "noise_donors": int(tokens["donor"].max())}
-    weights = estimate_weights(int(run["n_prompts"]), int(run["n_bootstrap"]), int(run["bootstrap_seed"]))
+    weights = run_weights(run)
     rows = []
     for number, of_head in tokens.groupby("row"):
         wide = of_head.pivot_table(index=["prompt", "pos"], columns="donor", values="self_repair")
         prompt = wide.index.get_level_values("prompt").to_numpy()
         found = variance_over_donors(wide.to_numpy(float).T, prompt, weights)
-        columns = {"n_tokens": len(wide), "n_prompts": len(np.unique(prompt)), "n_donors": wide.shape[1]}
-        for name, value in found.items():
-            columns |= estimated(name, value, float(run["confidence"]))
-        rows.append({"row": number, **columns})
+        counts = {"n_tokens": len(wide), "n_prompts": len(np.unique(prompt)), "n_donors": wide.shape[1]}
+        rows.append({"row": number, **counts, **with_interval(found)})
     table = heads.join(pd.DataFrame(rows).set_index("row"), how="inner")
-    table.insert(3, "relative_depth", relative_depth(table["layer"].to_numpy(), int(run["n_layers"])))
+    table.insert(3, "relative_depth", relative_depth(table["layer"].to_numpy(), run["n_layers"]))
     write_table(table, heads_out, attrs)
     listed_tokens = heads.join(tokens.set_index("row"), how="inner")
     order = ["rank", "prompt", "pos", "donor"]

@@ -1,26 +1,29 @@
-"""Condensed tables: one row a head, a layer or a model, every mean with its interval; and the tokens of a few heads."""
+"""Condensed tables: one row a head, a layer or a model, every mean with its interval."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from selfrepair.files.hdf5 import heads_of, open_shards, rows_of
-from selfrepair.files.tables import read_table, write_table
-from selfrepair.measure.chosen_heads import read_chosen_heads
-from selfrepair.measure.thresholds import read_top_tokens
+from selfrepair.files.tables import write_table
 from selfrepair.quantities import MEANS, SELECTIONS
 from selfrepair.snapshots.manifest import verify_manifest
-from selfrepair.tables.statistics import PromptSums, estimate_weights, estimated, mean_over_heads, means, token_values
+from selfrepair.tables.columns import relative_depth
+from selfrepair.tables.counted_tokens import read_ablations
+from selfrepair.tables.statistics import (
+    CONFIDENCE,
+    PromptSums,
+    mean_over_heads,
+    means,
+    run_weights,
+    token_values,
+    with_interval,
+)
 
-CONFIDENCE = 0.95
 
-TOKEN_COLUMNS = ("direct_effect", "logit_change", "self_repair")
-
-
-def condense_ablations(
+def tabulate_heads(
     *,
     model_manifest: Path,
     shards: Sequence[Path],
@@ -45,19 +48,13 @@ def condense_ablations(
         bootstrap_seed: Of the resampling.
     """
     sums: dict[str, list[PromptSums]] = {selection: [] for selection in SELECTIONS}
-    heads: list[tuple[int, int]] = []
-    n_prompts = 0
-    for dataset, first in open_shards(shards, "ablations", remake="ablate_heads"):
-        heads, computed = heads_of(dataset), dataset.attrs["tokens"]
-        parallel = bool(dataset.attrs["parallel_attention_mlp"])
-        n_here, n_pos = dataset.sizes["prompt"], dataset.sizes["pos"]
-        tokens = token_values(dataset)
-        n_prompts = first + n_here
-        if computed == "all":
-            counted = np.zeros((len(heads), n_here, n_pos), bool)
-            counted[..., first_position:] = True
-            sums["all"].append(PromptSums.of(tokens, counted))
-        sums["top"].append(PromptSums.of(tokens, read_top_tokens(thresholds, heads, slice(first, n_prompts))))
+    for shard in read_ablations(shards, thresholds, {"first_position": first_position}):
+        heads, n_prompts = shard.heads, shard.first + shard.dataset.sizes["prompt"]
+        n_pos, computed = shard.dataset.sizes["pos"], shard.dataset.attrs["tokens"]
+        parallel = bool(shard.dataset.attrs["parallel_attention_mlp"])
+        tokens = token_values(shard.dataset)
+        for selection, counted in shard.counted.items():
+            sums[selection].append(PromptSums.of(tokens, counted))
     config = _model_config(model_manifest)
     attrs = {
         **labels,
@@ -72,7 +69,7 @@ def condense_ablations(
         "bootstrap_seed": bootstrap_seed,
         "confidence": CONFIDENCE,
     }
-    weights = estimate_weights(n_prompts, n_bootstrap, bootstrap_seed)
+    weights = run_weights(attrs)
     layer = np.array([at for at, _ in heads])
     rows: dict[str, list[pd.DataFrame]] = {name: [] for name in tables}
     for selection in SELECTIONS:
@@ -89,7 +86,7 @@ def condense_ablations(
             "n_tokens": joined.counts.sum(1).astype(int),
             "n_prompts": (joined.counts > 0).sum(1),
         }
-        rows["heads"].append(pd.DataFrame({**columns, **_with_interval(by_head)}))
+        rows["heads"].append(pd.DataFrame({**columns, **with_interval(by_head)}))
         layers = np.unique(layer)
         each_layer = [_over_heads(by_head, layer == at) for at in layers]
         by_layer = {name: np.stack([of[name] for of in each_layer], axis=1) for name in by_head}
@@ -100,66 +97,12 @@ def condense_ablations(
             "relative_depth": relative_depth(layers, config["n_layers"]),
             "n_heads": [int((layer == at).sum()) for at in layers],
         }
-        rows["layers"].append(pd.DataFrame({**columns, **_with_interval(by_layer)}))
+        rows["layers"].append(pd.DataFrame({**columns, **with_interval(by_layer)}))
         by_model = {name: values[:, None] for name, values in _over_heads(by_head, layer >= 0).items()}
         columns = {"selection": [selection], "computed_tokens": computed, "n_heads": len(heads)}
-        rows["model"].append(pd.DataFrame({**columns, **_with_interval(by_model)}))
+        rows["model"].append(pd.DataFrame({**columns, **with_interval(by_model)}))
     for name, parts in rows.items():
         write_table(pd.concat(parts, ignore_index=True), tables[name], attrs)
-
-
-def relative_depth(layer: np.ndarray, n_layers: int) -> np.ndarray:
-    """0 for the first layer to 1 for the last; 0 in a model of one layer."""
-    return layer / max(n_layers - 1, 1)
-
-
-def tabulate_tokens(
-    *,
-    heads_table: Path,
-    shards: Sequence[Path],
-    thresholds: Path,
-    chosen_heads: Path,
-    out: Path,
-    first_position: int,
-) -> None:
-    """Write every token of the chosen heads, a row a (head, token).
-
-    Args:
-        heads_table: Table "heads" of the same ablations.
-        shards: Ablations files in the order of their prompts.
-        thresholds: Top tokens of each head.
-        chosen_heads: The heads (`selfrepair.measure.chosen_heads`).
-        out: Parquet file; a CSV is written beside it.
-        first_position: Positions before this one count nowhere.
-
-    Raises:
-        ValueError: Ablations that hold top tokens alone.
-    """
-    table = read_table(heads_table)
-    if table.attrs["tokens"] != "all":
-        raise ValueError("these ablations hold top tokens alone: set ablations.*.tokens to all to list every token")
-    chosen = read_chosen_heads(chosen_heads)
-    parts = []
-    n_prompts = table.attrs["n_prompts"]
-    for dataset, first in open_shards(shards, "ablations", remake="ablate_heads", n_prompts=n_prompts):
-        part = dataset.isel(head=rows_of(chosen, chosen_heads, dataset, shards[0]))
-        values = {name: part[name].values for name in TOKEN_COLUMNS}
-        shape = values["direct_effect"].shape
-        selected = read_top_tokens(thresholds, chosen, slice(first, first + shape[1]))
-        rank, prompt, pos = np.indices(shape)
-        columns = {
-            "rank": rank + 1,
-            "layer": np.array([at for at, _ in chosen])[rank],
-            "head": np.array([head for _, head in chosen])[rank],
-            "prompt": prompt + first,
-            "pos": pos,
-            **values,
-            "selected": selected,
-        }
-        flat = pd.DataFrame({name: column[..., first_position:].reshape(-1) for name, column in columns.items()})
-        parts.append(flat)
-    tokens = pd.concat(parts, ignore_index=True).sort_values(["rank", "prompt", "pos"], ignore_index=True)
-    write_table(tokens, out, table.attrs)
 
 
 def _model_config(manifest: Path) -> dict[str, Any]:
@@ -180,15 +123,3 @@ def _over_heads(by_head: dict[str, np.ndarray], heads: np.ndarray) -> dict[str, 
     with np.errstate(divide="ignore", invalid="ignore"):
         removed = result["direct_effect"] - result["ablated_direct_effect"]
         return {**result, "pooled_repair_fraction": result["self_repair"] / removed}
-
-
-def _with_interval(values: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Columns of estimates (the first row) and their intervals (over the other rows)."""
-    columns: dict[str, np.ndarray] = {}
-    for name in _ordered(values):
-        columns |= estimated(name, values[name], CONFIDENCE)
-    return columns
-
-
-def _ordered(values: dict[str, np.ndarray]) -> Iterable[str]:
-    return (*MEANS, *(name for name in values if name not in MEANS))

@@ -8,9 +8,8 @@ import pandas as pd
 import xarray as xr
 
 from selfrepair.files.hdf5 import open_shards
-from selfrepair.files.tables import read_table, write_table
-from selfrepair.tables.heads import CONFIDENCE
-from selfrepair.tables.statistics import estimate_weights, estimated, ratios
+from selfrepair.files.tables import read_settings, write_table
+from selfrepair.tables.statistics import estimated, ratios, run_weights
 
 SHARES_OF_EFFECT = (0.5, 0.1, 0.05, 0.025, 0.01)
 """Shares of a head's direct effect that a neuron may repair; the paper's."""
@@ -30,7 +29,7 @@ QUADRANTS = {
 """What the neuron that repairs most does: its direct effect clean, then with the head ablated."""
 
 
-def condense_neurons(*, shards: Sequence[Path], heads_table: Path, tables: dict[str, Path]) -> None:
+def tabulate_neurons(*, shards: Sequence[Path], heads_table: Path, tables: dict[str, Path]) -> None:
     """Condense the neurons of all shards into tables (docs/definitions.md, Neurons).
 
     Args:
@@ -39,9 +38,9 @@ def condense_neurons(*, shards: Sequence[Path], heads_table: Path, tables: dict[
         tables: "neuron_share", "neuron_concentration", "erasure_neurons", "erasure_quadrants" and "neuron_consistency":
             Parquet files to write; a CSV is written beside each.
     """
-    settings = read_table(heads_table).attrs
-    dataset = _joined(shards, int(settings["n_prompts"]))
-    weights = estimate_weights(*(int(settings[name]) for name in ("n_prompts", "n_bootstrap", "bootstrap_seed")))
+    run = read_settings(heads_table)
+    dataset = _joined(shards, run["n_prompts"])
+    weights = run_weights(run)
     rows: dict[str, list[pd.DataFrame]] = {name: [] for name in tables}
     for row, (layer, head) in enumerate(zip(dataset["layer"].values, dataset["head_index"].values, strict=True)):
         tokens = dataset.isel(token=dataset["head"].values == row)
@@ -62,13 +61,13 @@ def condense_neurons(*, shards: Sequence[Path], heads_table: Path, tables: dict[
     for name, parts in rows.items():
         table = pd.concat(parts, ignore_index=True)
         first = [column for column in ("rank", "layer", "head", "n_tokens", "n_prompts") if column in table]
-        write_table(table[[*first, *table.columns.drop(first)]], tables[name], {**settings, **own})
+        write_table(table[[*first, *table.columns.drop(first)]], tables[name], {**run, **own})
 
 
 def _joined(shards: Sequence[Path], n_prompts: int) -> xr.Dataset:
     """All shards as one, prompts counted from the first."""
     parts = []
-    for dataset, first in open_shards(shards, "neurons", remake="measure_neurons", n_prompts=n_prompts):
+    for dataset, first in open_shards(shards, "neurons", n_prompts=n_prompts):
         part = dataset.load()
         parts.append(part.assign(prompt=part["prompt"] + first))
     return xr.concat(
@@ -82,7 +81,7 @@ def _estimates(name: str, values: np.ndarray, tokens: xr.Dataset | pd.DataFrame,
     sums, counts = np.zeros((2, weights.shape[1], values.shape[1]))
     np.add.at(sums, np.asarray(tokens["prompt"]), np.where(seen, values, 0))
     np.add.at(counts, np.asarray(tokens["prompt"]), seen)
-    return estimated(name, ratios(sums.T, counts.T, weights), CONFIDENCE)
+    return estimated(name, ratios(sums.T, counts.T, weights))
 
 
 def _share(tokens: xr.Dataset, weights: np.ndarray) -> pd.DataFrame:

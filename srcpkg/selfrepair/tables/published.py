@@ -10,8 +10,8 @@ from jaxtyping import Float
 
 from selfrepair.files.tables import read_table, write_table
 from selfrepair.quantities import PARTS
-from selfrepair.tables.heads import relative_depth
-from selfrepair.tables.statistics import estimate_weights, estimated
+from selfrepair.tables.columns import relative_depth
+from selfrepair.tables.statistics import estimate_weights, estimated, with_interval
 
 COMPARED = ("self_repair", "direct_effect", "logit_change", *PARTS)
 """Condensed values that both have."""
@@ -25,7 +25,7 @@ DEPTHS = ("first", "middle", "last")
 QUANTILES = {"quantile_5": 0.05, "quantile_25": 0.25, "median": 0.5, "quantile_75": 0.75, "quantile_95": 0.95}
 
 
-def compare_published(
+def tabulate_published(
     *,
     heads_table: Path,
     published: Path,
@@ -57,11 +57,8 @@ def compare_published(
     rows = []
     for name, of_quantity in pairs.groupby("quantity", sort=False):
         x, y = of_quantity["published"].to_numpy(float), of_quantity["value"].to_numpy(float)
-        found = agreement(x, y, estimate_weights(len(x), int(run["n_bootstrap"]), int(run["bootstrap_seed"])))
-        row: dict[str, Any] = {"quantity": name, "n_heads": len(x)}
-        for statistic in AGREEMENT:
-            row |= estimated(statistic, found[statistic], float(run["confidence"]))
-        rows.append(row)
+        found = agreement(x, y, estimate_weights(len(x), run["n_bootstrap"], run["bootstrap_seed"]))
+        rows.append({"quantity": name, "n_heads": len(x), **with_interval(found)})
     columns = [f"{statistic}{end}" for statistic in AGREEMENT for end in ("", "_low", "_high")]
     write_table(pd.DataFrame(rows, columns=["quantity", "n_heads", *columns]), agreement_out, attrs)
     write_table(_distributions(ours, theirs, run), distributions_out, attrs)
@@ -106,7 +103,7 @@ def _pairs(ours: pd.DataFrame, theirs: pd.DataFrame, model: str | None, run: Map
     if model is None:
         return pd.DataFrame(columns=columns)
     theirs = theirs[theirs["model"] == model]
-    shapes = [(int(run["n_layers"]), int(run["n_heads"])), (theirs["layer"].max() + 1, theirs["head"].max() + 1)]
+    shapes = [(run["n_layers"], run["n_heads"]), (theirs["layer"].max() + 1, theirs["head"].max() + 1)]
     if shapes[0] != shapes[1]:
         told = ["{} layers of {} heads".format(*shape) for shape in shapes]
         raise ValueError(
@@ -153,12 +150,10 @@ def _quantiles(values: np.ndarray, run: Mapping[Any, Any]) -> dict[str, Any]:
     """Quantiles over heads, and the interval of the median, by a bootstrap over heads; a third may hold no layer."""
     if not len(values):
         return {"n_heads": 0, **dict.fromkeys([*QUANTILES, "median_low", "median_high"], np.nan)}
-    draws = np.random.default_rng(int(run["bootstrap_seed"])).integers(
-        len(values), size=(int(run["n_bootstrap"]), len(values))
-    )
+    draws = np.random.default_rng(run["bootstrap_seed"]).integers(len(values), size=(run["n_bootstrap"], len(values)))
     medians = np.concatenate([[np.median(values)], np.median(values[draws], axis=1)])
     return {
         "n_heads": len(values),
         **{name: float(np.quantile(values, at)) for name, at in QUANTILES.items()},
-        **estimated("median", medians, float(run["confidence"])),
+        **estimated("median", medians),
     }

@@ -13,10 +13,10 @@ import pandas as pd
 from jaxtyping import Bool, Float
 
 from selfrepair.files.hdf5 import heads_of, open_hdf5, open_shards
-from selfrepair.files.tables import read_table, write_table
+from selfrepair.files.tables import read_settings, write_table
 from selfrepair.measure.thresholds import read_top_tokens, top_tokens
-from selfrepair.tables.heads import relative_depth
-from selfrepair.tables.statistics import estimate_weights, estimated, mean_over_heads, ratios
+from selfrepair.tables.columns import relative_depth
+from selfrepair.tables.statistics import mean_over_heads, ratios, run_weights, with_interval
 
 CHOICES = ("top", "absolute", "removed", "other_donor", "random")
 """Tokens chosen by direct effect; by its size; by the effect that ablation removes, with the donor that is measured or with
@@ -110,26 +110,24 @@ def tabulate_selection_control(
     thresholds: Path,
     layers_out: Path,
     model_out: Path,
-    first_position: int,
 ) -> None:
     """Write self-repair on tokens chosen in several ways, by layer and over the model.
 
     Args:
         heads_table: Table "heads" of the same ablations.
         ablations: Ablations files of all tokens, in the order of their prompts.
-        other_donor: Files of `selfrepair.measure.other_donors.project_other_donor`, in the same order.
+        other_donor: Files of `selfrepair.measure.other_donor.measure_other_donor`, in the same order.
         thresholds: Top tokens of each head.
         layers_out: Parquet file, a row a choice and layer; a CSV is written beside it.
         model_out: Parquet file, a row a choice.
-        first_position: Positions before this one count nowhere.
     """
-    run = read_table(heads_table).attrs
-    n_prompts, n_layers = int(run["n_prompts"]), int(run["n_layers"])
-    weights = estimate_weights(n_prompts, int(run["n_bootstrap"]), int(run["bootstrap_seed"]))
-    rng = np.random.default_rng(int(run["bootstrap_seed"]))
+    run = read_settings(heads_table)
+    n_prompts = run["n_prompts"]
+    weights = run_weights(run)
+    rng = np.random.default_rng(run["bootstrap_seed"])
     by_head: dict[str, list[dict[str, np.ndarray]]] = {choice: [] for choice in CHOICES}
     layers = []
-    with open_hdf5(ablations[0], "ablations", remake="ablate_heads") as dataset:
+    with open_hdf5(ablations[0], "ablations") as dataset:
         ablated = heads_of(dataset)
     for layer in sorted({layer for layer, _ in ablated}):
         heads = [pair for pair in ablated if pair[0] == layer]
@@ -137,26 +135,26 @@ def tabulate_selection_control(
         # A layer at a time, so that memory does not grow with the model.
         tokens = _read_layer(ablations, other_donor, heads, rows, n_prompts)
         shape = tokens["direct_effect"].shape
-        counted = np.broadcast_to(np.arange(shape[2]) >= first_position, shape[1:]).ravel()
+        counted = np.broadcast_to(np.arange(shape[2]) >= run["first_position"], shape[1:]).ravel()
         top = read_top_tokens(thresholds, heads, slice(0, n_prompts))
         flat = {name: value.reshape(len(heads), -1) for name, value in tokens.items()}
         chosen = choose_tokens(flat, top.reshape(len(heads), -1), counted, rng)
         for choice in CHOICES:
             by_head[choice].append(repair_of_choice(tokens, chosen[choice].reshape(shape), weights))
         layers.append(layer)
-    depth = relative_depth(np.array(layers), n_layers)
+    depth = relative_depth(np.array(layers), run["n_layers"])
     table: list[dict[str, object]] = []
     for at, layer in enumerate(layers):
         found = {choice: over_heads(by_head[choice][at]) for choice in CHOICES}
         n_heads = by_head["top"][at]["self_repair"].shape[1]
         common = {"layer": layer, "relative_depth": depth[at], "n_heads": n_heads}
-        table += [{**common, **row} for row in _rows(found, float(run["confidence"]))]
+        table += [{**common, **row} for row in _rows(found)]
     write_table(pd.DataFrame(table), layers_out, run)
     whole = {
         choice: over_heads({name: np.concatenate([part[name] for part in parts], axis=1) for name in parts[0]})
         for choice, parts in by_head.items()
     }
-    table = [{"n_heads": len(ablated), **row} for row in _rows(whole, float(run["confidence"]))]
+    table = [{"n_heads": len(ablated), **row} for row in _rows(whole)]
     write_table(pd.DataFrame(table), model_out, run)
 
 
@@ -170,22 +168,18 @@ def _read_layer(
     """Ablated heads of one layer on all prompts, by quantity [head, prompt, pos-1]; ``rows`` is where ablations hold them."""
     parts: dict[str, list[np.ndarray]] = {name: [] for name in (*EFFECTS, "other_donor")}
     layer = heads[0][0]
-    for dataset, _ in open_shards(ablations, "ablations", remake="ablate_heads", n_prompts=n_prompts):
+    for dataset, _ in open_shards(ablations, "ablations", n_prompts=n_prompts):
         for name in EFFECTS:
             parts[name].append(dataset[name][list(rows)].values)
-    for dataset, _ in open_shards(other_donor, "other_donor", remake="project_other_donor", n_prompts=n_prompts):
+    for dataset, _ in open_shards(other_donor, "other_donor", n_prompts=n_prompts):
         effects = dataset["ablated_direct_effect"][layer].values
         parts["other_donor"].append(effects[[head for _, head in heads]])
     return {name: np.concatenate(part, axis=1) for name, part in parts.items()}
 
 
-def _rows(found: Mapping[str, Mapping[str, np.ndarray]], confidence: float) -> list[dict[str, object]]:
-    rows = []
+def _rows(found: Mapping[str, Mapping[str, np.ndarray]]) -> list[dict[str, object]]:
+    rows: list[dict[str, object]] = []
     for choice, values in found.items():
-        row: dict[str, object] = {"choice": choice}
-        for name, value in values.items():
-            row |= estimated(name, value, confidence)
-        for name in COMPARED:
-            row |= estimated(f"{name}_minus_top", values[name] - found["top"][name], confidence)
-        rows.append(row)
+        differences = {f"{name}_minus_top": values[name] - found["top"][name] for name in COMPARED}
+        rows.append({"choice": choice, **with_interval(values), **with_interval(differences)})
     return rows

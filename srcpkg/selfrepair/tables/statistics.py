@@ -10,6 +10,9 @@ from jaxtyping import Bool, Float, Int
 
 from selfrepair.quantities import HEAD_TOKEN, MEANS, PARTS
 
+CONFIDENCE = 0.95
+"""Level of every interval."""
+
 
 @dataclass(frozen=True)
 class PromptSums:
@@ -117,20 +120,30 @@ def mean_over_heads(values: Float[np.ndarray, "resample head *rest"]) -> Float[n
     return np.where(count > 0, np.where(finite, values, 0).sum(axis=1) / np.maximum(count, 1), np.nan)
 
 
-def estimated(name: str, values: Float[np.ndarray, "resample *rest"], confidence: float) -> dict[str, Any]:
+def estimated(name: str, values: Float[np.ndarray, "resample *rest"]) -> dict[str, Any]:
     """Columns of a quantity: its estimate (the first resample, of all prompts once) and its interval over the others.
 
     Returns:
         By name, and by name with _low and _high, [...]; a number where there is no more than the resamples.
     """
-    low, high = interval(values[1:], confidence)
+    low, high = interval(values[1:], CONFIDENCE)
     columns = {name: values[0], f"{name}_low": low, f"{name}_high": high}
     return {key: column if np.ndim(column) else float(column) for key, column in columns.items()}
+
+
+def with_interval(values: Mapping[str, Float[np.ndarray, "resample *rest"]]) -> dict[str, Any]:
+    """Columns of several quantities, each as `estimated` gives them."""
+    return {key: column for name, of in values.items() for key, column in estimated(name, of).items()}
 
 
 def estimate_weights(n_prompts: int, n_bootstrap: int, seed: int) -> Float[np.ndarray, "resample prompt"]:
     """Every prompt once, then `bootstrap_weights`."""
     return np.concatenate([np.ones((1, n_prompts)), bootstrap_weights(n_prompts, n_bootstrap, seed)])
+
+
+def run_weights(run: Mapping[Any, Any]) -> Float[np.ndarray, "resample prompt"]:
+    """`estimate_weights` of a run, from the settings that its tables carry: n_prompts, n_bootstrap, bootstrap_seed."""
+    return estimate_weights(*(int(run[name]) for name in ("n_prompts", "n_bootstrap", "bootstrap_seed")))
 
 
 def means_of_tokens(
@@ -141,16 +154,13 @@ def means_of_tokens(
     Args:
         prompt: Prompt of each token, counted over the whole data set.
         values: By name, a number (or a truth value, for a share) a token.
-        run: Settings of a table: n_prompts, n_bootstrap, bootstrap_seed, confidence.
+        run: Settings of a table, as for `run_weights`.
 
     Returns:
         By name, and by name with _low and _high.
     """
-    n_prompts = int(run["n_prompts"])
-    weights = estimate_weights(n_prompts, int(run["n_bootstrap"]), int(run["bootstrap_seed"]))
+    weights = run_weights(run)
+    n_prompts = weights.shape[1]
     counts = np.bincount(prompt, minlength=n_prompts).astype(float)
-    columns: dict[str, float] = {}
-    for name, value in values.items():
-        sums = np.bincount(prompt, np.asarray(value, float), minlength=n_prompts)
-        columns |= estimated(name, ratios(sums, counts, weights), float(run["confidence"]))
-    return columns
+    sums = {name: np.bincount(prompt, np.asarray(value, float), minlength=n_prompts) for name, value in values.items()}
+    return with_interval({name: ratios(total, counts, weights) for name, total in sums.items()})

@@ -1,6 +1,5 @@
 """Checks of the workflow's config before anything runs, with errors that say what to do."""
 
-import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any
 import yaml
 from jsonschema import Draft202012Validator
 
-from selfrepair.snapshots.manifest import refuse_place
+from selfrepair.snapshots.manifest import json_or_nothing, refuse_place
 from selfrepair.snapshots.names import CONFIG
 from selfrepair.snapshots.published import differences, read_facts
 from selfrepair.snapshots.sources import parse_source, source_files
@@ -92,7 +91,7 @@ def check_published(config: dict[str, Any], manifest: str, facts: Path) -> None:
         # A path is what the next snapshot reads; of other sources a snapshot says what they are, once there is one.
         folders = [source.path] if source.scheme == "path" else []
         folders += [snapshot.parent] if _source_of(snapshot) == str(source) else []
-        known = [model for folder in folders if (model := _read_json(folder / CONFIG))]
+        known = [model for folder in folders if (model := json_or_nothing(folder / CONFIG))]
         found = differences(known[0], published, read_facts(facts)) if known else []
         problems += [f"models.{name}.published is {published}, but {difference}" for difference in found]
     if problems:
@@ -206,13 +205,4 @@ def _overlap(source: Path, section: str) -> Iterator[str]:
 
 def _source_of(manifest: Path) -> str | None:
     """What a snapshot was taken from; None where there is none."""
-    return _read_json(manifest).get("source")
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    """What a JSON file holds; nothing if there is none, or another thing."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}
+    return json_or_nothing(manifest).get("source")

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from selfrepair.figures import donor_noise, published_comparison, selection_control, style
 from selfrepair.files.tables import write_table
 from selfrepair.tables.donor_noise import variance_over_donors
-from selfrepair.tables.published import COMPARED, compare_published
+from selfrepair.tables.published import COMPARED, tabulate_published
 from selfrepair.tables.selection_control import CHOICES, EFFECTS
 from selfrepair.tables.statistics import estimate_weights, estimated
 from unit.figures.test_figures import PUBLISHED, ROOT, labelled, make_heads, settings, words, written
@@ -54,7 +54,7 @@ def noise_tables(n_heads: int = 4, n_tokens: int = 25) -> dict[str, pd.DataFrame
         values = rng.normal(1, 1, n_tokens) + rng.normal(0, 0.5, (3, n_tokens))
         row = {"rank": rank, "layer": rank, "head": 7, "relative_depth": rank / 4, "n_tokens": n_tokens, "n_donors": 3}
         for name, value in variance_over_donors(values, prompt, weights).items():
-            row |= estimated(name, value, 0.95)
+            row |= estimated(name, value)
         heads.append(row)
         for donor, of_donor in enumerate(values, start=1):
             listed = {
@@ -87,7 +87,7 @@ def published_tables(
     folder.mkdir(exist_ok=True)
     write_table(heads, folder / "heads.parquet", heads.attrs)
     files = {name: folder / f"{name}.parquet" for name in ("pairs", "agreement", "distributions")}
-    compare_published(
+    tabulate_published(
         heads_table=folder / "heads.parquet",
         published=PUBLISHED,
         model=model,
@@ -215,7 +215,7 @@ def test_a_model_of_another_shape_is_refused(tmp_path: Path) -> None:
     message = "models.tiny.published is pythia-160m, which has 12 layers of 12 heads, but the model has 4 layers of 3"
     outs = {f"{name}_out": tmp_path / f"{name}.parquet" for name in ("pairs", "agreement", "distributions")}
     with pytest.raises(ValueError, match=message):
-        compare_published(heads_table=tmp_path / "heads.parquet", published=PUBLISHED, model="pythia-160m", **outs)
+        tabulate_published(heads_table=tmp_path / "heads.parquet", published=PUBLISHED, model="pythia-160m", **outs)
 
 
 def test_distributions_are_quantiles_over_heads(tmp_path: Path) -> None:

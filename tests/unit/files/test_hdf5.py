@@ -33,14 +33,14 @@ def write(path: Path, values: np.ndarray = VALUES) -> None:
 
 
 def read(path: Path) -> np.ndarray:
-    with open_hdf5(path, "tokens", remake="tokenize_corpus") as dataset:
+    with open_hdf5(path, "tokens") as dataset:
         return dataset["tokens"].values
 
 
 def test_what_is_written_is_read_back_with_names_units_and_provenance(tmp_path: Path) -> None:
     path = tmp_path / "inner" / "tokens.h5"
     write(path)
-    with open_hdf5(path, "tokens", remake="tokenize_corpus") as dataset:
+    with open_hdf5(path, "tokens") as dataset:
         assert dict(dataset.sizes) == {"prompt": 4, "pos": 6}
         assert dataset["tokens"].dims == ("prompt", "pos")
         assert dataset["tokens"].dtype == np.float32
@@ -69,7 +69,7 @@ def test_a_dataset_is_written_with_its_coordinates(tmp_path: Path) -> None:
     path = tmp_path / "ablations.h5"
     with write_hdf5(path, kind="ablations", provenance={}) as file:
         file.put_dataset(dataset, chunk={"head": 1})
-    with open_hdf5(path, "ablations", remake="ablate_heads") as found:
+    with open_hdf5(path, "ablations") as found:
         np.testing.assert_array_equal(found["logit_change"].values, VALUES)
         assert found["logit_change"].attrs["units"] == "logits"
         np.testing.assert_array_equal(found["layer"].values, np.arange(4))
@@ -166,7 +166,7 @@ def test_only_the_damaged_part_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "tokens.h5"
     write(path)
     flip_a_byte(path)
-    with open_hdf5(path, "tokens", remake="tokenize_corpus") as dataset:
+    with open_hdf5(path, "tokens") as dataset:
         np.testing.assert_array_equal(dataset["tokens"][:2].values, VALUES[:2])
 
 
@@ -174,7 +174,7 @@ def test_another_kind_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "tokens.h5"
     write(path)
     message = "holds tokens of schema version 2; wanted ablations of version 2: .*ablate_heads"
-    with pytest.raises(ValueError, match=message), open_hdf5(path, "ablations", remake="ablate_heads"):
+    with pytest.raises(ValueError, match=message), open_hdf5(path, "ablations"):
         pass
 
 
@@ -212,7 +212,7 @@ def write_shard(path: Path, first: int, *, heads: list[tuple[int, int]] = HEADS,
 
 
 def firsts(*paths: Path, n_prompts: int | None = None) -> list[int]:
-    return [first for _, first in open_shards(paths, "ablations", remake="ablate_heads", n_prompts=n_prompts)]
+    return [first for _, first in open_shards(paths, "ablations", n_prompts=n_prompts)]
 
 
 def test_shards_are_read_in_the_order_of_their_prompts(tmp_path: Path) -> None:
@@ -250,7 +250,7 @@ def test_a_shard_of_another_run_is_named_with_the_one_it_differs_from(
 
 def test_rows_of_two_files_are_joined_only_where_their_heads_are_the_same(tmp_path: Path) -> None:
     path, whose = write_shard(tmp_path / "a.h5", 0), tmp_path / "chosen_heads.json"
-    with open_hdf5(path, "ablations", remake="ablate_heads") as dataset:
+    with open_hdf5(path, "ablations") as dataset:
         assert heads_of(dataset) == HEADS
         same_heads(path, dataset, HEADS, whose)
         assert rows_of(HEADS[::-1], whose, dataset, path) == [1, 0]
@@ -268,7 +268,7 @@ from pathlib import Path
 from selfrepair.workflow.provenance import identity_of
 from selfrepair.files.hdf5 import open_hdf5
 try:
-    with open_hdf5(Path(sys.argv[1]), "tokens", remake="tokenize_corpus") as dataset:
+    with open_hdf5(Path(sys.argv[1]), "tokens") as dataset:
         dataset.load()
 finally:
     identity_of(Path(sys.argv[1]))
@@ -385,5 +385,5 @@ def test_a_folder_and_a_missing_permission_are_not_damage(tmp_path: Path) -> Non
 def test_an_error_of_another_file_is_not_blamed_on_the_one_that_is_read(tmp_path: Path) -> None:
     path = tmp_path / "tokens.h5"
     write(path)
-    with pytest.raises(FileNotFoundError), open_hdf5(path, "tokens", remake="tokenize_corpus"):
+    with pytest.raises(FileNotFoundError), open_hdf5(path, "tokens"):
         (tmp_path / "another").read_bytes()

@@ -10,7 +10,8 @@ from torch import nn
 
 import selfrepair
 from selfrepair.engine.clean import CleanRun, run_clean
-from selfrepair.engine.replay import SuffixReplay, group_by_layer
+from selfrepair.engine.heads import group_by_layer
+from selfrepair.engine.replay import SuffixReplay
 from selfrepair.measure.frozen_layernorm import frozen_layernorm_change, frozen_scale, own_correct_logit
 from selfrepair.model.model import Model
 

@@ -10,11 +10,11 @@ import torch
 import selfrepair
 from selfrepair.engine.clean import run_clean
 from selfrepair.engine.replacements import constant_replacement
-from selfrepair.files.tables import write_table
 from selfrepair.measure.neurons import neuron_effects, summarise, write_neurons
-from selfrepair.tables.neurons import condense_neurons
+from selfrepair.tables.neurons import tabulate_neurons
 
 from planted.neuron import AMPLIFIER, ERASURE, GAINS, HEAD, LESSER, N_NEURONS, ROUNDING, Planted, planted_neuron
+from written import write_settings
 
 N_PROMPTS, LENGTH = 8, 11
 TABLES = ("neuron_share", "neuron_concentration", "erasure_neurons", "erasure_quadrants", "neuron_consistency")
@@ -62,11 +62,9 @@ def tables(planted: Planted, tokens: np.ndarray, kind: str, tmp_path: Path) -> d
     ]
     attrs = {"ablation": kind, "neuron_layer": 1, "n_neurons": N_NEURONS, "n_prompts": N_PROMPTS}
     write_neurons(tmp_path / "neurons.h5", parts, [HEAD], attrs=attrs, provenance={})
-    heads = pd.DataFrame({"selection": ["top"]})
-    heads.attrs = {"n_prompts": N_PROMPTS, "n_bootstrap": 100, "bootstrap_seed": 0}
-    write_table(heads, tmp_path / "heads.parquet", heads.attrs)
+    heads = write_settings(tmp_path / "heads.parquet", n_prompts=N_PROMPTS, n_bootstrap=100)
     files = {name: tmp_path / f"{name}.parquet" for name in TABLES}
-    condense_neurons(shards=[tmp_path / "neurons.h5"], heads_table=tmp_path / "heads.parquet", tables=files)
+    tabulate_neurons(shards=[tmp_path / "neurons.h5"], heads_table=heads, tables=files)
     return {name: pd.read_parquet(path) for name, path in files.items()}
 
 

@@ -79,7 +79,7 @@ def tokens_file(model: Path, corpus: Path, tmp_path: Path) -> Path:
 
 
 def read(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    with open_hdf5(path, "tokens", remake="tokenize_corpus") as dataset:
+    with open_hdf5(path, "tokens") as dataset:
         return dataset["tokens"].values, dataset["donors"].values
 
 

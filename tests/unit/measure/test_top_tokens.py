@@ -7,7 +7,8 @@ import xarray as xr
 
 import selfrepair
 from selfrepair.engine.clean import run_clean
-from selfrepair.engine.sweep import check_heads, sweep
+from selfrepair.engine.heads import check_heads
+from selfrepair.engine.sweep import sweep
 from selfrepair.quantities import HEAD_TOKEN
 from selfrepair.workflow.progress import Progress
 

@@ -18,8 +18,10 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 import selfrepair
+from selfrepair.engine.batches import cut_batches
 from selfrepair.engine.clean import run_clean
-from selfrepair.engine.replay import LAYER_COMPONENTS, SuffixReplay, group_by_layer
+from selfrepair.engine.heads import group_by_layer
+from selfrepair.engine.replay import LAYER_COMPONENTS, SuffixReplay
 from selfrepair.engine.single_attention import Attentions
 from selfrepair.engine.sweep import sweep
 from selfrepair.families import FAMILIES
@@ -491,7 +493,7 @@ def test_prompts_that_are_cut_give_the_same(name: str, monkeypatch: pytest.Monke
     for layer, of_layer in group_by_layer(heads).items():
         rows = [heads.index((layer, head)) for head in of_layer]
         mask = torch.from_numpy(selected[rows])
-        assert any(batch.cut for batch in replay._pairs(of_layer, mask)), "nothing is cut"
+        assert any(batch.cut for batch in cut_batches(of_layer, mask, model.batch_tokens)), "nothing is cut"
         frozen, _ = frozen_layernorm_change(replay, tokens, layer, of_layer, donor_z[layer], mask)
         for row, got in zip(rows, frozen, strict=True):
             at = selected[row]

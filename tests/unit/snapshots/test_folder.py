@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-from selfrepair.model.model import load_model
+from selfrepair.model.loading import load_model
 from selfrepair.snapshots.folder import read_headers, read_json, some
 from selfrepair.snapshots.models import snapshot_model
 

@@ -14,7 +14,7 @@ from tokenizers import Tokenizer, pre_tokenizers
 from tokenizers.models import BPE
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from selfrepair.model.model import load_model
+from selfrepair.model.loading import load_model
 from selfrepair.snapshots.corpora import snapshot_corpus
 from selfrepair.snapshots.encoding import read_encoder
 from selfrepair.snapshots.manifest import read_manifest, verify_manifest

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaForSequenceClassification, LlamaModel
 
-from selfrepair.model.model import load_model
+from selfrepair.model.loading import load_model
 from selfrepair.snapshots.folder import read_headers
 from selfrepair.snapshots.models import snapshot_model
 from selfrepair.snapshots.weights import compare, load_checked, load_gguf

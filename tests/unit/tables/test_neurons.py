@@ -7,16 +7,20 @@ import pandas as pd
 import pytest
 import xarray as xr
 
-from selfrepair.files.tables import write_table
 from selfrepair.measure.neurons import DESCRIPTIONS, write_neurons
-from selfrepair.tables.neurons import AMONG_TOP, QUADRANTS, SHARES_OF_EFFECT, condense_neurons
+from selfrepair.tables.neurons import AMONG_TOP, QUADRANTS, SHARES_OF_EFFECT, tabulate_neurons
+
+from written import write_settings
 
 pytestmark = pytest.mark.filterwarnings("error")
 
 TABLES = ("neuron_share", "neuron_concentration", "erasure_neurons", "erasure_quadrants", "neuron_consistency")
 HEADS = [(1, 3), (0, 2)]
 COUNTS = np.array([1, 3, 10, 30])
-SETTINGS = {"n_prompts": 8, "n_bootstrap": 60, "bootstrap_seed": 3, "n_tokens": 72, "ablation": "resample"}
+SETTINGS = {
+    **{"ablation": "resample", "parallel_attention_mlp": False, "first_position": 0, "n_prompts": 8},
+    **{"n_bootstrap": 60, "bootstrap_seed": 3, "n_tokens": 72},
+}
 
 
 def shard(rng: np.random.Generator, n: int, best: int) -> xr.Dataset:
@@ -56,11 +60,9 @@ def condensed(folder: Path, shards: list[xr.Dataset], n_neurons: int = 30) -> di
         files.append(folder / f"{number}.h5")
         attrs = {"ablation": "resample", "neuron_layer": 2, "n_neurons": n_neurons, "n_prompts": 4}
         write_neurons(files[-1], [dataset], HEADS, attrs=attrs, provenance={})
-    heads = pd.DataFrame({"selection": ["top"]})
-    heads.attrs = SETTINGS
-    write_table(heads, folder / "heads.parquet", heads.attrs)
+    heads = write_settings(folder / "heads.parquet", **SETTINGS)
     tables = {name: folder / f"{name}.parquet" for name in TABLES}
-    condense_neurons(shards=files, heads_table=folder / "heads.parquet", tables=tables)
+    tabulate_neurons(shards=files, heads_table=heads, tables=tables)
     return {name: pd.read_parquet(path) for name, path in tables.items()}
 
 

@@ -1,0 +1,129 @@
+"""Models are loaded here, from a snapshot or from memory, and refused where a measurement would not hold."""
+
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from selfrepair.model.allocator import keep_freed_memory
+from selfrepair.model.calls import left_as_it_was
+from selfrepair.model.model import Model, check_tokens
+from selfrepair.model.observed import check_definitions_hold, observed_parallel, value_constant
+from selfrepair.model.parts import find_parts
+from selfrepair.snapshots.folder import some
+from selfrepair.snapshots.manifest import verify_manifest
+from selfrepair.snapshots.weights import load_checked
+
+DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.float32}
+"""Type of weights, residuals and measured values by the name in the config; "bfloat16" is that of matrix products alone."""
+
+
+def load_model(
+    source: str | Path | PreTrainedModel,
+    device: str = "cpu",
+    dtype: str = "float32",
+    center_unembed: bool = True,
+) -> Model:
+    """Load a model for measurement, or take one that is in memory.
+
+    Args:
+        source: A snapshot folder, another folder that save_pretrained wrote, or a transformers causal language model. A
+            model in memory is used as it is and never changed.
+        device: Torch device, such as "cpu" or "cuda".
+        dtype: "float32" or "float64"; the type of weights and of every measured value. "bfloat16" is float32 with the
+            model's own matrix products in bfloat16: faster on a GPU, and off by its rounding, some hundredths of a logit.
+        center_unembed: Centre logits over the vocabulary, as the definitions do.
+
+    Returns:
+        The model with the parts that the definitions name, checked on a short prompt: writes add up to the final
+        residual, the logit formula gives the model's own logits.
+
+    Raises:
+        ValueError: The folder holds no model, the model in memory has another dtype or device or is in training
+            mode, or the definitions do not cover its architecture.
+    """
+    if dtype not in DTYPES:
+        raise ValueError(
+            f"dtype is {dtype!r}; wanted one of {', '.join(DTYPES)}: self-repair is a small difference of logits"
+        )
+    weights = "in memory"
+    if isinstance(source, PreTrainedModel):
+        hf = source
+    elif isinstance(source, str | Path):
+        hf, weights = _read_folder(Path(source), device, DTYPES[dtype])
+    else:
+        raise ValueError(
+            f"source is a {type(source).__name__}; wanted a snapshot folder or a transformers PreTrainedModel"
+        )
+    _check_settings(hf, torch.device(device), DTYPES[dtype])
+    if device == "cpu":
+        keep_freed_memory()
+    model = find_parts(hf, center_unembed, weights, bfloat16=dtype == "bfloat16")
+    try:
+        with left_as_it_was(hf), torch.inference_mode():
+            model.check_causal(check_tokens(model)[0])
+            model.parallel = observed_parallel(model)
+            model.value_constant = value_constant(model)
+            check_definitions_hold(model)
+    except RuntimeError as error:
+        if type(error) is not RuntimeError:  # out of memory, for one
+            raise
+        raise ValueError(
+            f"{model.name} does not run on a short prompt ({str(error).splitlines()[0]}): correct its config, or load it with "
+            "attn_implementation='sdpa'"
+        ) from error
+    return model
+
+
+def _read_folder(folder: Path, device: str, dtype: torch.dtype) -> tuple[PreTrainedModel, str]:
+    if not (folder / "config.json").is_file():
+        raise ValueError(
+            f"{folder} holds no model (no config.json): name a snapshot, as results/snapshots/models/NAME that "
+            "`snakemake` makes, or a folder that transformers' save_pretrained wrote"
+        )
+    weights = "in a local folder"
+    if (folder / "manifest.json").exists():
+        weights = verify_manifest(folder / "manifest.json", kind="model")["weights"]
+    hf = load_checked(folder, str(folder), dtype=dtype, attn_implementation="sdpa")
+    if dtype == torch.float64:
+        _norm_in_own_dtype(hf)
+    hf.eval().to(torch.device(device))
+    return hf, weights
+
+
+def _norm_in_own_dtype(hf: PreTrainedModel) -> None:
+    """Replace RMSNorms that compute in float32 whatever their input, so that a float64 run is one throughout."""
+    for name, module in list(hf.named_modules()):
+        if type(module).__name__.endswith("RMSNorm") and hasattr(module, "variance_epsilon"):
+            weight = cast(nn.Parameter, module.weight)
+            norm = nn.RMSNorm(weight.shape, eps=float(module.variance_epsilon), dtype=weight.dtype)
+            norm.weight = weight
+            parent, _, leaf = name.rpartition(".")
+            setattr(hf.get_submodule(parent), leaf, norm)
+
+
+def _check_settings(hf: PreTrainedModel, device: torch.device, dtype: torch.dtype) -> None:
+    """Refuse a model any part of which is without values, in training mode, or of another dtype or device than asked for."""
+    unread = [name for name, tensor in (*hf.named_parameters(), *hf.named_buffers()) if tensor.is_meta]
+    if unread:
+        raise ValueError(
+            f"{len(unread)} tensors of the model in memory are on the meta device, without values ({some(unread)}): "
+            "load it whole, without offloading (no device_map to disk or meta)"
+        )
+    training = [name or type(module).__name__ for name, module in hf.named_modules() if module.training]
+    if training:
+        raise ValueError(
+            f"the model is in training mode ({some(training)}), where dropout changes every run: call model.eval() first"
+        )
+    for name, weight in hf.named_parameters():
+        if weight.dtype != dtype:
+            raise ValueError(
+                f"the model in memory is {weight.dtype} ({name}), asked for {dtype}: convert it first (model.to({dtype})) or "
+                "pass its dtype"
+            )
+        if weight.device.type != device.type:
+            raise ValueError(
+                f"the model in memory is on {weight.device} ({name}), asked for {device}: move it first, or pass its device"
+            )

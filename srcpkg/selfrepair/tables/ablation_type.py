@@ -1,0 +1,66 @@
+"""What one kind of ablation does to the strongest of the chosen heads: its tokens, and means of what repairs it."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from selfrepair.files.tables import read_settings, write_table
+from selfrepair.measure.chosen_heads import read_chosen_heads
+from selfrepair.quantities import PARTS
+from selfrepair.tables.counted_tokens import read_ablations
+from selfrepair.tables.statistics import ratios, run_weights, with_interval
+
+MEANS = ("direct_effect", "ablated_direct_effect", "logit_change", "self_repair", *PARTS)
+"""What is averaged beside residual_norm_ratio."""
+
+
+def tabulate_ablation_type(
+    *,
+    heads_table: Path,
+    shards: Sequence[Path],
+    thresholds: Path,
+    chosen_heads: Path,
+    tokens: Path,
+    means: Path,
+) -> None:
+    """Write what one kind of ablation does to the first of the chosen heads: its tokens, and means with intervals.
+
+    Args:
+        heads_table: Table "heads" of the same ablations.
+        shards: Ablations files in the order of their prompts.
+        thresholds: Top tokens of each head.
+        chosen_heads: The heads, the strongest first.
+        tokens: Parquet file, a CSV beside it: direct_effect and logit_change in logits, residual_norm_ratio = s' / s; a row a
+            token.
+        means: Likewise, the means of these and of what repairs; a row a selection.
+    """
+    run = read_settings(heads_table)
+    layer, head = strongest = read_chosen_heads(chosen_heads)[0]
+    labels = {"ablation": run["ablation"], "layer": layer, "head": head}
+    listed = []
+    sums: dict[str, list[np.ndarray]] = {}
+    for shard in read_ablations(shards, thresholds, run, [strongest], chosen_heads):
+        values = {name: shard.dataset[name].values[0] for name in MEANS}
+        values["residual_norm_ratio"] = shard.dataset["ablated_scale"].values[0] / shard.dataset["clean_scale"].values
+        computed = next(reversed(shard.counted.values()))[0]
+        prompt, pos = np.nonzero(computed)
+        columns = {name: values[name][prompt, pos] for name in ("direct_effect", "logit_change", "residual_norm_ratio")}
+        selected = shard.counted["top"][0][prompt, pos]
+        at = {"prompt": prompt + shard.first, "pos": pos}
+        listed.append(pd.DataFrame({**labels, **at, **columns, "selected": selected}))
+        for selection, counted in shard.counted.items():
+            found = [np.where(counted[0], value, 0).sum(-1, dtype=np.float64) for value in values.values()]
+            sums.setdefault(selection, []).append(np.stack([counted[0].sum(-1), *found]))
+    weights = run_weights(run)
+    rows = []
+    for selection, parts in sums.items():
+        count, *totals = np.concatenate(parts, axis=-1)
+        over_tokens = {
+            name: ratios(total[None], count[None], weights) for name, total in zip(values, totals, strict=True)
+        }
+        counts = {"n_tokens": int(count.sum()), "n_prompts": int((count > 0).sum())}
+        rows.append(pd.DataFrame({**labels, "selection": selection, **counts, **with_interval(over_tokens)}))
+    write_table(pd.concat(listed, ignore_index=True), tokens, run)
+    write_table(pd.concat(rows, ignore_index=True), means, run)

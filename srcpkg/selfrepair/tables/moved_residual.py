@@ -1,0 +1,79 @@
+"""Whether the next layer's heads answer to the ablation of a head as they do to a residual stream without its layer."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from selfrepair.files.hdf5 import heads_of, join_shards, rows_of
+from selfrepair.files.tables import read_settings, write_table
+from selfrepair.tables.statistics import ratios, run_weights, with_interval
+
+NO_NEXT_LAYER = "in the last layer: no layer follows"
+
+
+def tabulate_moved_residual(
+    *,
+    ablations: Sequence[Path],
+    moved: Sequence[Path],
+    heads_table: Path,
+    tables: Mapping[str, Path],
+) -> None:
+    """Correlate, over the heads of the next layer, what a head's ablation and what a moved residual stream change.
+
+    Intervals are over prompts; heads stay as they are.
+
+    Args:
+        ablations: Ablations files of one kind in the order of their prompts.
+        moved: Moved residual files, likewise.
+        heads_table: Table "heads" of the same ablations; its settings are taken over.
+        tables: "correlations" (a row a chosen head; ``note`` says where there is no next layer) and "heads" (a row a chosen
+            head and a head of its next layer): Parquet files to write; a CSV is written beside each.
+    """
+    run = read_settings(heads_table)
+    n_prompts = run["n_prompts"]
+    names = ["repair_by_head", "n_selected", "layer", "head_index"]
+    ablated = join_shards(ablations, "ablations", n_prompts=n_prompts, names=names)
+    shifted = join_shards(moved, "moved_residual", n_prompts=n_prompts)
+    heads = heads_of(shifted)
+    n_layers, n_heads = ablated.sizes["by_layer"], ablated.sizes["by_head"]
+    weights = run_weights(run)
+    correlations, points = [], []
+    for row, at in enumerate(rows_of(heads, moved[0], ablated, ablations[0])):
+        layer, head = heads[row]
+        after = layer + 1
+        counts = ablated["n_selected"].values[at]
+        columns = {
+            "layer": [layer],
+            "head": [head],
+            "next_layer": pd.array([after if after < n_layers else None], dtype="Int64"),
+            "n_heads": [n_heads if after < n_layers else 0],
+            "n_tokens": [int(counts.sum())],
+            "n_prompts": [int((counts > 0).sum())],
+            "note": ["" if after < n_layers else NO_NEXT_LAYER],
+        }
+        correlation = np.full((len(weights), 1), np.nan)
+        if after < n_layers:
+            counts = np.broadcast_to(counts.astype(float), (n_heads, n_prompts))
+            values = {
+                "change_when_ablated": ratios(ablated["repair_by_head"].values[at, :, after].T, counts, weights),
+                "change_when_moved": ratios(shifted["moved_change"].values[row].T, counts, weights),
+            }
+            correlation = _correlation(*values.values())[:, None]
+            keys = {"layer": layer, "head": head, "next_layer": after, "next_head": np.arange(n_heads)}
+            points.append(pd.DataFrame({**keys, **with_interval(values)}))
+        correlations.append(pd.DataFrame({**columns, **with_interval({"correlation": correlation})}))
+    write_table(pd.concat(correlations, ignore_index=True), tables["correlations"], run)
+    names = ["layer", "head", "next_layer", "next_head"]
+    for name in ("change_when_ablated", "change_when_moved"):
+        names += [name, f"{name}_low", f"{name}_high"]
+    table = pd.concat(points, ignore_index=True) if points else pd.DataFrame(columns=names, dtype=float)
+    write_table(table[names], tables["heads"], run)
+
+
+def _correlation(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Pearson correlation over the last axis; NaN where one of the two does not vary."""
+    x, y = (values - values.mean(-1, keepdims=True) for values in (x, y))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return (x * y).sum(-1) / np.sqrt((x**2).sum(-1) * (y**2).sum(-1))
