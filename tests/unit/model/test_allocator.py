@@ -75,7 +75,7 @@ def test_nothing_of_one_batch_of_prompts_outlives_it(rng: np.random.Generator, m
         return made
 
     for module in ("clean", "replay"):
-        monkeypatch.setattr(f"selfrepair.{module}.block_of_its_own", block)
+        monkeypatch.setattr(f"selfrepair.engine.{module}.block_of_its_own", block)
     most = []
     for n_batches in (1, 4):
         alive: list[int] = []
