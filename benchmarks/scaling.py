@@ -25,7 +25,7 @@ from matplotlib.axes import Axes
 from transformers import AutoModelForCausalLM, GPTNeoXConfig, LlamaConfig, PretrainedConfig
 
 import selfrepair
-from selfrepair.figures import style
+from selfrepair.figures.style import layout as style
 from selfrepair.files.hdf5 import open_hdf5
 from selfrepair.model.flops import layer_flops, sweep_flops
 from selfrepair.model.model import Model, find_parts

@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import PurePosixPath
 from typing import Any
 
 import pytest
@@ -64,7 +65,7 @@ USERS: dict[str, set[str]] = {
     "engine/single_attention.py": ONE_ATTENTION,
     "families.py": {"snapshot_model"} | RUNS_THE_MODEL,
     "figures/findings.py": {"write_findings"},
-    "figures/style.py": SHOWS,
+    "figures/style/layout.py": SHOWS,
     "figures/wording.py": SHOWS,
     "files/hdf5.py": READS_HDF5,
     "files/sealed.py": EVERY,
@@ -120,7 +121,7 @@ USERS: dict[str, set[str]] = {
     "workflow/provenance.py": EVERY,
 }
 # A folder's own file is run by whatever runs a module in it.
-for _folder in {module.split("/")[0] for module in USERS if "/" in module}:
+for _folder in {str(folder) for module in USERS for folder in PurePosixPath(module).parents if folder.name}:
     USERS[f"{_folder}/__init__.py"] = set().union(*(USERS[at] for at in USERS if at.startswith(f"{_folder}/")))
 
 
@@ -228,7 +229,7 @@ def test_an_edit_of_a_script_changes_the_code_of_its_rule(space: Space, digests:
     [
         ("workflow/config.py", {}),
         ("figures/token_noise.py", drawn("token_noise")),
-        ("figures/style.py", DRAWN),
+        ("figures/style/layout.py", DRAWN),
         ("tables/neurons.py", {"condense_neurons": 1, **drawn(*NEURON_FIGURES)}),
         ("tables/statistics.py", CONDENSED),
         ("measure/mean_activations.py", {"average_activations": 1, **REPLAYED}),

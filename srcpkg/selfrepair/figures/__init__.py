@@ -13,7 +13,7 @@ from types import ModuleType
 
 import pandas as pd
 
-from selfrepair.figures import style
+from selfrepair.figures.style import layout as style
 from selfrepair.files.tables import read_table
 
 SHARED = ("findings", "style", "wording")

@@ -7,8 +7,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from selfrepair.figures import style
-from selfrepair.figures.style import Look
+from selfrepair.figures.style import layout as style
+from selfrepair.figures.style.layout import Look
 from selfrepair.figures.wording import decimal, head_name, largest, measured, percentage
 
 FRACTION = "fraction"

@@ -3,7 +3,7 @@
 import pandas as pd
 from matplotlib.figure import Figure
 
-from selfrepair.figures import style
+from selfrepair.figures.style import layout as style
 from selfrepair.figures.wording import largest, measured, percentage, signs
 
 LOGITS, FRACTION = "self_repair_from_layernorm", "clipped_fraction_from_layernorm"

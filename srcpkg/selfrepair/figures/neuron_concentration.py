@@ -3,7 +3,7 @@
 import pandas as pd
 from matplotlib.figure import Figure
 
-from selfrepair.figures import style
+from selfrepair.figures.style import layout as style
 from selfrepair.figures.wording import head_name, measured, percentage
 
 CHANGE, REPAIR, EFFECT = "share_of_change", "share_of_repair", "share_of_direct_effect"

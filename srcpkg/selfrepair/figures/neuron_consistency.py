@@ -3,7 +3,7 @@
 import pandas as pd
 from matplotlib.figure import Figure
 
-from selfrepair.figures import style
+from selfrepair.figures.style import layout as style
 from selfrepair.figures.wording import head_name, percentage
 
 SHARE = "token_share"

@@ -4,7 +4,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from selfrepair.figures import style
+from selfrepair.figures.style import layout as style
 from selfrepair.figures.wording import decimal, head_name, measured
 
 X, Y = "change_when_moved", "change_when_ablated"

@@ -6,7 +6,7 @@ from matplotlib.axes import Axes
 from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
 
-from selfrepair.figures import style
+from selfrepair.figures.style import layout as style
 from selfrepair.figures.wording import measured
 from selfrepair.quantities import PARTS, QUANTITIES
 

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from selfrepair.figures import style
+from selfrepair.figures.style import layout as style
 from unit.figures.test_figures import ROOT, labelled, n_dots, rendered, settings, words, written
 
 pytestmark = pytest.mark.filterwarnings("error")

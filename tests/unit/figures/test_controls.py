@@ -12,7 +12,8 @@ import pytest
 from docutils.core import publish_parts
 from matplotlib.figure import Figure
 
-from selfrepair.figures import donor_noise, published_comparison, selection_control, style
+from selfrepair.figures import donor_noise, published_comparison, selection_control
+from selfrepair.figures.style import layout as style
 from selfrepair.files.tables import write_table
 from selfrepair.tables.donor_noise import variance_over_donors
 from selfrepair.tables.published import COMPARED, compare_published

@@ -17,7 +17,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from selfrepair import figures
-from selfrepair.figures import repair_breakdown, style
+from selfrepair.figures import repair_breakdown
+from selfrepair.figures.style import layout as style
 from selfrepair.files.tables import write_table
 from selfrepair.quantities import HEAD_TOKEN, PARTS, QUANTITIES
 

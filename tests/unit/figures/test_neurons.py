@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
-from selfrepair.figures import style
+from selfrepair.figures.style import layout as style
 from unit.figures.test_figures import ROOT, labelled, n_dots, rendered, settings, words, written
 from unit.tables.test_neurons import condensed, shard
 

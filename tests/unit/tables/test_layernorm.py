@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import selfrepair
-from selfrepair.figures import style
+from selfrepair.figures.style import layout as style
 from selfrepair.figures.wording import measured
 from selfrepair.files.hdf5 import open_hdf5, write_hdf5
 from selfrepair.files.sealed import write_json
