@@ -13,7 +13,7 @@ from types import ModuleType
 
 import pandas as pd
 
-from selfrepair.figures.style import layout as style
+from selfrepair.figures.style import saving
 from selfrepair.files.tables import read_table
 
 SHARED = ("findings", "style", "wording")
@@ -37,7 +37,7 @@ def draw_figure(name: str, tables: Mapping[str, Path], png: Path, svg: Path) -> 
     Raises:
         ValueError: No such figure, a file that is neither Parquet nor CSV, or a table that lacks what the figure draws.
     """
-    style.save(_module(name).draw(read_tables(tables)), png, svg)
+    saving.save(_module(name).draw(read_tables(tables)), png, svg)
 
 
 def finding(name: str, tables: Mapping[str, Path]) -> list[str]:

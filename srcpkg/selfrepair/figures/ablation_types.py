@@ -7,7 +7,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from selfrepair.figures.style import layout as style
+from selfrepair.figures.style import footers, guides, inputs, layout, looks, ranges
 from selfrepair.figures.wording import head_name, measured
 from selfrepair.quantities import ABLATION_KINDS
 
@@ -30,42 +30,42 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
         ValueError: No table of an ablation, a column or a setting is missing, or the tables are of several runs.
     """
     kinds = _kinds(tables)
-    tokens = {kind: style.table(tables, f"tokens_{kind}", ["layer", "head", X, Y, NORM, "selected"]) for kind in kinds}
+    tokens = {kind: inputs.table(tables, f"tokens_{kind}", ["layer", "head", X, Y, NORM, "selected"]) for kind in kinds}
     means = {kind: _means(tables, kind) for kind in kinds}
-    run = style.settings(
+    run = inputs.settings(
         tables, *(f"{name}_{kind}" for kind in kinds for name in ("tokens", "means")), differing=["ablation"]
     )
-    with style.context():
+    with looks.context():
         pooled = pd.concat(list(tokens.values()))
         top = pooled[pooled["selected"].astype(bool)]
         # The top tokens are the tail of direct effect: the bulk of all tokens alone would leave them out.
-        ends = [style.square_range(rows[X], rows[Y], coverage=share) for rows, share in ((pooled, 0.995), (top, 0.98))]
+        ends = [ranges.square_range(rows[X], rows[Y], coverage=share) for rows, share in ((pooled, 0.995), (top, 0.98))]
         limits = min(low for low, _ in ends), max(high for _, high in ends)
-        figure, axes = style.square_panels(style.TWO_COLUMNS, limits, len(kinds))
+        figure, axes = layout.square_panels(looks.TWO_COLUMNS, limits, len(kinds))
         counts = [_panel(ax, tokens[kind], means[kind]) for ax, kind in zip(axes, kinds, strict=True)]
-        axes[0].set_ylabel(style.axis_label(Y))
+        axes[0].set_ylabel(guides.axis_label(Y))
         norms = figure.add_axes((0, 0, 1, 1), label="norms")
         counts.append(_norms(norms, tokens))
         names = [*(f"{kind} ablation" for kind in kinds), ""]
-        headings = style.square_headings([*axes, norms], names, counts, 34.0)
+        headings = layout.square_headings([*axes, norms], names, counts, 34.0)
         legend = figure.legend(*axes[0].get_legend_handles_labels(), loc="upper left", ncols=3, handletextpad=0.1)
         for handle in legend.legend_handles:
             if handle is not None:
                 handle.set_alpha(1)
         head = head_name(pooled.iloc[0])
-        below = style.footer(
+        below = footers.footer(
             figure,
-            style.TWO_COLUMNS,
+            looks.TWO_COLUMNS,
             run,
             f"all tokens of {head}, the top {{top:g}}% marked; boxes: quartiles, whiskers: 95% of tokens",
             kinds=kinds,
         )
         room = 13.0
         slots = max(len(kinds) + 1, 4)
-        style.lay_out_squares(figure, [*axes, norms], below, headings, slots=slots, right_mm=2.0 + room, top_mm=5.0)
+        layout.lay_out_squares(figure, [*axes, norms], below, headings, slots=slots, right_mm=2.0 + room, top_mm=5.0)
         place = norms.get_position()
         # To the right, where its own axis has room for its label.
-        norms.set_position((place.x0 + room / style.TWO_COLUMNS, place.y0, place.width, place.height))
+        norms.set_position((place.x0 + room / looks.TWO_COLUMNS, place.y0, place.width, place.height))
     return figure
 
 
@@ -103,19 +103,19 @@ def _kinds(tables: Mapping[str, pd.DataFrame]) -> list[str]:
 
 
 def _means(tables: dict[str, pd.DataFrame], kind: str) -> pd.DataFrame:
-    columns = ["layer", "head", "selection", "n_tokens", *style.with_interval(X, Y, REPAIR, NORM)]
-    return style.table(tables, f"means_{kind}", columns)
+    columns = ["layer", "head", "selection", "n_tokens", *inputs.with_interval(X, Y, REPAIR, NORM)]
+    return inputs.table(tables, f"means_{kind}", columns)
 
 
 def _panel(ax: Axes, tokens: pd.DataFrame, means: pd.DataFrame) -> list[str]:
     """Draw one ablation's tokens and their mean, and return the counts of what lies outside."""
-    ax.set_xlabel(style.axis_label(X))
-    style.zero_line(ax)
+    ax.set_xlabel(guides.axis_label(X))
+    guides.zero_line(ax)
     top = tokens["selected"].astype(bool)
-    common: dict[str, Any] = {"linewidth": 0, "rasterized": len(tokens) > style.RASTERISE_ABOVE}
+    common: dict[str, Any] = {"linewidth": 0, "rasterized": len(tokens) > looks.RASTERISE_ABOVE}
     rest, chosen = tokens[~top], tokens[top]
     ax.scatter(rest[X], rest[Y], s=1.0, color=OTHERS, alpha=0.4, zorder=1.5, label="other tokens", **common)
-    colour = style.LOOKS[X].colour
+    colour = looks.LOOKS[X].colour
     ax.scatter(chosen[X], chosen[Y], s=2.5, color=colour, alpha=0.8, zorder=2, label="the head's top tokens", **common)
     mean = means[means["selection"] == "top"]
     ax.errorbar(
@@ -123,27 +123,27 @@ def _panel(ax: Axes, tokens: pd.DataFrame, means: pd.DataFrame) -> list[str]:
         mean[Y],
         xerr=[mean[X] - mean[f"{X}_low"], mean[f"{X}_high"] - mean[X]],
         yerr=[mean[Y] - mean[f"{Y}_low"], mean[f"{Y}_high"] - mean[Y]],
-        color=style.INK,
+        color=looks.INK,
         marker="D",
         linestyle="none",
         elinewidth=1.0,
         zorder=3,
         label="their mean, 95% interval over prompts",
     )
-    style.minus_x_line(ax, tokens[X], tokens[Y])
-    return style.mark_outside(ax, tokens[X], tokens[Y], style.INK)
+    guides.minus_x_line(ax, tokens[X], tokens[Y])
+    return ranges.mark_outside(ax, tokens[X], tokens[Y], looks.INK)
 
 
 def _norms(ax: Axes, tokens: dict[str, pd.DataFrame]) -> list[str]:
     """Boxes of the ratio of norms, top tokens beside all tokens of each kind; gives the counts of what lies outside."""
     top = [rows.loc[rows["selected"].astype(bool), NORM] for rows in tokens.values()]
     quantiles = [values.quantile([0.005, 0.995]) for values in (*(rows[NORM] for rows in tokens.values()), *top)]
-    ax.set_ylim(style.bulk_range(include=[1.0, *quantiles]))
-    ax.axhline(1, color=style.FAINT, linewidth=0.6, zorder=0.5)
+    ax.set_ylim(ranges.bulk_range(include=[1.0, *quantiles]))
+    ax.axhline(1, color=looks.FAINT, linewidth=0.6, zorder=0.5)
     outside = {"above": 0, "below": 0}
     low, high = ax.get_ylim()
     for place, (rows, chosen) in enumerate(zip(tokens.values(), top, strict=True)):
-        for values, apart, colour in ((rows[NORM], -0.19, OTHERS), (chosen, 0.19, style.LOOKS[X].colour)):
+        for values, apart, colour in ((rows[NORM], -0.19, OTHERS), (chosen, 0.19, looks.LOOKS[X].colour)):
             if values.empty:
                 continue
             ax.boxplot(
@@ -154,7 +154,7 @@ def _norms(ax: Axes, tokens: dict[str, pd.DataFrame]) -> list[str]:
                 showfliers=False,
                 patch_artist=True,
                 boxprops={"facecolor": colour, "linewidth": 0.5},
-                medianprops={"color": style.INK, "linewidth": 1.0},
+                medianprops={"color": looks.INK, "linewidth": 1.0},
                 whiskerprops={"linewidth": 0.7},
                 capprops={"linewidth": 0.7},
                 manage_ticks=False,

@@ -3,7 +3,7 @@
 import pandas as pd
 from matplotlib.figure import Figure
 
-from selfrepair.figures.style import layout as style
+from selfrepair.figures.style import footers, guides, inputs, layout, looks, marks
 from selfrepair.figures.wording import largest, measured, percentage, signs
 
 LOGITS, FRACTION = "self_repair_from_layernorm", "clipped_fraction_from_layernorm"
@@ -23,21 +23,21 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
     Raises:
         ValueError: A table, a column or a setting is missing.
     """
-    columns = ["relative_depth", "layer", *style.with_interval(LOGITS, FRACTION)]
-    heads = style.table(tables, "heads", [*columns, "head"], selection="top")
-    layers = style.table(tables, "layers", columns, selection="top")
-    run = style.settings(tables, "heads", "layers")
-    with style.context():
-        figure = style.new_figure(style.TWO_COLUMNS, 70.0)
+    columns = ["relative_depth", "layer", *inputs.with_interval(LOGITS, FRACTION)]
+    heads = inputs.table(tables, "heads", [*columns, "head"], selection="top")
+    layers = inputs.table(tables, "layers", columns, selection="top")
+    run = inputs.settings(tables, "heads", "layers")
+    with looks.context():
+        figure = layout.new_figure(looks.TWO_COLUMNS, 70.0)
         left, right = figure.subplots(1, 2)
-        colour = style.LOOKS[LOGITS].colour
-        style.by_layer_panel(left, heads, layers, LOGITS, run, colour=colour)
+        colour = looks.LOOKS[LOGITS].colour
+        marks.by_layer_panel(left, heads, layers, LOGITS, run, colour=colour)
         # A clipped fraction lies between 0 and 1: the fixed range lets it be compared with other runs and parts.
-        style.by_layer_panel(right, heads, layers, FRACTION, run, colour=colour, limits=(-0.02, 1.02))
-        style.reference_line(right, PAPER_FRACTION, "Rushing &\nNanda 2024:\nabout 30%")
-        style.panel_letter(left, "a")
-        style.panel_letter(right, "b")
-        style.footer(figure, style.TWO_COLUMNS, run, "top", "dots and bands")
+        marks.by_layer_panel(right, heads, layers, FRACTION, run, colour=colour, limits=(-0.02, 1.02))
+        guides.reference_line(right, PAPER_FRACTION, "Rushing &\nNanda 2024:\nabout 30%")
+        layout.panel_letter(left, "a")
+        layout.panel_letter(right, "b")
+        footers.footer(figure, looks.TWO_COLUMNS, run, "top", "dots and bands")
     return figure
 
 
@@ -53,10 +53,10 @@ def finding(tables: dict[str, pd.DataFrame]) -> list[str]:
     Raises:
         ValueError: A table, a column or a setting is missing.
     """
-    names = style.with_interval(LOGITS, FRACTION)
-    model = style.table(tables, "model", ["n_heads", *names], selection="top").iloc[0]
-    heads = style.table(tables, "heads", names, selection="top")
-    layers = style.table(tables, "layers", ["layer", *names], selection="top")
+    names = inputs.with_interval(LOGITS, FRACTION)
+    model = inputs.table(tables, "model", ["n_heads", *names], selection="top").iloc[0]
+    heads = inputs.table(tables, "heads", names, selection="top")
+    layers = inputs.table(tables, "layers", ["layer", *names], selection="top")
     best = largest(layers, LOGITS)
     return [
         f"Mean over {int(model['n_heads']):,} heads on their top tokens: {measured(model, LOGITS)}, "

@@ -3,13 +3,13 @@
 import pandas as pd
 from matplotlib.figure import Figure
 
-from selfrepair.figures.style import layout as style
+from selfrepair.figures.style import footers, guides, inputs, layout, looks, marks
 from selfrepair.figures.wording import head_name, percentage
 
 SHARE = "token_share"
 COLUMNS = (
     *("rank", "layer", "head", "n_tokens", "top", "n_neurons", "neuron_rank", "neuron"),
-    *style.with_interval(SHARE),
+    *inputs.with_interval(SHARE),
 )
 
 
@@ -25,25 +25,25 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
     Raises:
         ValueError: The table, a column or a setting is missing.
     """
-    table = style.table(tables, "neuron_consistency", COLUMNS)
-    run = style.settings(tables, "neuron_consistency")
+    table = inputs.table(tables, "neuron_consistency", COLUMNS)
+    run = inputs.settings(tables, "neuron_consistency")
     attrs = tables["neuron_consistency"].attrs
-    with style.context():
-        figure, panels = style.head_panels(table, 66.0)
+    with looks.context():
+        figure, panels = layout.head_panels(table, 66.0)
         for ax, rows in panels:
             tops = sorted(rows["top"].unique().tolist())
-            for top, look in zip(tops, style.ordered_looks(len(tops)), strict=True):
+            for top, look in zip(tops, looks.ordered_looks(len(tops)), strict=True):
                 line = rows[rows["top"] == top].sort_values("neuron_rank")
-                style.line_with_band(ax, line["neuron_rank"], line, SHARE, look, _among(top))
+                marks.line_with_band(ax, line["neuron_rank"], line, SHARE, look, _among(top))
             lead = rows[rows["top"] == 1].iloc[0]
             text = f"{int(lead['n_neurons']):,} neurons lead\non {int(lead['n_tokens']):,} tokens"
-            ax.text(0.98, 0.98, text, transform=ax.transAxes, ha="right", va="top", fontsize=style.SMALL_SIZE)
-            style.rank_axis(ax, int(table["neuron_rank"].max()), "neurons, most frequent first")
-        style.share_axis(panels[0][0], "top tokens (%)")
+            ax.text(0.98, 0.98, text, transform=ax.transAxes, ha="right", va="top", fontsize=looks.SMALL_SIZE)
+            guides.rank_axis(ax, int(table["neuron_rank"].max()), "neurons, most frequent first")
+        guides.share_axis(panels[0][0], "top tokens (%)")
         handles, labels = panels[0][0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), title="the neuron is, by repair,")
         what = f"{attrs['n_neurons']:,} neurons of the MLP of layer {attrs['neuron_layer']}"
-        style.footer(figure, style.TWO_COLUMNS, run, what, "top tokens", "bands")
+        footers.footer(figure, looks.TWO_COLUMNS, run, what, "top tokens", "bands")
     return figure
 
 
@@ -63,7 +63,7 @@ def finding(tables: dict[str, pd.DataFrame]) -> list[str]:
     Raises:
         ValueError: As `draw`.
     """
-    table = style.table(tables, "neuron_consistency", COLUMNS)
+    table = inputs.table(tables, "neuron_consistency", COLUMNS)
     attrs = tables["neuron_consistency"].attrs
     lines = []
     for _, rows in table[table["neuron_rank"] == 1].groupby("rank"):

@@ -3,11 +3,11 @@
 import pandas as pd
 from matplotlib.figure import Figure
 
-from selfrepair.figures.style import layout as style
+from selfrepair.figures.style import footers, guides, inputs, layout, looks, marks
 from selfrepair.figures.wording import head_name, percentage
 
 SHARE = "token_share"
-COLUMNS = ("rank", "layer", "head", "n_tokens", "share_of_effect", "nth", *style.with_interval(SHARE))
+COLUMNS = ("rank", "layer", "head", "n_tokens", "share_of_effect", "nth", *inputs.with_interval(SHARE))
 
 
 def draw(tables: dict[str, pd.DataFrame]) -> Figure:
@@ -22,22 +22,22 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
     Raises:
         ValueError: The table, a column or a setting is missing.
     """
-    table = style.table(tables, "neuron_share", COLUMNS)
-    run = style.settings(tables, "neuron_share")
-    with style.context():
-        figure, panels = style.head_panels(table, 66.0)
+    table = inputs.table(tables, "neuron_share", COLUMNS)
+    run = inputs.settings(tables, "neuron_share")
+    with looks.context():
+        figure, panels = layout.head_panels(table, 66.0)
         for ax, rows in panels:
             levels = sorted(rows["share_of_effect"].unique(), reverse=True)
-            for level, look in zip(levels, style.ordered_looks(len(levels)), strict=True):
+            for level, look in zip(levels, looks.ordered_looks(len(levels)), strict=True):
                 line = rows[rows["share_of_effect"] == level].sort_values("nth")
-                style.line_with_band(ax, line["nth"], line, SHARE, look, f"{100 * level:g}%")
-            style.rank_axis(ax, int(table["nth"].max()), "N, neurons by repair")
-        style.share_axis(panels[0][0], "top tokens (%)")
+                marks.line_with_band(ax, line["nth"], line, SHARE, look, f"{100 * level:g}%")
+            guides.rank_axis(ax, int(table["nth"].max()), "N, neurons by repair")
+        guides.share_axis(panels[0][0], "top tokens (%)")
         handles, labels = panels[0][0].get_legend_handles_labels()
         title = "the Nth neuron repairs more than this share of the head's direct effect"
         figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), title=title)
         layer = tables["neuron_share"].attrs["neuron_layer"]
-        style.footer(figure, style.TWO_COLUMNS, run, f"neurons of the MLP of layer {layer}", "top tokens", "bands")
+        footers.footer(figure, looks.TWO_COLUMNS, run, f"neurons of the MLP of layer {layer}", "top tokens", "bands")
     return figure
 
 
@@ -53,7 +53,7 @@ def finding(tables: dict[str, pd.DataFrame]) -> list[str]:
     Raises:
         ValueError: As `draw`.
     """
-    table = style.table(tables, "neuron_share", COLUMNS)
+    table = inputs.table(tables, "neuron_share", COLUMNS)
     layer = tables["neuron_share"].attrs["neuron_layer"]
     lines = []
     for _, rows in table.groupby("rank"):

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from selfrepair.figures.style import layout as style
+from selfrepair.figures.style import looks
 from unit.figures.test_figures import ROOT, labelled, n_dots, rendered, settings, words, written
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -128,7 +128,7 @@ def test_size_and_footer(name: str) -> None:
 @pytest.mark.parametrize("name", MAKE)
 def test_nothing_is_drawn_outside_the_page(name: str) -> None:
     figure = module(name).draw(MAKE[name]())
-    with style.context():
+    with looks.context():
         figure.draw_without_rendering()
         box = figure.get_tightbbox()
     width, height = figure.get_size_inches()

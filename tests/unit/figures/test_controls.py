@@ -13,7 +13,7 @@ from docutils.core import publish_parts
 from matplotlib.figure import Figure
 
 from selfrepair.figures import donor_noise, published_comparison, selection_control
-from selfrepair.figures.style import layout as style
+from selfrepair.figures.style import looks
 from selfrepair.files.tables import write_table
 from selfrepair.tables.donor_noise import variance_over_donors
 from selfrepair.tables.published import COMPARED, compare_published
@@ -110,7 +110,7 @@ def module(name: str):
 def check_page(figure: Figure) -> None:
     assert figure.get_figwidth() * 25.4 == pytest.approx(174)
     assert "n = 1,280 tokens, 40 prompts of length 33" in figure.get_supxlabel().replace("\n", " ")
-    with style.context():
+    with looks.context():
         figure.draw_without_rendering()
         box = figure.get_tightbbox()
     width, height = figure.get_size_inches()
@@ -221,7 +221,7 @@ def test_a_model_of_another_shape_is_refused(tmp_path: Path) -> None:
 
 def test_distributions_are_quantiles_over_heads(tmp_path: Path) -> None:
     table = published_tables(tmp_path, None)["distributions"]
-    assert set(table["model"]) == {"this run", *style.PUBLISHED}
+    assert set(table["model"]) == {"this run", *looks.PUBLISHED}
     published = pd.read_csv(PUBLISHED).query("model == 'gpt2-medium' and layer >= 16")["self_repair"]
     row = table.query("model == 'gpt2-medium' and depth == 'last' and quantity == 'self_repair'").iloc[0]
     assert row["n_heads"] == len(published) == 128

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 
 from selfrepair import figures
 from selfrepair.figures import repair_breakdown
-from selfrepair.figures.style import layout as style
+from selfrepair.figures.style import guides, inputs, looks, ranges, saving
 from selfrepair.files.tables import write_table
 from selfrepair.quantities import HEAD_TOKEN, PARTS, QUANTITIES
 
@@ -154,7 +154,7 @@ def words(figure: Figure) -> str:
 
 def written(figure: Figure, folder: Path, stem: str) -> tuple[bytes, bytes]:
     png, svg = folder / f"{stem}.png", folder / f"{stem}.svg"
-    style.save(figure, png, svg)
+    saving.save(figure, png, svg)
     return png.read_bytes(), svg.read_bytes()
 
 
@@ -187,7 +187,7 @@ def test_size_and_footer(name):
 @pytest.mark.parametrize("name", FIGURES)
 def test_nothing_is_drawn_outside_the_page(name):
     figure = draw(name)
-    with style.context():
+    with looks.context():
         figure.draw_without_rendering()
         box = figure.get_tightbbox()
     width, height = figure.get_size_inches()
@@ -227,7 +227,7 @@ def test_by_layer_axes_and_dots(name, labels):
     figure = draw(name)
     assert [ax.get_ylabel().replace("\n", " ") for ax in figure.axes] == [QUANTITIES[label].axis for label in labels]
     for ax in figure.axes:
-        assert ax.get_xlabel() == style.DEPTH_LABEL
+        assert ax.get_xlabel() == guides.DEPTH_LABEL
         assert n_dots(ax, "this run: a head") == 4 * 3
         (line,) = labelled(ax, "this run: layer mean")
         assert len(line.get_xdata()) == 4
@@ -238,7 +238,7 @@ def test_published_models_are_beside_this_run():
     (legend,) = figure.legends
     texts = [text.get_text() for text in legend.get_texts()]
     assert texts[0] == "this run: layer mean"
-    assert {f"{name}, published" for name, _ in style.PUBLISHED.values()} < set(texts)
+    assert {f"{name}, published" for name, _ in looks.PUBLISHED.values()} < set(texts)
     (line,) = labelled(figure.axes[0], "GPT-2 medium, published")
     assert len(line.get_xdata()) == 24
     assert line.get_xdata()[-1] == 1
@@ -324,12 +324,12 @@ def test_heads_outside_the_range_are_counted():
 def test_mark_outside_counts_each_point_once():
     ax = Figure().subplots()
     ax.set(xlim=(0, 1), ylim=(0, 2.1))
-    counts = style.mark_outside(ax, [0.5, 3, 3, -1, 0.5, np.nan], [5, 5, 1, 1, 1, 9], "black")
+    counts = ranges.mark_outside(ax, [0.5, 3, 3, -1, 0.5, np.nan], [5, 5, 1, 1, 1, 9], "black")
     assert counts == ["2 above 2.1", "1 right of 1", "1 left of 0"]
     (above, *_) = labelled(ax, "_outside")
     assert list(above.get_xdata()) == [0.5, 1]
     assert list(above.get_ydata()) == [2.1, 2.1]
-    assert style.mark_outside(ax, [0.5], [0.5], "black") == []
+    assert ranges.mark_outside(ax, [0.5], [0.5], "black") == []
 
 
 @pytest.mark.parametrize(
@@ -342,12 +342,12 @@ def test_mark_outside_counts_each_point_once():
     ],
 )
 def test_bulk_range(values, expected):
-    low, high = style.bulk_range(values)
+    low, high = ranges.bulk_range(values)
     assert (low, high) == pytest.approx(expected, abs=0.025)
 
 
 def test_bulk_range_keeps_what_must_be_seen():
-    low, high = style.bulk_range(np.linspace(0, 1, 100), include=[0.0, [7.0, np.nan]])
+    low, high = ranges.bulk_range(np.linspace(0, 1, 100), include=[0.0, [7.0, np.nan]])
     assert low <= 0
     assert high >= 7
 
@@ -362,7 +362,7 @@ def test_tiny_models(name, shape, tmp_path):
 def test_some_values_missing(name, tmp_path):
     tables = make_tables()[name]
     for table in tables.values():
-        for column in table.columns.intersection([*style.with_interval(*COLUMNS)]):
+        for column in table.columns.intersection([*inputs.with_interval(*COLUMNS)]):
             table.loc[table.index[:3], column] = np.nan
     written(draw(name, tables), tmp_path, "gaps")
 
@@ -433,9 +433,9 @@ def test_draw_figure_refuses_what_it_does_not_know(tmp_path):
 
 
 def test_looks_can_be_told_apart():
-    looks = [*style.LOOKS.values()]
-    assert len({(look.colour, str(look.dash)) for look in looks}) == len(looks)
-    published = [look for _, look in style.PUBLISHED.values()]
+    own = [*looks.LOOKS.values()]
+    assert len({(look.colour, str(look.dash)) for look in own}) == len(own)
+    published = [look for _, look in looks.PUBLISHED.values()]
     assert len({look.marker for look in published}) == len(published)
 
 

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
-from selfrepair.figures.style import layout as style
+from selfrepair.figures.style import looks
 from unit.figures.test_figures import ROOT, labelled, n_dots, rendered, settings, words, written
 from unit.tables.test_neurons import condensed, shard
 
@@ -46,7 +46,7 @@ def test_a_panel_a_head_within_the_page(name: str, tables: dict[str, dict[str, p
     footer = figure.get_supxlabel().replace("\n", " ")
     assert "n = 1,280 tokens, 40 prompts of length 33" in footer
     assert "layer 2" in footer
-    with style.context():
+    with looks.context():
         figure.draw_without_rendering()
         box = figure.get_tightbbox()
     width, height = figure.get_size_inches()

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import selfrepair
-from selfrepair.figures.style import layout as style
+from selfrepair.figures.style import looks, saving
 from selfrepair.figures.wording import measured
 from selfrepair.files.hdf5 import open_hdf5, write_hdf5
 from selfrepair.files.sealed import write_json
@@ -374,7 +374,7 @@ def test_figures_stay_on_the_page_and_are_the_same_twice(
     name: str, tables: dict[str, dict[str, pd.DataFrame]], tmp_path: Path
 ) -> None:
     figure = module_of(name).draw(tables[name])
-    with style.context():
+    with looks.context():
         figure.draw_without_rendering()
         box = figure.get_tightbbox()
     width, height = figure.get_size_inches()
@@ -387,7 +387,7 @@ def test_figures_stay_on_the_page_and_are_the_same_twice(
     written = []
     for number in range(2):
         png, svg = tmp_path / f"{number}.png", tmp_path / f"{number}.svg"
-        style.save(module_of(name).draw(tables[name]), png, svg)
+        saving.save(module_of(name).draw(tables[name]), png, svg)
         written.append((png.read_bytes(), svg.read_bytes()))
     assert written[0] == written[1]
 
@@ -395,7 +395,7 @@ def test_figures_stay_on_the_page_and_are_the_same_twice(
 @pytest.mark.parametrize("name", ["layernorm_scale_ratio", "ablation_types"])
 def test_one_kind_of_ablation_is_enough(name: str, tables: dict[str, dict[str, pd.DataFrame]], tmp_path: Path) -> None:
     alone = {key: table for key, table in tables[name].items() if key.endswith("mean")}
-    style.save(module_of(name).draw(alone), tmp_path / "a.png", tmp_path / "a.svg")
+    saving.save(module_of(name).draw(alone), tmp_path / "a.png", tmp_path / "a.svg")
     (line,) = module_of(name).finding(alone)
     assert "mean ablation" in line
     with pytest.raises(ValueError, match=r"no table of an ablation .*: give at least one of"):
@@ -410,7 +410,7 @@ def test_top_tokens_alone_can_be_drawn(name: str, tables: dict[str, dict[str, pd
         rows = table["selection"] == "top" if "selection" in table else table.get("selected", np.ones(len(table), bool))
         top[key] = table[rows]
         top[key].attrs = dict(table.attrs)
-    style.save(module_of(name).draw(top), tmp_path / "a.png", tmp_path / "a.svg")
+    saving.save(module_of(name).draw(top), tmp_path / "a.png", tmp_path / "a.svg")
     assert "all tokens" not in " ".join(module_of(name).finding(top)).split("Rushing")[0]
 
 
