@@ -23,6 +23,8 @@ NAMES = {
 }
 FIGURES = {f"draw_{name}" for name in NAMES}
 SHOWS = FIGURES | {"write_findings"}
+NEURON_SHARES = {"draw_neuron_share", "draw_neuron_concentration", "draw_neuron_consistency"}
+REPAIR_PARTS = {"draw_layernorm_repair", "draw_mlp_repair", "write_findings"}
 SNAPSHOTS = {"snapshot_model", "snapshot_corpus"}
 LAYERNORM = {
     *("tabulate_scale_ratios", "tabulate_ablation_type", "tabulate_layernorm_claim", "compare_frozen_layernorm")
@@ -65,17 +67,24 @@ USERS: dict[str, set[str]] = {
     "engine/single_attention.py": ONE_ATTENTION,
     "families.py": {"snapshot_model"} | RUNS_THE_MODEL,
     "figures/findings.py": {"write_findings"},
+    "figures/shared/kinds.py": {
+        *("draw_ablation_types", "draw_layernorm_scale_ratio", "draw_effect_vs_logit_change", "write_findings"),
+    },
+    "figures/shared/neurons.py": NEURON_SHARES | {"write_findings"},
+    "figures/shared/repair_part.py": REPAIR_PARTS,
+    "figures/shared/token_dots.py": {"draw_token_noise", "draw_ablation_types", "write_findings"},
     "figures/style/footers.py": SHOWS,
-    "figures/style/guides.py": SHOWS - {"draw_who_repairs_whom", "draw_layernorm_claim", "draw_layernorm_scale_ratio"},
+    "figures/style/guides.py": SHOWS - NEURON_SHARES - {"draw_layernorm_scale_ratio"},
     "figures/style/inputs.py": SHOWS,
     "figures/style/layout.py": SHOWS,
     "figures/style/looks.py": SHOWS,
     "figures/style/marks.py": {
-        *("draw_self_repair_by_layer", "draw_layernorm_repair", "draw_mlp_repair", "draw_repair_breakdown"),
-        *("draw_selection_control", "draw_layer_ablation", "draw_neuron_share", "draw_neuron_concentration"),
-        *("draw_neuron_consistency", "write_findings"),
+        *("draw_self_repair_by_layer", "draw_repair_breakdown", "draw_selection_control", "draw_layer_ablation"),
+        *("draw_effect_vs_logit_change", "draw_published_comparison", "draw_self_reinforcement", *REPAIR_PARTS),
     },
-    "figures/style/ranges.py": SHOWS - {"draw_who_repairs_whom", "draw_layernorm_claim", "draw_layernorm_scale_ratio"},
+    "figures/style/ranges.py": SHOWS
+    - NEURON_SHARES
+    - {"draw_who_repairs_whom", "draw_layernorm_claim", "draw_layernorm_scale_ratio"},
     "figures/style/saving.py": SHOWS,
     "figures/wording.py": SHOWS,
     "files/hdf5.py": READS_HDF5,

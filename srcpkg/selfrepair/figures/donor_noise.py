@@ -70,14 +70,7 @@ def _panel(ax: Axes, tokens: pd.DataFrame) -> list[str]:
 def finding(tables: dict[str, pd.DataFrame]) -> list[str]:
     """For each head, what donors make up of the variance of self-repair, and what averaging over donors gives.
 
-    Args:
-        tables: As for `draw`.
-
-    Returns:
-        Lines of Markdown, one a head.
-
-    Raises:
-        ValueError: As `draw`.
+    Takes the tables of `draw` and raises what it raises. Gives lines of Markdown, one a head.
     """
     shown = ("donor_share", "averaged_donor_share", "donor_variance", "token_variance", "mean", "one_donor_mean")
     heads = inputs.table(tables, "heads", ["layer", "head", "n_tokens", "n_donors", *inputs.with_interval(*shown)])

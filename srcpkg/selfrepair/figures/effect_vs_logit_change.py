@@ -6,9 +6,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from selfrepair.figures.style import footers, guides, inputs, layout, looks, ranges
+from selfrepair.figures.shared.kinds import given_kinds
+from selfrepair.figures.style import footers, guides, inputs, layout, looks, marks, ranges
 from selfrepair.figures.wording import head_name, largest, measured, signs
-from selfrepair.quantities import ABLATION_KINDS
 
 X, Y = "direct_effect", "logit_change"
 
@@ -25,7 +25,7 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
     Raises:
         ValueError: No table of an ablation, a column or a setting is missing, or the tables are of several runs.
     """
-    kinds = _kinds(tables)
+    kinds = given_kinds(tables, "heads")
     columns = ["relative_depth", *inputs.with_interval(X, Y)]
     heads = {kind: inputs.table(tables, f"heads_{kind}", columns, selection="all") for kind in kinds}
     run = inputs.settings(tables, *(f"heads_{kind}" for kind in kinds), differing=["ablation"])
@@ -47,17 +47,10 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
 def finding(tables: dict[str, pd.DataFrame]) -> list[str]:
     """For each ablation: on how many heads the model repairs, and the head of largest effect.
 
-    Args:
-        tables: As for `draw`.
-
-    Returns:
-        Lines of Markdown, one an ablation.
-
-    Raises:
-        ValueError: As `draw`.
+    Takes the tables of `draw` and raises what it raises. Gives lines of Markdown, one an ablation.
     """
     lines = []
-    for kind in _kinds(tables):
+    for kind in given_kinds(tables, "heads"):
         columns = ["layer", "head", "n_tokens", *inputs.with_interval(X, "ablated_direct_effect", Y, "self_repair")]
         heads = inputs.table(tables, f"heads_{kind}", columns, selection="all")
         strongest = largest(heads, X)
@@ -73,14 +66,6 @@ def finding(tables: dict[str, pd.DataFrame]) -> list[str]:
     return lines
 
 
-def _kinds(tables: dict[str, pd.DataFrame]) -> list[str]:
-    kinds = [kind for kind in ABLATION_KINDS if f"heads_{kind}" in tables]
-    if not kinds:
-        wanted = ", ".join(f"heads_{kind}" for kind in ABLATION_KINDS)
-        raise ValueError(f"no table of an ablation (got {sorted(tables)}): give at least one of {wanted}")
-    return kinds
-
-
 def _panel(ax: Axes, heads: pd.DataFrame) -> list[str]:
     """Draw one ablation's heads and return the counts of what lies outside."""
     ax.set_xlabel(guides.axis_label(X))
@@ -89,17 +74,5 @@ def _panel(ax: Axes, heads: pd.DataFrame) -> list[str]:
     bars: dict[str, Any] = {"color": looks.FAINT, "alpha": 0.5, "linewidth": 0.4, "zorder": 1.5, "label": "_bars"}
     ax.vlines(heads[X], heads[f"{Y}_low"], heads[f"{Y}_high"], **bars)
     ax.hlines(heads[Y], heads[f"{X}_low"], heads[f"{X}_high"], **bars)
-    ax.scatter(
-        heads[X],
-        heads[Y],
-        c=heads["relative_depth"],
-        cmap=looks.DEPTH_COLOURS,
-        vmin=0,
-        vmax=1,
-        s=9,
-        linewidth=0.25,
-        edgecolor=looks.INK,
-        zorder=2,
-        label="_heads",
-    )
+    marks.depth_dots(ax, heads, X, Y, size=9, edge=0.25)
     return ranges.mark_outside(ax, heads[X], heads[Y], looks.INK)

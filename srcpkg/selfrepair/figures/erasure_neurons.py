@@ -55,14 +55,7 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
 def finding(tables: dict[str, pd.DataFrame]) -> list[str]:
     """For each head: on how many of its top tokens the leading neuron does what.
 
-    Args:
-        tables: As for `draw`.
-
-    Returns:
-        Lines of Markdown, one a head.
-
-    Raises:
-        ValueError: As `draw`.
+    Takes the tables of `draw` and raises what it raises. Gives lines of Markdown, one a head.
     """
     columns = ["rank", "layer", "head", "n_tokens", "n_prompts", "quadrant", *inputs.with_interval(SHARE)]
     quadrants = inputs.table(tables, "quadrants", columns)
@@ -90,7 +83,7 @@ def _panel(
     """Draw one head's tokens and return the counts of what lies outside."""
     ax.set(xlim=limits, ylim=limits, xlabel="clean direct effect (logits)")
     guides.zero_line(ax)
-    ax.axvline(0, color=looks.FAINT, linewidth=0.6, zorder=0.5)
+    guides.upright_zero_line(ax)
     guides.x_line(ax)
     common: dict[str, Any] = {"linewidth": 0.3, "edgecolor": looks.INK, "zorder": 2}
     ax.scatter(

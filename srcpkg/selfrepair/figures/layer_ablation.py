@@ -80,14 +80,7 @@ def _lines(ax: Axes, lines: Iterable[tuple[pd.DataFrame, str, str, looks.Look]])
 def finding(tables: dict[str, pd.DataFrame]) -> list[str]:
     """Where the compensation follows the removed effect most closely, for attention and for MLPs.
 
-    Args:
-        tables: As for `draw`.
-
-    Returns:
-        Lines of Markdown, one a component.
-
-    Raises:
-        ValueError: As `draw`.
+    Takes the tables of `draw` and raises what it raises. Gives lines of Markdown, one a component.
     """
     names = inputs.with_interval(SLOPE, R_SQUARED, "slope_layernorm", "removed", "compensation")
     table = inputs.table(tables, "layers", ["component", "layer", "n_tokens", *names])

@@ -7,7 +7,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from selfrepair.figures.style import footers, inputs, layout, looks
+from selfrepair.figures.style import footers, guides, inputs, layout, looks
 from selfrepair.figures.wording import decimal, head_name, largest, measured, percentage
 
 FRACTION = "fraction"
@@ -48,14 +48,7 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
 def finding(tables: dict[str, pd.DataFrame]) -> list[str]:
     """Each reading of the share with its interval, which of them hold the claim, and how well freezing agrees.
 
-    Args:
-        tables: As for `draw`.
-
-    Returns:
-        Lines of Markdown.
-
-    Raises:
-        ValueError: As `draw`.
+    Takes the tables of `draw` and raises what it raises. Gives lines of Markdown.
     """
     claim, frozen = _claim(tables), _frozen(tables)
     lines = []
@@ -132,7 +125,7 @@ def _readings(ax: Axes, claim: pd.DataFrame) -> None:
         ax.hlines(at, rows["fraction_low"], rows["fraction_high"], color=look.colour, linewidth=1.0, zorder=2.9)
         label = name if source == THIS_RUN else f"{name}, published"
         ax.plot(rows[FRACTION], at, **{**looks.line_style(look), "linestyle": "none"}, label=label, zorder=3)
-    ax.axvline(0, color=looks.FAINT, linewidth=0.6, zorder=0.5)
+    guides.upright_zero_line(ax)
     ax.axvline(CLAIM, color=looks.INK, linewidth=0.8, dashes=(5, 2), zorder=0.8, label="_claim")
     ax.annotate(
         "about 30%",
@@ -174,7 +167,7 @@ def _freezing(ax: Axes, frozen: pd.DataFrame) -> None:
             markerfacecolor=face,
             label=label,
         )
-    ax.axvline(0, color=looks.FAINT, linewidth=0.6, zorder=0.5)
+    guides.upright_zero_line(ax)
     ax.set_yticks(y, [head_name(row) for _, row in frozen.iterrows()])
     ax.tick_params(axis="y", length=0)
     # Room for the legend under the last head.

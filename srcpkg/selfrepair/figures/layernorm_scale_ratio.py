@@ -1,6 +1,5 @@
 """Figure: how ablating a head changes the scale of the final norm."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -8,9 +7,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from selfrepair.figures.shared.kinds import given_kinds
 from selfrepair.figures.style import footers, inputs, layout, looks
 from selfrepair.figures.wording import head_name, percentage
-from selfrepair.quantities import ABLATION_KINDS
 
 ABOVE = "share_above_1"
 MARKERS = {"resample": "o", "mean": "s", "zero": "^"}
@@ -29,7 +28,7 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
     Raises:
         ValueError: No table of an ablation, a column or a setting is missing, or the tables are of several runs.
     """
-    kinds = _kinds(tables)
+    kinds = given_kinds(tables, "ratio")
     ratios = {kind: _ratios(tables, kind) for kind in kinds}
     columns = ["rank", "selection", "ratio_low", "ratio_high", "n_tokens", "share"]
     strongest = {kind: inputs.table(tables, f"histogram_{kind}", columns).query("rank == 1") for kind in kinds}
@@ -60,17 +59,10 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
 def finding(tables: dict[str, pd.DataFrame]) -> list[str]:
     """For each ablation: on which share of tokens the scale shrinks, for each chosen head and for all heads together.
 
-    Args:
-        tables: As for `draw`.
-
-    Returns:
-        Lines of Markdown, one an ablation.
-
-    Raises:
-        ValueError: As `draw`.
+    Takes the tables of `draw` and raises what it raises. Gives lines of Markdown, one an ablation.
     """
     lines = []
-    for kind in _kinds(tables):
+    for kind in given_kinds(tables, "ratio"):
         ratios = _ratios(tables, kind)
         parts = []
         for _, rows in ratios.groupby(ratios["rank"].replace(0, len(ratios)), sort=True):
@@ -85,14 +77,6 @@ def finding(tables: dict[str, pd.DataFrame]) -> list[str]:
         "by LayerNorm by a scale that shrinks."
     )
     return lines
-
-
-def _kinds(tables: Mapping[str, pd.DataFrame]) -> list[str]:
-    kinds = [kind for kind in ABLATION_KINDS if f"ratio_{kind}" in tables]
-    if not kinds:
-        wanted = ", ".join(f"ratio_{kind}" for kind in ABLATION_KINDS)
-        raise ValueError(f"no table of an ablation (got {sorted(tables)}): give at least one of {wanted}")
-    return kinds
 
 
 def _ratios(tables: dict[str, pd.DataFrame], kind: str) -> pd.DataFrame:
@@ -120,7 +104,7 @@ def _histogram(ax: Axes, table: pd.DataFrame, limits: tuple[float, float], name:
     """Both selections as shares of their own tokens; what lies outside is counted."""
     green = looks.LOOKS["self_repair_from_layernorm"].colour
     drawn: dict[str, dict[str, Any]] = {
-        "all": {"color": "#B0B0B0", "fill": True, "alpha": 0.7},
+        "all": {"color": looks.PALE, "fill": True, "alpha": 0.7},
         "top": {"color": green, "linewidth": 1.2},
     }
     notes = []

@@ -1,9 +1,11 @@
 """Figure: whether the same neurons repair on every token."""
 
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from selfrepair.figures.style import footers, guides, inputs, layout, looks, marks
+from selfrepair.figures.shared.neurons import all_neurons, draw_shares, line_with_band, rank_axis
+from selfrepair.figures.style import inputs, looks
 from selfrepair.figures.wording import head_name, percentage
 
 SHARE = "token_share"
@@ -27,24 +29,23 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
     """
     table = inputs.table(tables, "neuron_consistency", COLUMNS)
     run = inputs.settings(tables, "neuron_consistency")
-    attrs = tables["neuron_consistency"].attrs
-    with looks.context():
-        figure, panels = layout.head_panels(table, 66.0)
-        for ax, rows in panels:
-            tops = sorted(rows["top"].unique().tolist())
-            for top, look in zip(tops, looks.ordered_looks(len(tops)), strict=True):
-                line = rows[rows["top"] == top].sort_values("neuron_rank")
-                marks.line_with_band(ax, line["neuron_rank"], line, SHARE, look, _among(top))
-            lead = rows[rows["top"] == 1].iloc[0]
-            text = f"{int(lead['n_neurons']):,} neurons lead\non {int(lead['n_tokens']):,} tokens"
-            ax.text(0.98, 0.98, text, transform=ax.transAxes, ha="right", va="top", fontsize=looks.SMALL_SIZE)
-            guides.rank_axis(ax, int(table["neuron_rank"].max()), "neurons, most frequent first")
-        guides.share_axis(panels[0][0], "top tokens (%)")
-        handles, labels = panels[0][0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), title="the neuron is, by repair,")
-        what = f"{attrs['n_neurons']:,} neurons of the MLP of layer {attrs['neuron_layer']}"
-        footers.footer(figure, looks.TWO_COLUMNS, run, what, "top tokens", "bands")
-    return figure
+    last = int(table["neuron_rank"].max())
+
+    def panel(ax: Axes, rows: pd.DataFrame) -> None:
+        tops = sorted(rows["top"].unique().tolist())
+        for top, look in zip(tops, looks.ordered_looks(len(tops)), strict=True):
+            line = rows[rows["top"] == top].sort_values("neuron_rank")
+            line_with_band(ax, line["neuron_rank"], line, SHARE, look, _among(top))
+        lead = rows[rows["top"] == 1].iloc[0]
+        text = f"{int(lead['n_neurons']):,} neurons lead\non {int(lead['n_tokens']):,} tokens"
+        ax.text(0.98, 0.98, text, transform=ax.transAxes, ha="right", va="top", fontsize=looks.SMALL_SIZE)
+        rank_axis(ax, last, "neurons, most frequent first")
+
+    return draw_shares(
+        *(table, run, panel, all_neurons(tables["neuron_consistency"]), "top tokens", "bands"),
+        share="top tokens (%)",
+        legend_title="the neuron is, by repair,",
+    )
 
 
 def _among(top: int) -> str:
@@ -54,14 +55,7 @@ def _among(top: int) -> str:
 def finding(tables: dict[str, pd.DataFrame]) -> list[str]:
     """For each head: how many neurons lead on some token, and how often the most frequent one does.
 
-    Args:
-        tables: As for `draw`.
-
-    Returns:
-        Lines of Markdown, one a head.
-
-    Raises:
-        ValueError: As `draw`.
+    Takes the tables of `draw` and raises what it raises. Gives lines of Markdown, one a head.
     """
     table = inputs.table(tables, "neuron_consistency", COLUMNS)
     attrs = tables["neuron_consistency"].attrs

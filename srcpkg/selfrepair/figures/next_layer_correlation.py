@@ -58,7 +58,7 @@ def _tables(tables: dict[str, pd.DataFrame]) -> tuple[pd.DataFrame, pd.DataFrame
 
 def _panel(ax: Axes, head: pd.Series, rows: pd.DataFrame) -> None:
     guides.zero_line(ax)
-    ax.axvline(0, color=looks.FAINT, linewidth=0.6, zorder=0.5)
+    guides.upright_zero_line(ax)
     if rows.empty:
         ax.set_title(f"{head_name(head)}\n")
         ax.text(
@@ -91,14 +91,7 @@ def _panel(ax: Axes, head: pd.Series, rows: pd.DataFrame) -> None:
 def finding(tables: dict[str, pd.DataFrame]) -> list[str]:
     """The correlation for each chosen head.
 
-    Args:
-        tables: As for `draw`.
-
-    Returns:
-        Lines of Markdown, one a head.
-
-    Raises:
-        ValueError: As `draw`.
+    Takes the tables of `draw` and raises what it raises. Gives lines of Markdown, one a head.
     """
     chosen, _ = _tables(tables)
     lines = []

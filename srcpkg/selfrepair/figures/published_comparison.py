@@ -6,7 +6,7 @@ from matplotlib.axes import Axes
 from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
 
-from selfrepair.figures.style import footers, guides, inputs, layout, looks, ranges
+from selfrepair.figures.style import footers, guides, inputs, layout, looks, marks, ranges
 from selfrepair.figures.wording import measured
 from selfrepair.quantities import PARTS, QUANTITIES
 
@@ -82,19 +82,7 @@ def _scatter(ax: Axes, pairs: pd.DataFrame, quantity: str) -> PathCollection:
     ax.annotate("y = x", (place, place), (3, 0), textcoords="offset points", ha="left", va="top", color=looks.FAINT)
     ax.vlines(x, pairs["value_low"], pairs["value_high"], color=looks.FAINT, alpha=0.5, linewidth=0.4, zorder=1.5)
     ax.set_ylabel(guides.axis_label(quantity))
-    dots = ax.scatter(
-        x,
-        y,
-        c=pairs["relative_depth"],
-        cmap=looks.DEPTH_COLOURS,
-        vmin=0,
-        vmax=1,
-        s=8,
-        linewidth=0.2,
-        edgecolor=looks.INK,
-        zorder=2,
-        label="_heads",
-    )
+    dots = marks.depth_dots(ax, pairs, "published", "value", size=8, edge=0.2)
     ranges.outside_note(ax, ranges.mark_outside(ax, x, y, looks.INK))
     return dots
 
@@ -145,14 +133,7 @@ def _boxes(ax: Axes, rows: pd.DataFrame, model: str, shift: float, ends: list[st
 def finding(tables: dict[str, pd.DataFrame]) -> list[str]:
     """How far this run's heads agree with the published ones; without these, how their distributions lie side by side.
 
-    Args:
-        tables: As for `draw`.
-
-    Returns:
-        Lines of Markdown.
-
-    Raises:
-        ValueError: As `draw`.
+    Takes the tables of `draw` and raises what it raises. Gives lines of Markdown.
     """
     if not tables["pairs"].empty:
         return _of_pairs(tables)

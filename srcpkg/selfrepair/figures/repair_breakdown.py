@@ -56,14 +56,7 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
 def finding(tables: dict[str, pd.DataFrame]) -> list[str]:
     """What repairs in the layer of largest self-repair and in the last one, and in how many layers each part repairs.
 
-    Args:
-        tables: As for `draw`.
-
-    Returns:
-        Lines of Markdown.
-
-    Raises:
-        ValueError: As `draw`.
+    Takes the tables of `draw` and raises what it raises. Gives lines of Markdown.
     """
     names = ("self_repair", *PARTS, *EFFECTS)
     layers = inputs.table(tables, "layers", ["layer", "n_heads", *inputs.with_interval(*names)], selection="top")

@@ -69,7 +69,7 @@ def _over_model(ax: Axes, model: pd.DataFrame, quantity: str) -> None:
     # Effects of both signs cancel in a random choice, and leave its fraction anywhere.
     near = model[model["choice"] != "random"] if quantity == "pooled_repair_fraction" else model
     ax.set_xlim(ranges.bulk_range(include=[0.0, near[inputs.with_interval(quantity)]]))
-    ax.axvline(0, color=looks.FAINT, linewidth=0.6, zorder=0.5)
+    guides.upright_zero_line(ax)
     ax.set_xlabel(QUANTITIES[quantity].axis if quantity in QUANTITIES else SLOPE)
     places = list(CHOICES)[::-1]
     ax.set_ylim(-0.6, len(places) - 0.4)
@@ -98,14 +98,7 @@ def _over_model(ax: Axes, model: pd.DataFrame, quantity: str) -> None:
 def finding(tables: dict[str, pd.DataFrame]) -> list[str]:
     """What choosing tokens otherwise changes of self-repair over the model.
 
-    Args:
-        tables: As for `draw`.
-
-    Returns:
-        Lines of Markdown.
-
-    Raises:
-        ValueError: As `draw`.
+    Takes the tables of `draw` and raises what it raises. Gives lines of Markdown.
     """
     shares = ("self_repair", "pooled_repair_fraction", "repair_slope")
     differences = [f"{name}_minus_top" for name in shares]

@@ -7,7 +7,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from selfrepair.figures.style import footers, guides, inputs, layout, looks, ranges
+from selfrepair.figures.style import footers, guides, inputs, layout, looks, marks, ranges
 from selfrepair.figures.wording import head_name, largest, measured, smallest
 
 CHANGE = "change"
@@ -81,14 +81,13 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
 
 def _heads(ax: Axes, heads: pd.DataFrame, run: Mapping[str, Any]) -> None:
     n_layers, n_heads = int(run["n_layers"]), int(run["n_heads"])
-    spread = 0.7 * guides.layer_spacing(n_layers) / max(n_heads, 1)
     ax.set_ylim(ranges.bulk_range(heads[CHANGE], include=[0.0], coverage=0.995))
     guides.depth_axis(ax, n_layers)
     guides.zero_line(ax)
     counts = []
     for label, look in LABELS.items():
         rows = heads[heads["label"] == label]
-        x = (rows["relative_depth"] + (rows["head"] - (n_heads - 1) / 2) * spread).to_numpy(float)
+        x = marks.head_places(rows, n_layers, n_heads)
         ax.vlines(
             x, rows[f"{CHANGE}_low"], rows[f"{CHANGE}_high"], color=look.colour, alpha=0.5, linewidth=0.5, label="_bars"
         )
@@ -128,14 +127,7 @@ def _scales(ax: Axes, rows: pd.DataFrame) -> None:
 def finding(tables: dict[str, pd.DataFrame]) -> list[str]:
     """How many heads reinforce and repress themselves at each scale, and which do so most.
 
-    Args:
-        tables: As for `draw`.
-
-    Returns:
-        Lines of Markdown.
-
-    Raises:
-        ValueError: As `draw`.
+    Takes the tables of `draw` and raises what it raises. Gives lines of Markdown.
     """
     table = inputs.table(tables, "reinforcement", COLUMNS)
     level = 100 * float(inputs.settings(tables, "reinforcement")["confidence"])

@@ -42,14 +42,7 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
 def finding(tables: dict[str, pd.DataFrame]) -> list[str]:
     """How much the model repairs, at what depth it repairs most, and where the published models do.
 
-    Args:
-        tables: As for `draw`, and "model".
-
-    Returns:
-        Lines of Markdown.
-
-    Raises:
-        ValueError: A table, a column or a setting is missing.
+    Takes the tables of `draw` and "model", and raises what `draw` raises. Gives lines of Markdown.
     """
     columns = ["n_heads", *inputs.with_interval(QUANTITY, "pooled_repair_fraction")]
     model = inputs.table(tables, "model", columns, selection="top").iloc[0]

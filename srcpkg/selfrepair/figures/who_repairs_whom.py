@@ -10,7 +10,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 
-from selfrepair.figures.style import footers, inputs, layout, looks
+from selfrepair.figures.style import footers, guides, inputs, layout, looks
 from selfrepair.figures.wording import decimal, head_name, largest, measured, signs
 
 LEGIBLE = 6
@@ -137,7 +137,7 @@ def _pairs(ax: Axes, pairs: pd.DataFrame, name: str) -> None:
     pairs = pairs.sort_values("rank")
     y = -np.arange(len(pairs))
     colour = looks.LOOKS["self_repair_from_heads" if name == "heads" else "self_repair_from_mlps"].colour
-    ax.axvline(0, color=looks.FAINT, linewidth=0.6, zorder=0.5)
+    guides.upright_zero_line(ax)
     ax.hlines(y, pairs["repair_low"], pairs["repair_high"], color=colour, linewidth=1.0)
     ax.plot(pairs["repair"], y, linestyle="none", marker="o", color=colour, markersize=3.2, label="_pairs")
     ax.set_yticks(y, [_pair_name(pair) for _, pair in pairs.iterrows()])
@@ -154,14 +154,7 @@ def _pair_name(pair: pd.Series) -> str:
 def finding(tables: dict[str, pd.DataFrame]) -> list[str]:
     """How many layers repair which, the strongest pairs, and what repairs the chosen heads most.
 
-    Args:
-        tables: As for `draw`.
-
-    Returns:
-        Lines of Markdown.
-
-    Raises:
-        ValueError: As `draw`.
+    Takes the tables of `draw` and raises what it raises. Gives lines of Markdown.
     """
     layers, rows, pairs = _tables(tables)
     lines = []

@@ -31,26 +31,14 @@ def layer_spacing(n_layers: int) -> float:
     return min(1 / max(n_layers - 1, 1), 0.2)
 
 
-def rank_axis(ax: Axes, last: int, label: str) -> None:
-    """Make the x axis ranks from 1 to the last, on a logarithmic scale."""
-    ax.set_xscale("log")
-    ax.set_xlim(0.9, 1.1 * last)
-    ax.set_xticks([at for at in (1, 3, 10, 30, 100, 300) if at <= last])
-    ax.xaxis.set_major_formatter("{x:.0f}")
-    ax.minorticks_off()
-    ax.set_xlabel(label)
-
-
-def share_axis(ax: Axes, label: str) -> None:
-    """Make the y axis a share from 0 to 1, told in percent."""
-    ax.set_ylim(-0.02, 1.02)
-    ax.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0", "25", "50", "75", "100"])
-    ax.set_ylabel(label)
-
-
 def zero_line(ax: Axes) -> None:
     """The line y = 0, behind the data."""
     ax.axhline(0, color=looks.FAINT, linewidth=0.6, zorder=0.5)
+
+
+def upright_zero_line(ax: Axes) -> None:
+    """The line x = 0, behind the data."""
+    ax.axvline(0, color=looks.FAINT, linewidth=0.6, zorder=0.5)
 
 
 def minus_x_line(ax: Axes, x: Any, y: Any) -> None:

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import Any
 
-import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -13,25 +12,6 @@ from selfrepair.figures.style import footers, looks
 def new_figure(width_mm: float, height_mm: float) -> Figure:
     """An empty figure of this size with automatic layout."""
     return Figure(figsize=(width_mm / 25.4, height_mm / 25.4), layout="constrained")
-
-
-def head_panels(heads: pd.DataFrame, height_mm: float) -> tuple[Figure, list[tuple[Axes, pd.DataFrame]]]:
-    """A figure two columns wide with a panel a head, side by side, headed by the heads' names.
-
-    Args:
-        heads: A table with columns rank, layer and head.
-        height_mm: The figure's height.
-
-    Returns:
-        The figure, and each panel with its head's rows.
-    """
-    parts = [rows for _, rows in heads.groupby("rank")]
-    figure = new_figure(looks.TWO_COLUMNS, height_mm)
-    axes = figure.subplots(1, len(parts), sharey=True, squeeze=False)[0]
-    for letter, ax, rows in zip("abcd", axes, parts, strict=False):
-        panel_letter(ax, letter)
-        ax.set_title(f"L{rows['layer'].iloc[0]}H{rows['head'].iloc[0]}")
-    return figure, list(zip(axes, parts, strict=True))
 
 
 def square_panels(width_mm: float, limits: tuple[float, float], n: int) -> tuple[Figure, list[Axes]]:

@@ -23,6 +23,8 @@ LINE_SPACING = 1.25
 
 INK = "#262626"
 FAINT = "#737373"
+PALE = "#B0B0B0"
+"""All tokens, behind those that are chosen."""
 SINGLE = "#8C613C"
 """Single measurements whose mean is drawn in the quantity's own colour."""
 

@@ -6,8 +6,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.collections import PathCollection
 
 from selfrepair.figures.style import guides, inputs, looks, ranges
+
+
+def head_places(heads: pd.DataFrame, n_layers: int, n_heads: int) -> np.ndarray:
+    """Places of heads on the depth axis, those of a layer side by side."""
+    spread = 0.7 * guides.layer_spacing(n_layers) / max(n_heads, 1)
+    return (heads["relative_depth"] + (heads["head"] - (n_heads - 1) / 2) * spread).to_numpy(float)
 
 
 def head_dots(ax: Axes, heads: pd.DataFrame, name: str, colour: str, n_layers: int, n_heads: int) -> np.ndarray:
@@ -16,8 +23,7 @@ def head_dots(ax: Axes, heads: pd.DataFrame, name: str, colour: str, n_layers: i
     Returns:
         The dots' places on the x axis.
     """
-    spread = 0.7 * guides.layer_spacing(n_layers) / max(n_heads, 1)
-    x = (heads["relative_depth"] + (heads["head"] - (n_heads - 1) / 2) * spread).to_numpy(float)
+    x = head_places(heads, n_layers, n_heads)
     ax.vlines(
         x,
         heads[f"{name}_low"],
@@ -30,6 +36,35 @@ def head_dots(ax: Axes, heads: pd.DataFrame, name: str, colour: str, n_layers: i
     )
     ax.scatter(x, heads[name], s=3.5, color=colour, alpha=0.5, linewidth=0, zorder=2, label="this run: a head")
     return x
+
+
+def depth_dots(ax: Axes, heads: pd.DataFrame, x: str, y: str, *, size: float, edge: float) -> PathCollection:
+    """A dot a head, coloured by the relative depth of its layer.
+
+    Args:
+        ax: The axes.
+        heads: A row a head.
+        x: Column on the x axis.
+        y: Column on the y axis.
+        size: The dots' area, in square points.
+        edge: The width of their edges, in points.
+
+    Returns:
+        The dots, for a colour bar.
+    """
+    return ax.scatter(
+        heads[x],
+        heads[y],
+        c=heads["relative_depth"],
+        cmap=looks.DEPTH_COLOURS,
+        vmin=0,
+        vmax=1,
+        s=size,
+        linewidth=edge,
+        edgecolor=looks.INK,
+        zorder=2,
+        label="_heads",
+    )
 
 
 def layer_line(ax: Axes, layers: pd.DataFrame, name: str, look: looks.Look, label: str, *, marker: bool = True) -> None:
@@ -49,13 +84,6 @@ def layer_line(ax: Axes, layers: pd.DataFrame, name: str, look: looks.Look, labe
         ax.vlines(x, low, high, color=look.colour, linewidth=1.0, zorder=2.9, label="_band")
     else:
         ax.fill_between(x, low, high, color=look.colour, alpha=0.22, linewidth=0, zorder=1.8, label="_band")
-
-
-def line_with_band(ax: Axes, x: Any, rows: pd.DataFrame, name: str, look: looks.Look, label: str) -> None:
-    """A quantity against x with the band of its interval."""
-    low, value, high = (rows[name + end].to_numpy(float) for end in ("_low", "", "_high"))
-    ax.plot(x, value, label=label, zorder=3, color=look.colour, linestyle=look.dash)
-    ax.fill_between(x, low, high, color=look.colour, alpha=0.2, linewidth=0, zorder=1.8, label="_band")
 
 
 def by_layer_panel(
