@@ -1,10 +1,8 @@
 """Tables and figures of the final norm: known answers on a planted model, and every mean by another way."""
 
-import importlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pandas as pd
@@ -12,7 +10,7 @@ import pytest
 import torch
 
 import selfrepair
-from selfrepair.figures.style import looks, saving
+from selfrepair.figures.style import saving
 from selfrepair.figures.wording import measured
 from selfrepair.files.hdf5 import open_hdf5, write_hdf5
 from selfrepair.files.sealed import write_json
@@ -33,14 +31,12 @@ from selfrepair.tables.layernorm import (
     tabulate_layernorm_claim,
     tabulate_scale_ratios,
 )
-from unit.figures.test_figures import rendered
+from unit.figures.shared import PUBLISHED, check_bytes, check_caption, check_page, module_of
 
-from conftest import REPOSITORY
 from planted.layernorm import HEAD, LIVE, QUIET, by_hand, planted_model, save_planted_model
 
 pytestmark = pytest.mark.filterwarnings("error")
 
-PUBLISHED = REPOSITORY / "resources" / "published" / "self_repair_by_head.csv"
 COMPUTE = {"device": "cpu", "dtype": "float64", "center_unembed": True}
 LENGTH, IN_SHARD, TOP = 7, 3, 0.5
 ALL_HEADS = [(0, 0), (0, 1), (1, 0), (1, 1)]
@@ -365,31 +361,15 @@ def tables(run: Run) -> dict[str, dict[str, pd.DataFrame]]:
     return made
 
 
-def module_of(name: str) -> ModuleType:
-    return importlib.import_module(f"selfrepair.figures.{name}")
-
-
 @pytest.mark.parametrize("name", FIGURES)
 def test_figures_stay_on_the_page_and_are_the_same_twice(
     name: str, tables: dict[str, dict[str, pd.DataFrame]], tmp_path: Path
 ) -> None:
     figure = module_of(name).draw(tables[name])
-    with looks.context():
-        figure.draw_without_rendering()
-        box = figure.get_tightbbox()
-    width, height = figure.get_size_inches()
-    assert width * 25.4 == pytest.approx(174)
-    assert min(box.x0, box.y0) >= -0.01
-    assert box.x1 <= width + 0.01
-    assert box.y1 <= height + 0.01
+    check_page(figure)
     assert "planted (set by hand)" in figure.get_supxlabel()
     assert "n = 36 tokens, 6 prompts of length 7" in figure.get_supxlabel().replace("\n", " ")
-    written = []
-    for number in range(2):
-        png, svg = tmp_path / f"{number}.png", tmp_path / f"{number}.svg"
-        saving.save(module_of(name).draw(tables[name]), png, svg)
-        written.append((png.read_bytes(), svg.read_bytes()))
-    assert written[0] == written[1]
+    check_bytes(name, tables[name], tmp_path)
 
 
 @pytest.mark.parametrize("name", ["layernorm_scale_ratio", "ablation_types"])
@@ -457,9 +437,4 @@ def test_claim_inside_an_interval_is_named(tables: dict[str, dict[str, pd.DataFr
 @pytest.mark.parametrize("name", FIGURES)
 @pytest.mark.parametrize("changes", [{}, {"first_position": 1, "ablation": "zero"}])
 def test_captions(name: str, changes: dict) -> None:
-    text = re.sub(r"<[^>]+>", "", rendered(REPOSITORY / "report" / f"{name}.rst", **changes))
-    assert re.match(r"\s*[A-Z][^.]*\?", text), "the first sentence is a question"
-    assert "tiny (random float32)" in text
-    assert "Rushing &amp; Nanda 2024" in text
-    assert len(text.split()) <= 175
-    assert "{" not in text
+    check_caption(name, longest=175, **changes)
