@@ -74,5 +74,5 @@ def _panel(ax: Axes, heads: pd.DataFrame) -> list[str]:
     bars: dict[str, Any] = {"color": looks.FAINT, "alpha": 0.5, "linewidth": 0.4, "zorder": 1.5, "label": "_bars"}
     ax.vlines(heads[X], heads[f"{Y}_low"], heads[f"{Y}_high"], **bars)
     ax.hlines(heads[Y], heads[f"{X}_low"], heads[f"{X}_high"], **bars)
-    marks.depth_dots(ax, heads, X, Y, size=9, edge=0.25)
+    marks.depth_dots(ax, heads, X, Y, size=9.0, edge=0.25)
     return ranges.mark_outside(ax, heads[X], heads[Y], looks.INK)

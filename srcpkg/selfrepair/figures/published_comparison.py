@@ -82,7 +82,7 @@ def _scatter(ax: Axes, pairs: pd.DataFrame, quantity: str) -> PathCollection:
     ax.annotate("y = x", (place, place), (3, 0), textcoords="offset points", ha="left", va="top", color=looks.FAINT)
     ax.vlines(x, pairs["value_low"], pairs["value_high"], color=looks.FAINT, alpha=0.5, linewidth=0.4, zorder=1.5)
     ax.set_ylabel(guides.axis_label(quantity))
-    dots = marks.depth_dots(ax, pairs, "published", "value", size=8, edge=0.2)
+    dots = marks.depth_dots(ax, pairs, "published", "value", size=8.0, edge=0.2)
     ranges.outside_note(ax, ranges.mark_outside(ax, x, y, looks.INK))
     return dots
 
