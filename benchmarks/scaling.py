@@ -25,7 +25,7 @@ from matplotlib.axes import Axes
 from transformers import AutoModelForCausalLM, GPTNeoXConfig, LlamaConfig, PretrainedConfig
 
 import selfrepair
-from selfrepair.figures import style
+from selfrepair.figures.style import layout, looks
 from selfrepair.files.hdf5 import open_hdf5
 from selfrepair.model.flops import layer_flops, sweep_flops
 from selfrepair.model.model import Model
@@ -159,8 +159,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 def draw(figures: dict[str, Any], path: Path) -> None:
     """Draw time against tokens, prompt length and heads, and peak memory against tokens."""
-    with style.context():
-        figure = style.new_figure(style.TWO_COLUMNS, 48.0)
+    with looks.context():
+        figure = layout.new_figure(looks.TWO_COLUMNS, 48.0)
         axes = figure.subplots(1, 4)
         tokens = np.array(figures["tokens"])
         seconds = np.array(figures["seconds_by_tokens"])
@@ -174,7 +174,7 @@ def draw(figures: dict[str, Any], path: Path) -> None:
         axes[2].set_xticks(figures["prompt_lengths"], map(str, figures["prompt_lengths"]))
         _panel(axes[3], heads, figures["seconds_by_heads"], "heads", "time (s)", line)
         for letter, ax in zip("abcd", axes, strict=True):
-            style.panel_letter(ax, letter)
+            layout.panel_letter(ax, letter)
             ax.set_ylim(0, 1.05 * ax.get_ylim()[1])
         axes[3].locator_params(axis="x", integer=True)
         figure.savefig(path, dpi=200)
@@ -182,8 +182,8 @@ def draw(figures: dict[str, Any], path: Path) -> None:
 
 def _panel(ax: Axes, x: Any, y: Any, x_label: str, y_label: str, line: Any = None) -> None:
     if line is not None:
-        ax.plot(x, line, color=style.FAINT, linewidth=0.8)
-    ax.plot(x, y, color=style.INK, marker="o", linestyle="none" if line is not None else "-")
+        ax.plot(x, line, color=looks.FAINT, linewidth=0.8)
+    ax.plot(x, y, color=looks.INK, marker="o", linestyle="none" if line is not None else "-")
     ax.set(xlabel=x_label, ylabel=y_label)
 
 

@@ -171,12 +171,7 @@ class Space:
 
     @property
     def figures(self) -> set[str]:
-        return {path.stem for path in (self.package / "figures").glob("*.py")} - {
-            "__init__",
-            "findings",
-            "style",
-            "wording",
-        }
+        return {path.stem for path in (self.package / "figures").glob("*.py")} - {"__init__", "findings", "wording"}
 
     @contextmanager
     def edited(self, path: Path, old: str, new: str) -> Iterator[None]:

@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import PurePosixPath
 from typing import Any
 
 import pytest
@@ -22,6 +23,8 @@ NAMES = {
 }
 FIGURES = {f"draw_{name}" for name in NAMES}
 SHOWS = FIGURES | {"write_findings"}
+NEURON_SHARES = {"draw_neuron_share", "draw_neuron_concentration", "draw_neuron_consistency"}
+REPAIR_PARTS = {"draw_layernorm_repair", "draw_mlp_repair", "write_findings"}
 SNAPSHOTS = {"snapshot_model", "snapshot_corpus"}
 LAYERNORM = {
     *("tabulate_layernorm_scale", "tabulate_ablation_type", "tabulate_layernorm_claim", "tabulate_frozen_layernorm")
@@ -75,7 +78,25 @@ USERS: dict[str, set[str]] = {
     "engine/sweep.py": {"ablate_heads", "ablate_layers", "measure_donor_noise"},
     "families.py": {"snapshot_model"} | RUNS_THE_MODEL,
     "figures/findings.py": {"write_findings"},
-    "figures/style.py": SHOWS,
+    "figures/shared/kinds.py": {
+        *("draw_ablation_types", "draw_layernorm_scale_ratio", "draw_effect_vs_logit_change", "write_findings"),
+    },
+    "figures/shared/neurons.py": NEURON_SHARES | {"write_findings"},
+    "figures/shared/repair_part.py": REPAIR_PARTS,
+    "figures/shared/token_dots.py": {"draw_token_noise", "draw_ablation_types", "write_findings"},
+    "figures/style/footers.py": SHOWS,
+    "figures/style/guides.py": SHOWS - NEURON_SHARES - {"draw_layernorm_scale_ratio"},
+    "figures/style/inputs.py": SHOWS,
+    "figures/style/layout.py": SHOWS,
+    "figures/style/looks.py": SHOWS,
+    "figures/style/marks.py": {
+        *("draw_self_repair_by_layer", "draw_repair_breakdown", "draw_selection_control", "draw_layer_ablation"),
+        *("draw_effect_vs_logit_change", "draw_published_comparison", "draw_self_reinforcement", *REPAIR_PARTS),
+    },
+    "figures/style/ranges.py": SHOWS
+    - NEURON_SHARES
+    - {"draw_who_repairs_whom", "draw_layernorm_claim", "draw_layernorm_scale_ratio"},
+    "figures/style/saving.py": SHOWS,
     "figures/wording.py": SHOWS,
     "files/hdf5.py": READS_HDF5,
     "files/sealed.py": EVERY,
@@ -148,7 +169,7 @@ USERS: dict[str, set[str]] = {
     "workflow/provenance.py": EVERY,
 }
 # A folder's own file is run by whatever runs a module in it.
-for _folder in {module.split("/")[0] for module in USERS if "/" in module}:
+for _folder in {str(folder) for module in USERS for folder in PurePosixPath(module).parents if folder.name}:
     USERS[f"{_folder}/__init__.py"] = set().union(*(USERS[at] for at in USERS if at.startswith(f"{_folder}/")))
 
 
@@ -256,8 +277,8 @@ def test_an_edit_of_a_script_changes_the_code_of_its_rule(space: Space, digests:
     [
         ("workflow/config.py", {}),
         ("figures/token_noise.py", drawn("token_noise")),
-        ("figures/style.py", DRAWN),
         ("tables/neurons.py", {"tabulate_neurons": 1, **drawn(*NEURON_FIGURES)}),
+        ("figures/style/looks.py", DRAWN),
         ("tables/statistics.py", CONDENSED),
         ("measure/mean_activations.py", {"average_activations": 1, **REPLAYED}),
         ("engine/replay.py", REPLAYED),

@@ -1,8 +1,8 @@
 """Figures: one module a figure, with `draw(tables) -> Figure` and `finding(tables) -> list[str]`.
 
 A figure is drawn from finished tables only, so that an edit of its style redraws it in seconds; `draw` computes nothing but
-layout. `finding` says in Markdown lines what the figure shows, each number read from the same tables. `style` holds what the
-figures share.
+layout. `finding` says in Markdown lines what the figure shows, each number read from the same tables. `style` holds the
+looks of all figures, `shared` what only some of them share.
 """
 
 import importlib
@@ -13,11 +13,11 @@ from types import ModuleType
 
 import pandas as pd
 
-from selfrepair.figures import style
+from selfrepair.figures.style import saving
 from selfrepair.files.tables import read_table
 
-SHARED = ("findings", "style", "wording")
-"""Modules beside the figures."""
+SHARED = ("findings", "shared", "style", "wording")
+"""Modules and folders beside the figures."""
 
 
 def figure_names() -> list[str]:
@@ -37,7 +37,7 @@ def draw_figure(name: str, tables: Mapping[str, Path], png: Path, svg: Path) -> 
     Raises:
         ValueError: No such figure, a file that is neither Parquet nor CSV, or a table that lacks what the figure draws.
     """
-    style.save(_module(name).draw(read_tables(tables)), png, svg)
+    saving.save(_module(name).draw(read_tables(tables)), png, svg)
 
 
 def finding(name: str, tables: Mapping[str, Path]) -> list[str]:

@@ -6,9 +6,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from selfrepair.figures import style
+from selfrepair.figures.shared.kinds import given_kinds
+from selfrepair.figures.style import footers, guides, inputs, layout, looks, marks, ranges
 from selfrepair.figures.wording import head_name, largest, measured, signs
-from selfrepair.quantities import ABLATION_KINDS
 
 X, Y = "direct_effect", "logit_change"
 
@@ -25,41 +25,34 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
     Raises:
         ValueError: No table of an ablation, a column or a setting is missing, or the tables are of several runs.
     """
-    kinds = _kinds(tables)
-    columns = ["relative_depth", *style.with_interval(X, Y)]
-    heads = {kind: style.table(tables, f"heads_{kind}", columns, selection="all") for kind in kinds}
-    run = style.settings(tables, *(f"heads_{kind}" for kind in kinds), differing=["ablation"])
-    width = style.TWO_COLUMNS if len(kinds) > 1 else style.ONE_COLUMN
-    with style.context():
+    kinds = given_kinds(tables, "heads")
+    columns = ["relative_depth", *inputs.with_interval(X, Y)]
+    heads = {kind: inputs.table(tables, f"heads_{kind}", columns, selection="all") for kind in kinds}
+    run = inputs.settings(tables, *(f"heads_{kind}" for kind in kinds), differing=["ablation"])
+    width = looks.TWO_COLUMNS if len(kinds) > 1 else looks.ONE_COLUMN
+    with looks.context():
         pooled = pd.concat(list(heads.values()))
-        limits = style.square_range(pooled[X], pooled[Y], coverage=0.995)
-        figure, axes = style.square_panels(width, limits, len(kinds))
+        limits = ranges.square_range(pooled[X], pooled[Y], coverage=0.995)
+        figure, axes = layout.square_panels(width, limits, len(kinds))
         counts = [_panel(ax, heads[kind]) for ax, kind in zip(axes, kinds, strict=True)]
-        axes[0].set_ylabel(style.axis_label(Y))
+        axes[0].set_ylabel(guides.axis_label(Y))
         names = [f"{kind} ablation" for kind in kinds]
-        headings = style.square_headings(axes, names, counts, 0.72 * width / len(kinds))
-        below = style.footer(figure, width, run, "all", "bars", kinds=kinds)
-        style.lay_out_squares(figure, axes, below, headings, slots=len(kinds), right_mm=14.0)
-        style.colour_bar(figure, axes[-1], "relative depth of the head's layer", [0.0, 0.5, 1.0])
+        headings = layout.square_headings(axes, names, counts, 0.72 * width / len(kinds))
+        below = footers.footer(figure, width, run, "all", "bars", kinds=kinds)
+        layout.lay_out_squares(figure, axes, below, headings, slots=len(kinds), right_mm=14.0)
+        layout.colour_bar(figure, axes[-1], "relative depth of the head's layer", [0.0, 0.5, 1.0])
     return figure
 
 
 def finding(tables: dict[str, pd.DataFrame]) -> list[str]:
     """For each ablation: on how many heads the model repairs, and the head of largest effect.
 
-    Args:
-        tables: As for `draw`.
-
-    Returns:
-        Lines of Markdown, one an ablation.
-
-    Raises:
-        ValueError: As `draw`.
+    Takes the tables of `draw` and raises what it raises. Gives lines of Markdown, one an ablation.
     """
     lines = []
-    for kind in _kinds(tables):
-        columns = ["layer", "head", "n_tokens", *style.with_interval(X, "ablated_direct_effect", Y, "self_repair")]
-        heads = style.table(tables, f"heads_{kind}", columns, selection="all")
+    for kind in given_kinds(tables, "heads"):
+        columns = ["layer", "head", "n_tokens", *inputs.with_interval(X, "ablated_direct_effect", Y, "self_repair")]
+        heads = inputs.table(tables, f"heads_{kind}", columns, selection="all")
         strongest = largest(heads, X)
         lines.append(
             f"{kind} ablation, means over all {int(heads['n_tokens'].max()):,} tokens: self-repair is "
@@ -73,33 +66,13 @@ def finding(tables: dict[str, pd.DataFrame]) -> list[str]:
     return lines
 
 
-def _kinds(tables: dict[str, pd.DataFrame]) -> list[str]:
-    kinds = [kind for kind in ABLATION_KINDS if f"heads_{kind}" in tables]
-    if not kinds:
-        wanted = ", ".join(f"heads_{kind}" for kind in ABLATION_KINDS)
-        raise ValueError(f"no table of an ablation (got {sorted(tables)}): give at least one of {wanted}")
-    return kinds
-
-
 def _panel(ax: Axes, heads: pd.DataFrame) -> list[str]:
     """Draw one ablation's heads and return the counts of what lies outside."""
-    ax.set_xlabel(style.axis_label(X))
-    style.zero_line(ax)
-    style.minus_x_line(ax, heads[X], heads[Y])
-    bars: dict[str, Any] = {"color": style.FAINT, "alpha": 0.5, "linewidth": 0.4, "zorder": 1.5, "label": "_bars"}
+    ax.set_xlabel(guides.axis_label(X))
+    guides.zero_line(ax)
+    guides.minus_x_line(ax, heads[X], heads[Y])
+    bars: dict[str, Any] = {"color": looks.FAINT, "alpha": 0.5, "linewidth": 0.4, "zorder": 1.5, "label": "_bars"}
     ax.vlines(heads[X], heads[f"{Y}_low"], heads[f"{Y}_high"], **bars)
     ax.hlines(heads[Y], heads[f"{X}_low"], heads[f"{X}_high"], **bars)
-    ax.scatter(
-        heads[X],
-        heads[Y],
-        c=heads["relative_depth"],
-        cmap=style.DEPTH_COLOURS,
-        vmin=0,
-        vmax=1,
-        s=9,
-        linewidth=0.25,
-        edgecolor=style.INK,
-        zorder=2,
-        label="_heads",
-    )
-    return style.mark_outside(ax, heads[X], heads[Y], style.INK)
+    marks.depth_dots(ax, heads, X, Y, size=9.0, edge=0.25)
+    return ranges.mark_outside(ax, heads[X], heads[Y], looks.INK)

@@ -7,7 +7,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from selfrepair.figures import style
+from selfrepair.figures.style import footers, guides, inputs, layout, looks, ranges
 from selfrepair.figures.wording import head_name, percentage
 
 X, Y, COLOUR = "direct_effect", "ablated_direct_effect", "mlp_direct_effect"
@@ -31,41 +31,34 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
     Raises:
         ValueError: A table, a column or a setting is missing.
     """
-    tokens = style.table(tables, "neurons", ["rank", "layer", "head", X, Y, COLOUR])
-    quadrants = style.table(tables, "quadrants", ["rank", "quadrant", *style.with_interval(SHARE)])
-    run = style.settings(tables, "neurons", "quadrants")
+    tokens = inputs.table(tables, "neurons", ["rank", "layer", "head", X, Y, COLOUR])
+    quadrants = inputs.table(tables, "quadrants", ["rank", "quadrant", *inputs.with_interval(SHARE)])
+    run = inputs.settings(tables, "neurons", "quadrants")
     layer = tables["neurons"].attrs["neuron_layer"]
     heads = [(rows, quadrants[quadrants["rank"] == rank]) for rank, rows in tokens.groupby("rank")]
-    with style.context():
-        limits = style.bulk_range(tokens[X], tokens[Y], include=[0.0])
-        figure, axes = style.square_panels(style.TWO_COLUMNS, limits, len(heads))
-        span = style.bulk_range(tokens[COLOUR], -tokens[COLOUR], include=[0.0])[1]
+    with looks.context():
+        limits = ranges.bulk_range(tokens[X], tokens[Y], include=[0.0])
+        figure, axes = layout.square_panels(looks.TWO_COLUMNS, limits, len(heads))
+        span = ranges.bulk_range(tokens[COLOUR], -tokens[COLOUR], include=[0.0])[1]
         counts = [_panel(ax, rows, shares, limits, span) for ax, (rows, shares) in zip(axes, heads, strict=True)]
         axes[0].set_ylabel("ablated direct effect (logits)")
-        headings = style.square_headings(axes, [head_name(rows.iloc[0]) for rows, _ in heads], counts, 34.0)
+        headings = layout.square_headings(axes, [head_name(rows.iloc[0]) for rows, _ in heads], counts, 34.0)
         what = (
             f"the neuron of layer {layer} that repairs most, on each head's top {{top:g}}% of tokens by direct effect"
         )
-        below = style.footer(figure, style.TWO_COLUMNS, run, what)
-        style.lay_out_squares(figure, axes, below, headings, slots=max(len(heads), 4), right_mm=16.0)
-        style.colour_bar(figure, axes[-1], "direct effect of the MLP (logits)", [-span, 0.0, span])
+        below = footers.footer(figure, looks.TWO_COLUMNS, run, what)
+        layout.lay_out_squares(figure, axes, below, headings, slots=max(len(heads), 4), right_mm=16.0)
+        layout.colour_bar(figure, axes[-1], "direct effect of the MLP (logits)", [-span, 0.0, span])
     return figure
 
 
 def finding(tables: dict[str, pd.DataFrame]) -> list[str]:
     """For each head: on how many of its top tokens the leading neuron does what.
 
-    Args:
-        tables: As for `draw`.
-
-    Returns:
-        Lines of Markdown, one a head.
-
-    Raises:
-        ValueError: As `draw`.
+    Takes the tables of `draw` and raises what it raises. Gives lines of Markdown, one a head.
     """
-    columns = ["rank", "layer", "head", "n_tokens", "n_prompts", "quadrant", *style.with_interval(SHARE)]
-    quadrants = style.table(tables, "quadrants", columns)
+    columns = ["rank", "layer", "head", "n_tokens", "n_prompts", "quadrant", *inputs.with_interval(SHARE)]
+    quadrants = inputs.table(tables, "quadrants", columns)
     layer = tables["quadrants"].attrs["neuron_layer"]
     lines = []
     for _, rows in quadrants.groupby("rank"):
@@ -89,19 +82,19 @@ def _panel(
 ) -> list[str]:
     """Draw one head's tokens and return the counts of what lies outside."""
     ax.set(xlim=limits, ylim=limits, xlabel="clean direct effect (logits)")
-    style.zero_line(ax)
-    ax.axvline(0, color=style.FAINT, linewidth=0.6, zorder=0.5)
-    style.x_line(ax)
-    common: dict[str, Any] = {"linewidth": 0.3, "edgecolor": style.INK, "zorder": 2}
+    guides.zero_line(ax)
+    guides.upright_zero_line(ax)
+    guides.x_line(ax)
+    common: dict[str, Any] = {"linewidth": 0.3, "edgecolor": looks.INK, "zorder": 2}
     ax.scatter(
         tokens[X],
         tokens[Y],
         c=tokens[COLOUR],
-        cmap=style.DIVERGING,
+        cmap=looks.DIVERGING,
         vmin=-span,
         vmax=span,
         s=8,
-        rasterized=len(tokens) > style.RASTERISE_ABOVE,
+        rasterized=len(tokens) > looks.RASTERISE_ABOVE,
         label="_tokens",
         **common,
     )
@@ -113,8 +106,8 @@ def _panel(
         transform=ax.transAxes,
         ha="right",
         va="bottom",
-        fontsize=style.SMALL_SIZE,
+        fontsize=looks.SMALL_SIZE,
         zorder=1,
         bbox={"facecolor": "white", "linewidth": 0, "pad": 0.5},
     )
-    return style.mark_outside(ax, np.asarray(tokens[X]), np.asarray(tokens[Y]), style.INK)
+    return ranges.mark_outside(ax, np.asarray(tokens[X]), np.asarray(tokens[Y]), looks.INK)

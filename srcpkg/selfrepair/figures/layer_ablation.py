@@ -6,18 +6,18 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from selfrepair.figures import style
+from selfrepair.figures.style import footers, guides, inputs, layout, looks, marks, ranges
 from selfrepair.figures.wording import largest, measured, signs
 
 COMPONENTS = {
-    "attention": ("attention", style.LOOKS["self_repair_from_heads"]),
-    "mlp": ("MLP", style.LOOKS["self_repair_from_mlps"]),
+    "attention": ("attention", looks.LOOKS["self_repair_from_heads"]),
+    "mlp": ("MLP", looks.LOOKS["self_repair_from_mlps"]),
 }
 SLOPE, R_SQUARED = "slope_compensation", "r_squared_compensation"
 MEANS = {
-    "removed": ("removed direct effect", style.LOOKS["direct_effect"]),
-    "compensation": ("compensation", style.LOOKS["self_repair"]),
-    "self_repair_from_layernorm": ("final LayerNorm's part", style.LOOKS["self_repair_from_layernorm"]),
+    "removed": ("removed direct effect", looks.LOOKS["direct_effect"]),
+    "compensation": ("compensation", looks.LOOKS["self_repair"]),
+    "self_repair_from_layernorm": ("final LayerNorm's part", looks.LOOKS["self_repair_from_layernorm"]),
 }
 
 
@@ -33,64 +33,57 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
     Raises:
         ValueError: The table, a column or a setting is missing.
     """
-    columns = ["component", "relative_depth", *style.with_interval(SLOPE, R_SQUARED, *MEANS)]
-    table = style.table(tables, "layers", columns)
-    run = style.settings(tables, "layers")
+    columns = ["component", "relative_depth", *inputs.with_interval(SLOPE, R_SQUARED, *MEANS)]
+    table = inputs.table(tables, "layers", columns)
+    run = inputs.settings(tables, "layers")
     n_layers = int(run["n_layers"])
-    with style.context():
-        figure = style.new_figure(style.TWO_COLUMNS, 118.0)
+    with looks.context():
+        figure = layout.new_figure(looks.TWO_COLUMNS, 118.0)
         (slope, r_squared), below = figure.subplots(2, 2)
         for ax, name, label, ends in (
             (slope, SLOPE, "slope of compensation\non removed direct effect", (0.0, 1.0)),
             (r_squared, R_SQUARED, "R² of that regression", (0.0, 1.0)),
         ):
-            ax.set_ylim(style.bulk_range(table[name], include=ends))
-            style.depth_axis(ax, n_layers)
-            style.zero_line(ax)
+            ax.set_ylim(ranges.bulk_range(table[name], include=ends))
+            guides.depth_axis(ax, n_layers)
+            guides.zero_line(ax)
             _lines(ax, ((table[table["component"] == key], name, *of) for key, of in COMPONENTS.items()))
             ax.set_ylabel(label)
-        slope.axhline(1, color=style.FAINT, linewidth=0.6, linestyle=(0, (4, 2)), zorder=0.6, label="_whole")
+        slope.axhline(1, color=looks.FAINT, linewidth=0.6, linestyle=(0, (4, 2)), zorder=0.6, label="_whole")
         slope.annotate(
             "all made up for", (1, 1), (-2, 2), xycoords=slope.get_yaxis_transform(), textcoords="offset points",
-            ha="right", va="bottom", color=style.FAINT, fontsize=style.SMALL_SIZE,
+            ha="right", va="bottom", color=looks.FAINT, fontsize=looks.SMALL_SIZE,
         )  # fmt: skip
-        limits = style.bulk_range(table[list(MEANS)], include=[0.0])
+        limits = ranges.bulk_range(table[list(MEANS)], include=[0.0])
         for ax, (key, (name, _)) in zip(below, COMPONENTS.items(), strict=True):
             ax.set_ylim(limits)
-            style.depth_axis(ax, n_layers)
-            style.zero_line(ax)
+            guides.depth_axis(ax, n_layers)
+            guides.zero_line(ax)
             rows = table[table["component"] == key]
             _lines(ax, ((rows, column, *of) for column, of in MEANS.items()))
             ax.set_ylabel(f"mean over all tokens,\n{name} ablated (logits)")
-        figure.legend(*style.legend_entries(slope, below[0]), loc="outside upper center", ncols=5, columnspacing=1.2)
+        figure.legend(*layout.legend_entries(slope, below[0]), loc="outside upper center", ncols=5, columnspacing=1.2)
         for ax, letter in zip((slope, r_squared, *below), "abcd", strict=True):
-            style.panel_letter(ax, letter)
-        style.footer(figure, style.TWO_COLUMNS, run, "all", "bands")
+            layout.panel_letter(ax, letter)
+        footers.footer(figure, looks.TWO_COLUMNS, run, "all", "bands")
     return figure
 
 
-def _lines(ax: Axes, lines: Iterable[tuple[pd.DataFrame, str, str, style.Look]]) -> None:
+def _lines(ax: Axes, lines: Iterable[tuple[pd.DataFrame, str, str, looks.Look]]) -> None:
     counts = []
     for rows, name, label, look in lines:
-        style.layer_line(ax, rows, name, look, label)
-        counts += style.mark_outside(ax, rows["relative_depth"], rows[name], look.colour, noun=label)
-    style.outside_note(ax, counts)
+        marks.layer_line(ax, rows, name, look, label)
+        counts += ranges.mark_outside(ax, rows["relative_depth"], rows[name], look.colour, noun=label)
+    ranges.outside_note(ax, counts)
 
 
 def finding(tables: dict[str, pd.DataFrame]) -> list[str]:
     """Where the compensation follows the removed effect most closely, for attention and for MLPs.
 
-    Args:
-        tables: As for `draw`.
-
-    Returns:
-        Lines of Markdown, one a component.
-
-    Raises:
-        ValueError: As `draw`.
+    Takes the tables of `draw` and raises what it raises. Gives lines of Markdown, one a component.
     """
-    names = style.with_interval(SLOPE, R_SQUARED, "slope_layernorm", "removed", "compensation")
-    table = style.table(tables, "layers", ["component", "layer", "n_tokens", *names])
+    names = inputs.with_interval(SLOPE, R_SQUARED, "slope_layernorm", "removed", "compensation")
+    table = inputs.table(tables, "layers", ["component", "layer", "n_tokens", *names])
     lines = []
     for key, (name, _) in COMPONENTS.items():
         rows = table[(table["component"] == key) & table[R_SQUARED].notna()]

@@ -7,8 +7,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from selfrepair.figures import style
-from selfrepair.figures.style import Look
+from selfrepair.figures.style import footers, guides, inputs, layout, looks
 from selfrepair.figures.wording import decimal, head_name, largest, measured, percentage
 
 FRACTION = "fraction"
@@ -31,32 +30,25 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
         ValueError: A table, a column or a setting is missing.
     """
     claim, frozen = _claim(tables), _frozen(tables)
-    run = style.settings(tables, "claim", "frozen")
-    with style.context():
-        figure = style.new_figure(style.TWO_COLUMNS, 88.0)
+    run = inputs.settings(tables, "claim", "frozen")
+    with looks.context():
+        figure = layout.new_figure(looks.TWO_COLUMNS, 88.0)
         left, right = figure.subplots(1, 2, width_ratios=(1.25, 1))
         _readings(left, claim)
         _freezing(right, frozen)
-        style.panel_letter(left, "a")
-        style.panel_letter(right, "b")
+        layout.panel_letter(left, "a")
+        layout.panel_letter(right, "b")
         handles, labels = left.get_legend_handles_labels()
         figure.legend(handles[::-1], labels[::-1], loc="outside upper left", ncols=5, handletextpad=0.2)
         right.legend(loc="lower left", handletextpad=0.2)
-        style.footer(figure, style.TWO_COLUMNS, run, "each head's top {top:g}% of tokens by direct effect", "bars")
+        footers.footer(figure, looks.TWO_COLUMNS, run, "each head's top {top:g}% of tokens by direct effect", "bars")
     return figure
 
 
 def finding(tables: dict[str, pd.DataFrame]) -> list[str]:
     """Each reading of the share with its interval, which of them hold the claim, and how well freezing agrees.
 
-    Args:
-        tables: As for `draw`.
-
-    Returns:
-        Lines of Markdown.
-
-    Raises:
-        ValueError: As `draw`.
+    Takes the tables of `draw` and raises what it raises. Gives lines of Markdown.
     """
     claim, frozen = _claim(tables), _frozen(tables)
     lines = []
@@ -74,7 +66,7 @@ def finding(tables: dict[str, pd.DataFrame]) -> list[str]:
             f"{reading}: {', '.join(decimal(100 * value, 0) for value in of[FRACTION])}%"
             for reading, of in others.groupby("reading", sort=False)
         )
-        names = ", ".join(style.published_look(name)[0] for name in others["source"].unique())
+        names = ", ".join(looks.published_look(name)[0] for name in others["source"].unique())
         lines.append(
             f"LayerNorm part as a share of the direct effect, {where}, {int(first['n_heads'])} heads on their top tokens: "
             f"{each}; {verdict}. Rushing & Nanda 2024 put it at about 30%; the same readings of their published results "
@@ -96,13 +88,13 @@ def finding(tables: dict[str, pd.DataFrame]) -> list[str]:
 
 
 def _claim(tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
-    columns = ["source", "layers", "layer", "reading", *style.with_interval(FRACTION), "n_heads"]
-    return style.table(tables, "claim", columns)
+    columns = ["source", "layers", "layer", "reading", *inputs.with_interval(FRACTION), "n_heads"]
+    return inputs.table(tables, "claim", columns)
 
 
 def _frozen(tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
-    columns = ["layer", "head", *style.with_interval(FULL, CLOSED, REALLY)]
-    return style.table(tables, "frozen", [*columns, "largest_difference", "allowed_difference", "layernorm_part_left"])
+    columns = ["layer", "head", *inputs.with_interval(FULL, CLOSED, REALLY)]
+    return inputs.table(tables, "frozen", [*columns, "largest_difference", "allowed_difference", "layernorm_part_left"])
 
 
 def _where(layers: Any, layer: Any) -> str:
@@ -121,20 +113,20 @@ def _readings(ax: Axes, claim: pd.DataFrame) -> None:
             places[str(layers), reading] = y
             ticks.append((y, reading, "normal"))
         y += 1.2
-    looks = {
-        source: style.published_look(source) if source != THIS_RUN else (THIS_RUN, Look(style.INK, "-", "D"))
+    named = {
+        source: looks.published_look(source) if source != THIS_RUN else (THIS_RUN, looks.Look(looks.INK, "-", "D"))
         for source in claim["source"].unique()
     }
-    middle = (len(looks) - 1) / 2
-    for number, (source, (name, look)) in reversed([*enumerate(looks.items())]):
+    middle = (len(named) - 1) / 2
+    for number, (source, (name, look)) in reversed([*enumerate(named.items())]):
         rows = claim[claim["source"] == source]
         apart = 0.15 * (number - middle)
         at = [places[key] + apart for key in zip(rows["layers"], rows["reading"], strict=True)]
         ax.hlines(at, rows["fraction_low"], rows["fraction_high"], color=look.colour, linewidth=1.0, zorder=2.9)
         label = name if source == THIS_RUN else f"{name}, published"
-        ax.plot(rows[FRACTION], at, **{**style.line_style(look), "linestyle": "none"}, label=label, zorder=3)
-    ax.axvline(0, color=style.FAINT, linewidth=0.6, zorder=0.5)
-    ax.axvline(CLAIM, color=style.INK, linewidth=0.8, dashes=(5, 2), zorder=0.8, label="_claim")
+        ax.plot(rows[FRACTION], at, **{**looks.line_style(look), "linestyle": "none"}, label=label, zorder=3)
+    guides.upright_zero_line(ax)
+    ax.axvline(CLAIM, color=looks.INK, linewidth=0.8, dashes=(5, 2), zorder=0.8, label="_claim")
     ax.annotate(
         "about 30%",
         (CLAIM, 1),
@@ -142,7 +134,7 @@ def _readings(ax: Axes, claim: pd.DataFrame) -> None:
         xycoords=ax.get_xaxis_transform(),
         textcoords="offset points",
         ha="center",
-        fontsize=style.SMALL_SIZE,
+        fontsize=looks.SMALL_SIZE,
     )
     ax.set_yticks([place for place, _, _ in ticks], [text for _, text, _ in ticks])
     for label, (_, _, weight) in zip(ax.get_yticklabels(), ticks, strict=True):
@@ -155,8 +147,8 @@ def _readings(ax: Axes, claim: pd.DataFrame) -> None:
 def _freezing(ax: Axes, frozen: pd.DataFrame) -> None:
     """A row a head: the logit change as it is, and with the scale frozen, by formula and in the model."""
     y = np.arange(len(frozen))
-    green = style.LOOKS["self_repair_from_layernorm"].colour
-    pink = style.LOOKS[FULL].colour
+    green = looks.LOOKS["self_repair_from_layernorm"].colour
+    pink = looks.LOOKS[FULL].colour
     for name, label, colour, marker, size, face in (
         (FULL, "as it is", pink, "v", 4.0, pink),
         (CLOSED, "scale frozen: closed form", green, "o", 6.0, "none"),
@@ -175,7 +167,7 @@ def _freezing(ax: Axes, frozen: pd.DataFrame) -> None:
             markerfacecolor=face,
             label=label,
         )
-    ax.axvline(0, color=style.FAINT, linewidth=0.6, zorder=0.5)
+    guides.upright_zero_line(ax)
     ax.set_yticks(y, [head_name(row) for _, row in frozen.iterrows()])
     ax.tick_params(axis="y", length=0)
     # Room for the legend under the last head.

@@ -1,6 +1,5 @@
 """Figure: how ablating a head changes the scale of the final norm."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -8,9 +7,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from selfrepair.figures import style
+from selfrepair.figures.shared.kinds import given_kinds
+from selfrepair.figures.style import footers, inputs, layout, looks
 from selfrepair.figures.wording import head_name, percentage
-from selfrepair.quantities import ABLATION_KINDS
 
 ABOVE = "share_above_1"
 MARKERS = {"resample": "o", "mean": "s", "zero": "^"}
@@ -29,30 +28,30 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
     Raises:
         ValueError: No table of an ablation, a column or a setting is missing, or the tables are of several runs.
     """
-    kinds = _kinds(tables)
+    kinds = given_kinds(tables, "ratio")
     ratios = {kind: _ratios(tables, kind) for kind in kinds}
     columns = ["rank", "selection", "ratio_low", "ratio_high", "n_tokens", "share"]
-    strongest = {kind: style.table(tables, f"histogram_{kind}", columns).query("rank == 1") for kind in kinds}
-    run = style.settings(
+    strongest = {kind: inputs.table(tables, f"histogram_{kind}", columns).query("rank == 1") for kind in kinds}
+    run = inputs.settings(
         tables, *(f"{name}_{kind}" for kind in kinds for name in ("ratio", "histogram")), differing=["ablation"]
     )
     limits = _limits(strongest.values())
-    with style.context():
-        figure = style.new_figure(style.TWO_COLUMNS, 108.0)
+    with looks.context():
+        figure = layout.new_figure(looks.TWO_COLUMNS, 108.0)
         upper, lower = figure.subfigures(2, 1, squeeze=False).ravel()
         panels = upper.subplots(1, len(kinds), sharey=True, squeeze=False)[0]
         head = head_name(ratios[kinds[0]].iloc[0])
         for letter, ax, kind in zip("abc", panels, kinds, strict=False):
             _histogram(ax, strongest[kind], limits, f"{kind} ablation of {head}")
-            style.panel_letter(ax, letter)
+            layout.panel_letter(ax, letter)
         panels[0].set_ylabel("share of tokens (%)")
         panels[0].set_ylim(0, 1.05 * max(100 * table["share"].max() for table in strongest.values()))
         upper.legend(*panels[0].get_legend_handles_labels(), loc="outside upper right", ncols=2, handlelength=1.4)
         below = lower.subplots()
         _shares(below, ratios)
-        style.panel_letter(below, "abcd"[len(kinds)])
-        style.footer(
-            figure, style.TWO_COLUMNS, run, "top tokens: the {top:g}% of largest direct effect", "bars", kinds=kinds
+        layout.panel_letter(below, "abcd"[len(kinds)])
+        footers.footer(
+            figure, looks.TWO_COLUMNS, run, "top tokens: the {top:g}% of largest direct effect", "bars", kinds=kinds
         )
     return figure
 
@@ -60,17 +59,10 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
 def finding(tables: dict[str, pd.DataFrame]) -> list[str]:
     """For each ablation: on which share of tokens the scale shrinks, for each chosen head and for all heads together.
 
-    Args:
-        tables: As for `draw`.
-
-    Returns:
-        Lines of Markdown, one an ablation.
-
-    Raises:
-        ValueError: As `draw`.
+    Takes the tables of `draw` and raises what it raises. Gives lines of Markdown, one an ablation.
     """
     lines = []
-    for kind in _kinds(tables):
+    for kind in given_kinds(tables, "ratio"):
         ratios = _ratios(tables, kind)
         parts = []
         for _, rows in ratios.groupby(ratios["rank"].replace(0, len(ratios)), sort=True):
@@ -87,17 +79,9 @@ def finding(tables: dict[str, pd.DataFrame]) -> list[str]:
     return lines
 
 
-def _kinds(tables: Mapping[str, pd.DataFrame]) -> list[str]:
-    kinds = [kind for kind in ABLATION_KINDS if f"ratio_{kind}" in tables]
-    if not kinds:
-        wanted = ", ".join(f"ratio_{kind}" for kind in ABLATION_KINDS)
-        raise ValueError(f"no table of an ablation (got {sorted(tables)}): give at least one of {wanted}")
-    return kinds
-
-
 def _ratios(tables: dict[str, pd.DataFrame], kind: str) -> pd.DataFrame:
-    columns = ["selection", "rank", "layer", "head", "n_tokens", *style.with_interval(ABOVE)]
-    return style.table(tables, f"ratio_{kind}", columns)
+    columns = ["selection", "rank", "layer", "head", "n_tokens", *inputs.with_interval(ABOVE)]
+    return inputs.table(tables, f"ratio_{kind}", columns)
 
 
 def _name(row: pd.Series) -> str:
@@ -118,13 +102,13 @@ def _limits(histograms: Any) -> tuple[float, float]:
 
 def _histogram(ax: Axes, table: pd.DataFrame, limits: tuple[float, float], name: str) -> None:
     """Both selections as shares of their own tokens; what lies outside is counted."""
-    green = style.LOOKS["self_repair_from_layernorm"].colour
-    looks: dict[str, dict[str, Any]] = {
-        "all": {"color": "#B0B0B0", "fill": True, "alpha": 0.7},
+    green = looks.LOOKS["self_repair_from_layernorm"].colour
+    drawn: dict[str, dict[str, Any]] = {
+        "all": {"color": looks.PALE, "fill": True, "alpha": 0.7},
         "top": {"color": green, "linewidth": 1.2},
     }
     notes = []
-    for selection, look in looks.items():
+    for selection, look in drawn.items():
         rows = table[table["selection"] == selection]
         if rows.empty:
             continue
@@ -137,7 +121,7 @@ def _histogram(ax: Axes, table: pd.DataFrame, limits: tuple[float, float], name:
         if below or above:
             notes.append(f"{NAMES[selection]}: {below:,} below, {above:,} above")
     ax.set_xlim(limits)
-    ax.axvline(1, color=style.INK, linewidth=0.6, zorder=3)
+    ax.axvline(1, color=looks.INK, linewidth=0.6, zorder=3)
     ax.locator_params(axis="x", nbins=5)
     ax.set_xlabel("clean / ablated final scale")
     ax.set_title(name)
@@ -149,14 +133,14 @@ def _histogram(ax: Axes, table: pd.DataFrame, limits: tuple[float, float], name:
             xycoords="axes fraction",
             ha="right",
             va="top",
-            fontsize=style.SMALL_SIZE - 0.5,
-            color=style.FAINT,
+            fontsize=looks.SMALL_SIZE - 0.5,
+            color=looks.FAINT,
         )
 
 
 def _shares(ax: Axes, ratios: dict[str, pd.DataFrame]) -> None:
     """The share above 1 of each head, of all heads together, by ablation and selection."""
-    green = style.LOOKS["self_repair_from_layernorm"].colour
+    green = looks.LOOKS["self_repair_from_layernorm"].colour
     order = sorted({rank for table in ratios.values() for rank in table["rank"]}, key=lambda rank: (rank == 0, rank))
     names: dict[int, str] = {}
     n_marks = 2 * len(ratios)
@@ -168,7 +152,7 @@ def _shares(ax: Axes, ratios: dict[str, pd.DataFrame]) -> None:
             names |= {int(row["rank"]): _name(row) for _, row in rows.iterrows()}
             apart = 0.11 * (2 * number + at - (n_marks - 1) / 2)
             x = np.array([order.index(rank) for rank in rows["rank"]]) + apart
-            colour = green if selection == "top" else style.FAINT
+            colour = green if selection == "top" else looks.FAINT
             ax.vlines(x, 100 * rows[f"{ABOVE}_low"], 100 * rows[f"{ABOVE}_high"], color=colour, linewidth=1.0)
             ax.plot(
                 x,
@@ -180,7 +164,7 @@ def _shares(ax: Axes, ratios: dict[str, pd.DataFrame]) -> None:
                 markerfacecolor=colour if selection == "top" else "white",
                 label=f"{kind}, {label}",
             )
-    ax.axhline(50, color=style.FAINT, linewidth=0.6, dashes=(4, 3), zorder=0.5)
+    ax.axhline(50, color=looks.FAINT, linewidth=0.6, dashes=(4, 3), zorder=0.5)
     ax.set_xticks(range(len(order)), [names[int(rank)] for rank in order])
     ax.tick_params(axis="x", length=0)
     ax.set_xlim(-0.6, len(order) - 0.4)

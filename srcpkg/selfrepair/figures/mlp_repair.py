@@ -3,8 +3,7 @@
 import pandas as pd
 from matplotlib.figure import Figure
 
-from selfrepair.figures import style
-from selfrepair.figures.wording import largest, measured, percentage, signs
+from selfrepair.figures.shared.repair_part import draw_part, finding_of_part
 
 LOGITS, FRACTION = "self_repair_from_mlps", "clipped_fraction_from_mlps"
 
@@ -21,43 +20,12 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
     Raises:
         ValueError: A table, a column or a setting is missing.
     """
-    columns = ["relative_depth", "layer", *style.with_interval(LOGITS, FRACTION)]
-    heads = style.table(tables, "heads", [*columns, "head"], selection="top")
-    layers = style.table(tables, "layers", columns, selection="top")
-    run = style.settings(tables, "heads", "layers")
-    with style.context():
-        figure = style.new_figure(style.TWO_COLUMNS, 70.0)
-        left, right = figure.subplots(1, 2)
-        colour = style.LOOKS[LOGITS].colour
-        style.by_layer_panel(left, heads, layers, LOGITS, run, colour=colour)
-        # A clipped fraction lies between 0 and 1: the fixed range lets it be compared with other runs and parts.
-        style.by_layer_panel(right, heads, layers, FRACTION, run, colour=colour, limits=(-0.02, 1.02))
-        style.panel_letter(left, "a")
-        style.panel_letter(right, "b")
-        style.footer(figure, style.TWO_COLUMNS, run, "top", "dots and bands")
-    return figure
+    return draw_part(tables, LOGITS, FRACTION)
 
 
 def finding(tables: dict[str, pd.DataFrame]) -> list[str]:
     """The part of condensed self-repair from the MLPs, over the model and in the layer where it is largest.
 
-    Args:
-        tables: As for `draw`, and "model".
-
-    Returns:
-        Lines of Markdown.
-
-    Raises:
-        ValueError: A table, a column or a setting is missing.
+    Takes the tables of `draw` and "model", and raises what `draw` raises. Gives lines of Markdown.
     """
-    names = style.with_interval(LOGITS, FRACTION)
-    model = style.table(tables, "model", ["n_heads", *names], selection="top").iloc[0]
-    heads = style.table(tables, "heads", names, selection="top")
-    layers = style.table(tables, "layers", ["layer", *names], selection="top")
-    best = largest(layers, LOGITS)
-    return [
-        f"Mean over {int(model['n_heads']):,} heads on their top tokens: {measured(model, LOGITS)}, "
-        f"{signs(heads, LOGITS, 'heads')}. Largest layer mean: layer {int(best['layer'])}, {measured(best, LOGITS)}.",
-        f"Per token, as a share of the direct effect clipped to 0 to 1, mean over heads: {percentage(model, FRACTION)}. "
-        "Clipping drops breakage. Rushing & Nanda 2024 trace MLP repair to sparse neurons.",
-    ]
+    return finding_of_part(tables, LOGITS, FRACTION, "Rushing & Nanda 2024 trace MLP repair to sparse neurons.")

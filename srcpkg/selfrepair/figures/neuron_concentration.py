@@ -1,19 +1,23 @@
 """Figure: on how few neurons the change of the MLP is concentrated."""
 
+from functools import partial
+
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from selfrepair.figures import style
+from selfrepair.figures.shared.neurons import all_neurons, draw_shares, line_with_band
+from selfrepair.figures.style import inputs, looks
 from selfrepair.figures.wording import head_name, measured, percentage
 
 CHANGE, REPAIR, EFFECT = "share_of_change", "share_of_repair", "share_of_direct_effect"
 COLUMNS = (
     *("rank", "layer", "head", "n_tokens", "neurons", "neuron_fraction"),
-    *style.with_interval(CHANGE, REPAIR, EFFECT, "total_absolute_change", "mlp_repair"),
+    *inputs.with_interval(CHANGE, REPAIR, EFFECT, "total_absolute_change", "mlp_repair"),
 )
 LINES = {
-    CHANGE: ("absolute change when the head is ablated", style.LOOKS["self_repair_from_mlps"]),
-    EFFECT: ("absolute clean direct effect, for comparison", style.LOOKS["direct_effect"]),
+    CHANGE: ("absolute change when the head is ablated", looks.LOOKS["self_repair_from_mlps"]),
+    EFFECT: ("absolute clean direct effect, for comparison", looks.LOOKS["direct_effect"]),
 }
 
 
@@ -29,59 +33,51 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
     Raises:
         ValueError: The table, a column or a setting is missing.
     """
-    table = style.table(tables, "neuron_concentration", COLUMNS)
-    run = style.settings(tables, "neuron_concentration")
-    attrs = tables["neuron_concentration"].attrs
-    with style.context():
-        figure, panels = style.head_panels(table, 66.0)
-        for ax, rows in panels:
-            line = rows.sort_values("neurons")
-            for name, (label, look) in LINES.items():
-                style.line_with_band(ax, line["neuron_fraction"], line, name, look, label)
-            ax.plot(
-                line["neuron_fraction"],
-                line["neuron_fraction"],
-                color=style.FAINT,
-                linewidth=0.8,
-                dashes=(5, 2),
-                label="spread evenly",
-            )
-            top = line[line["neurons"] == attrs["top_percent"]].iloc[0]
-            ax.axvline(top["neuron_fraction"], color=style.FAINT, linewidth=0.6, zorder=0.5, label="_top")
-            ax.annotate(
-                f"top 1%:\n{100 * top[CHANGE]:.0f}%",
-                (top["neuron_fraction"], 0.08),
-                (2, 0),
-                textcoords="offset points",
-                fontsize=style.SMALL_SIZE,
-                va="bottom",
-            )
-            ax.set_xscale("log")
-            ax.set_xticks([0.001, 0.01, 0.1, 1], ["0.1", "1", "10", "100"])
-            ax.minorticks_off()
-            ax.set_xlim(line["neuron_fraction"].min() * 0.85, 1.15)
-            ax.set_xlabel("neurons, largest first (%)")
-        style.share_axis(panels[0][0], "cumulative share (%)")
-        handles, labels = panels[0][0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside upper center", ncols=len(labels))
-        what = f"{attrs['n_neurons']:,} neurons of the MLP of layer {attrs['neuron_layer']}"
-        style.footer(figure, style.TWO_COLUMNS, run, what, "top", "bands")
-    return figure
+    table = inputs.table(tables, "neuron_concentration", COLUMNS)
+    run = inputs.settings(tables, "neuron_concentration")
+    top_percent = tables["neuron_concentration"].attrs["top_percent"]
+    what = all_neurons(tables["neuron_concentration"])
+    return draw_shares(
+        *(table, run, partial(_panel, top_percent=top_percent), what, "top", "bands"), share="cumulative share (%)"
+    )
+
+
+def _panel(ax: Axes, rows: pd.DataFrame, top_percent: int) -> None:
+    """The lines of one head, and what its top 1% of neurons carry."""
+    line = rows.sort_values("neurons")
+    for name, (label, look) in LINES.items():
+        line_with_band(ax, line["neuron_fraction"], line, name, look, label)
+    ax.plot(
+        line["neuron_fraction"],
+        line["neuron_fraction"],
+        color=looks.FAINT,
+        linewidth=0.8,
+        dashes=(5, 2),
+        label="spread evenly",
+    )
+    top = line[line["neurons"] == top_percent].iloc[0]
+    ax.axvline(top["neuron_fraction"], color=looks.FAINT, linewidth=0.6, zorder=0.5, label="_top")
+    ax.annotate(
+        f"top 1%:\n{100 * top[CHANGE]:.0f}%",
+        (top["neuron_fraction"], 0.08),
+        (2, 0),
+        textcoords="offset points",
+        fontsize=looks.SMALL_SIZE,
+        va="bottom",
+    )
+    ax.set_xscale("log")
+    ax.set_xticks([0.001, 0.01, 0.1, 1], ["0.1", "1", "10", "100"])
+    ax.minorticks_off()
+    ax.set_xlim(line["neuron_fraction"].min() * 0.85, 1.15)
+    ax.set_xlabel("neurons, largest first (%)")
 
 
 def finding(tables: dict[str, pd.DataFrame]) -> list[str]:
     """For each head: what the top 1% of neurons carry of the change, of the repair, and of the clean direct effects.
 
-    Args:
-        tables: As for `draw`.
-
-    Returns:
-        Lines of Markdown, one a head.
-
-    Raises:
-        ValueError: As `draw`.
+    Takes the tables of `draw` and raises what it raises. Gives lines of Markdown, one a head.
     """
-    table = style.table(tables, "neuron_concentration", COLUMNS)
+    table = inputs.table(tables, "neuron_concentration", COLUMNS)
     attrs = tables["neuron_concentration"].attrs
     lines = []
     for _, rows in table[table["neurons"] == attrs["top_percent"]].groupby("rank"):

@@ -1,15 +1,17 @@
 """Figure: whether the same neurons repair on every token."""
 
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from selfrepair.figures import style
+from selfrepair.figures.shared.neurons import all_neurons, draw_shares, line_with_band, rank_axis
+from selfrepair.figures.style import inputs, looks
 from selfrepair.figures.wording import head_name, percentage
 
 SHARE = "token_share"
 COLUMNS = (
     *("rank", "layer", "head", "n_tokens", "top", "n_neurons", "neuron_rank", "neuron"),
-    *style.with_interval(SHARE),
+    *inputs.with_interval(SHARE),
 )
 
 
@@ -25,26 +27,25 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
     Raises:
         ValueError: The table, a column or a setting is missing.
     """
-    table = style.table(tables, "neuron_consistency", COLUMNS)
-    run = style.settings(tables, "neuron_consistency")
-    attrs = tables["neuron_consistency"].attrs
-    with style.context():
-        figure, panels = style.head_panels(table, 66.0)
-        for ax, rows in panels:
-            tops = sorted(rows["top"].unique().tolist())
-            for top, look in zip(tops, style.ordered_looks(len(tops)), strict=True):
-                line = rows[rows["top"] == top].sort_values("neuron_rank")
-                style.line_with_band(ax, line["neuron_rank"], line, SHARE, look, _among(top))
-            lead = rows[rows["top"] == 1].iloc[0]
-            text = f"{int(lead['n_neurons']):,} neurons lead\non {int(lead['n_tokens']):,} tokens"
-            ax.text(0.98, 0.98, text, transform=ax.transAxes, ha="right", va="top", fontsize=style.SMALL_SIZE)
-            style.rank_axis(ax, int(table["neuron_rank"].max()), "neurons, most frequent first")
-        style.share_axis(panels[0][0], "top tokens (%)")
-        handles, labels = panels[0][0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), title="the neuron is, by repair,")
-        what = f"{attrs['n_neurons']:,} neurons of the MLP of layer {attrs['neuron_layer']}"
-        style.footer(figure, style.TWO_COLUMNS, run, what, "top tokens", "bands")
-    return figure
+    table = inputs.table(tables, "neuron_consistency", COLUMNS)
+    run = inputs.settings(tables, "neuron_consistency")
+    last = int(table["neuron_rank"].max())
+
+    def panel(ax: Axes, rows: pd.DataFrame) -> None:
+        tops = sorted(rows["top"].unique().tolist())
+        for top, look in zip(tops, looks.ordered_looks(len(tops)), strict=True):
+            line = rows[rows["top"] == top].sort_values("neuron_rank")
+            line_with_band(ax, line["neuron_rank"], line, SHARE, look, _among(top))
+        lead = rows[rows["top"] == 1].iloc[0]
+        text = f"{int(lead['n_neurons']):,} neurons lead\non {int(lead['n_tokens']):,} tokens"
+        ax.text(0.98, 0.98, text, transform=ax.transAxes, ha="right", va="top", fontsize=looks.SMALL_SIZE)
+        rank_axis(ax, last, "neurons, most frequent first")
+
+    return draw_shares(
+        *(table, run, panel, all_neurons(tables["neuron_consistency"]), "top tokens", "bands"),
+        share="top tokens (%)",
+        legend_title="the neuron is, by repair,",
+    )
 
 
 def _among(top: int) -> str:
@@ -54,16 +55,9 @@ def _among(top: int) -> str:
 def finding(tables: dict[str, pd.DataFrame]) -> list[str]:
     """For each head: how many neurons lead on some token, and how often the most frequent one does.
 
-    Args:
-        tables: As for `draw`.
-
-    Returns:
-        Lines of Markdown, one a head.
-
-    Raises:
-        ValueError: As `draw`.
+    Takes the tables of `draw` and raises what it raises. Gives lines of Markdown, one a head.
     """
-    table = style.table(tables, "neuron_consistency", COLUMNS)
+    table = inputs.table(tables, "neuron_consistency", COLUMNS)
     attrs = tables["neuron_consistency"].attrs
     lines = []
     for _, rows in table[table["neuron_rank"] == 1].groupby("rank"):

@@ -1,13 +1,15 @@
 """Figure: how often the Nth best neuron repairs more than some share of the head's direct effect."""
 
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from selfrepair.figures import style
+from selfrepair.figures.shared.neurons import draw_shares, line_with_band, rank_axis
+from selfrepair.figures.style import inputs, looks
 from selfrepair.figures.wording import head_name, percentage
 
 SHARE = "token_share"
-COLUMNS = ("rank", "layer", "head", "n_tokens", "share_of_effect", "nth", *style.with_interval(SHARE))
+COLUMNS = ("rank", "layer", "head", "n_tokens", "share_of_effect", "nth", *inputs.with_interval(SHARE))
 
 
 def draw(tables: dict[str, pd.DataFrame]) -> Figure:
@@ -22,38 +24,31 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
     Raises:
         ValueError: The table, a column or a setting is missing.
     """
-    table = style.table(tables, "neuron_share", COLUMNS)
-    run = style.settings(tables, "neuron_share")
-    with style.context():
-        figure, panels = style.head_panels(table, 66.0)
-        for ax, rows in panels:
-            levels = sorted(rows["share_of_effect"].unique(), reverse=True)
-            for level, look in zip(levels, style.ordered_looks(len(levels)), strict=True):
-                line = rows[rows["share_of_effect"] == level].sort_values("nth")
-                style.line_with_band(ax, line["nth"], line, SHARE, look, f"{100 * level:g}%")
-            style.rank_axis(ax, int(table["nth"].max()), "N, neurons by repair")
-        style.share_axis(panels[0][0], "top tokens (%)")
-        handles, labels = panels[0][0].get_legend_handles_labels()
-        title = "the Nth neuron repairs more than this share of the head's direct effect"
-        figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), title=title)
-        layer = tables["neuron_share"].attrs["neuron_layer"]
-        style.footer(figure, style.TWO_COLUMNS, run, f"neurons of the MLP of layer {layer}", "top tokens", "bands")
-    return figure
+    table = inputs.table(tables, "neuron_share", COLUMNS)
+    run = inputs.settings(tables, "neuron_share")
+    layer = tables["neuron_share"].attrs["neuron_layer"]
+    last = int(table["nth"].max())
+
+    def panel(ax: Axes, rows: pd.DataFrame) -> None:
+        levels = sorted(rows["share_of_effect"].unique(), reverse=True)
+        for level, look in zip(levels, looks.ordered_looks(len(levels)), strict=True):
+            line = rows[rows["share_of_effect"] == level].sort_values("nth")
+            line_with_band(ax, line["nth"], line, SHARE, look, f"{100 * level:g}%")
+        rank_axis(ax, last, "N, neurons by repair")
+
+    return draw_shares(
+        *(table, run, panel, f"neurons of the MLP of layer {layer}", "top tokens", "bands"),
+        share="top tokens (%)",
+        legend_title="the Nth neuron repairs more than this share of the head's direct effect",
+    )
 
 
 def finding(tables: dict[str, pd.DataFrame]) -> list[str]:
     """For each head: how often its best and its tenth neuron repair a tenth and a hundredth of its direct effect.
 
-    Args:
-        tables: As for `draw`.
-
-    Returns:
-        Lines of Markdown, one a head.
-
-    Raises:
-        ValueError: As `draw`.
+    Takes the tables of `draw` and raises what it raises. Gives lines of Markdown, one a head.
     """
-    table = style.table(tables, "neuron_share", COLUMNS)
+    table = inputs.table(tables, "neuron_share", COLUMNS)
     layer = tables["neuron_share"].attrs["neuron_layer"]
     lines = []
     for _, rows in table.groupby("rank"):

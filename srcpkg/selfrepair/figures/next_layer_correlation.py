@@ -4,7 +4,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from selfrepair.figures import style
+from selfrepair.figures.style import footers, guides, inputs, layout, looks, ranges
 from selfrepair.figures.wording import decimal, head_name, measured
 
 X, Y = "change_when_moved", "change_when_ablated"
@@ -23,20 +23,20 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
         ValueError: A table, a column or a setting is missing.
     """
     chosen, points = _tables(tables)
-    run = style.settings(tables, "correlations", "heads")
-    with style.context():
-        figure = style.new_figure(style.TWO_COLUMNS, 66.0)
+    run = inputs.settings(tables, "correlations", "heads")
+    with looks.context():
+        figure = layout.new_figure(looks.TWO_COLUMNS, 66.0)
         axes = figure.subplots(1, len(chosen), squeeze=False)[0]
         for letter, ax, (_, head) in zip("abcd", axes, chosen.iterrows(), strict=False):
             rows = points[(points["layer"] == head["layer"]) & (points["head"] == head["head"])]
             _panel(ax, head, rows)
-            style.panel_letter(ax, letter)
+            layout.panel_letter(ax, letter)
         axes[0].set_ylabel("change of direct effect\nwhen the head is ablated (logits)")
         for ax in axes:
             ax.set_xlabel("change when the stream\nis moved down (logits)")
-        style.footer(
+        footers.footer(
             figure,
-            style.TWO_COLUMNS,
+            looks.TWO_COLUMNS,
             run,
             "top",
             "bars",
@@ -46,32 +46,32 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
 
 
 def _tables(tables: dict[str, pd.DataFrame]) -> tuple[pd.DataFrame, pd.DataFrame]:
-    chosen = style.table(tables, "correlations", ["layer", "head", "n_heads", "n_tokens", "note"])
-    names = style.with_interval("correlation")
-    keys = ["layer", "head", "next_layer", "next_head", *style.with_interval(X, Y)]
+    chosen = inputs.table(tables, "correlations", ["layer", "head", "n_heads", "n_tokens", "note"])
+    names = inputs.with_interval("correlation")
+    keys = ["layer", "head", "next_layer", "next_head", *inputs.with_interval(X, Y)]
     if (chosen["note"] == "").any():
-        style.table(tables, "correlations", names)
-        return chosen, style.table(tables, "heads", keys)
+        inputs.table(tables, "correlations", names)
+        return chosen, inputs.table(tables, "heads", keys)
     # No chosen head has a next layer: there is nothing to draw but that.
-    return chosen, tables["heads"] if "heads" in tables else style.table(tables, "heads", keys)
+    return chosen, tables["heads"] if "heads" in tables else inputs.table(tables, "heads", keys)
 
 
 def _panel(ax: Axes, head: pd.Series, rows: pd.DataFrame) -> None:
-    style.zero_line(ax)
-    ax.axvline(0, color=style.FAINT, linewidth=0.6, zorder=0.5)
+    guides.zero_line(ax)
+    guides.upright_zero_line(ax)
     if rows.empty:
         ax.set_title(f"{head_name(head)}\n")
         ax.text(
-            0.5, 0.6, str(head["note"]).replace(": ", ":\n"), transform=ax.transAxes, ha="center", color=style.FAINT
+            0.5, 0.6, str(head["note"]).replace(": ", ":\n"), transform=ax.transAxes, ha="center", color=looks.FAINT
         )
         return
-    ends = [decimal(float(head[name]), 2) for name in style.with_interval("correlation")]
-    ax.set_xlim(style.bulk_range(include=[0.0, rows[style.with_interval(X)]]))
-    ax.set_ylim(style.bulk_range(include=[0.0, rows[style.with_interval(Y)]]))
+    ends = [decimal(float(head[name]), 2) for name in inputs.with_interval("correlation")]
+    ax.set_xlim(ranges.bulk_range(include=[0.0, rows[inputs.with_interval(X)]]))
+    ax.set_ylim(ranges.bulk_range(include=[0.0, rows[inputs.with_interval(Y)]]))
     ax.locator_params(axis="x", nbins=3)
     ax.locator_params(axis="y", nbins=4)
     ax.set_title(f"{head_name(head)}: r = {ends[0]}\n({ends[1]} to {ends[2]})")
-    colour = style.LOOKS["self_repair_from_heads"].colour
+    colour = looks.LOOKS["self_repair_from_heads"].colour
     ax.errorbar(
         rows[X], rows[Y],
         xerr=(rows[X] - rows[f"{X}_low"], rows[f"{X}_high"] - rows[X]),
@@ -84,21 +84,14 @@ def _panel(ax: Axes, head: pd.Series, rows: pd.DataFrame) -> None:
     right = row[X] < sum(ax.get_xlim()) / 2
     ax.annotate(
         f"L{int(row['next_layer'])}H{int(row['next_head'])}", (row[X], row[Y]), (3 if right else -3, 2.5),
-        textcoords="offset points", ha="left" if right else "right", fontsize=style.SMALL_SIZE, zorder=4,
+        textcoords="offset points", ha="left" if right else "right", fontsize=looks.SMALL_SIZE, zorder=4,
     )  # fmt: skip
 
 
 def finding(tables: dict[str, pd.DataFrame]) -> list[str]:
     """The correlation for each chosen head.
 
-    Args:
-        tables: As for `draw`.
-
-    Returns:
-        Lines of Markdown, one a head.
-
-    Raises:
-        ValueError: As `draw`.
+    Takes the tables of `draw` and raises what it raises. Gives lines of Markdown, one a head.
     """
     chosen, _ = _tables(tables)
     lines = []

@@ -6,7 +6,7 @@ from matplotlib.axes import Axes
 from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
 
-from selfrepair.figures import style
+from selfrepair.figures.style import footers, guides, inputs, layout, looks, marks, ranges
 from selfrepair.figures.wording import measured
 from selfrepair.quantities import PARTS, QUANTITIES
 
@@ -27,20 +27,20 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
     Raises:
         ValueError: A table, a column or a setting is missing.
     """
-    run = style.settings(tables, "pairs", "agreement", "distributions")
-    with style.context():
+    run = inputs.settings(tables, "pairs", "agreement", "distributions")
+    with looks.context():
         if tables["pairs"].empty:
             return _draw_distributions(tables, run)
         return _draw_pairs(tables, run)
 
 
 def _draw_pairs(tables: dict[str, pd.DataFrame], run: dict[str, object]) -> Figure:
-    columns = ["quantity", "relative_depth", "published", *style.with_interval("value")]
-    pairs = style.table(tables, "pairs", columns)
-    agreement = style.table(tables, "agreement", ["quantity", *style.with_interval("correlation", "slope")])
+    columns = ["quantity", "relative_depth", "published", *inputs.with_interval("value")]
+    pairs = inputs.table(tables, "pairs", columns)
+    agreement = inputs.table(tables, "agreement", ["quantity", *inputs.with_interval("correlation", "slope")])
     of_quantity = {str(row["quantity"]): row for _, row in agreement.iterrows()}
-    theirs = style.published_look(str(tables["pairs"].attrs["published"]))[0]
-    figure = style.new_figure(style.TWO_COLUMNS, 116.0)
+    theirs = looks.published_look(str(tables["pairs"].attrs["published"]))[0]
+    figure = layout.new_figure(looks.TWO_COLUMNS, 116.0)
     axes = figure.subplots(2, 3).ravel()
     for ax, quantity in zip(axes, SHOWN, strict=True):
         dots = _scatter(ax, pairs[pairs["quantity"] == quantity], quantity)
@@ -52,71 +52,61 @@ def _draw_pairs(tables: dict[str, pd.DataFrame], run: dict[str, object]) -> Figu
             f"r = {measured(row, 'correlation')}\nslope {measured(row, 'slope')}",
             transform=ax.transAxes,
             va="top",
-            fontsize=style.SMALL_SIZE,
+            fontsize=looks.SMALL_SIZE,
         )
     bar = figure.colorbar(dots, ax=axes, ticks=[0, 0.5, 1], fraction=0.02, aspect=40, shrink=0.8)
     bar.set_label("relative depth of the head's layer")
     bar.outline.set_linewidth(0.4)
     if bar.solids is not None:
         bar.solids.set_rasterized(True)
-    style.footer(figure, style.TWO_COLUMNS, run, "top", "bars: {level:g}% intervals over prompts; brackets: over heads")
+    footers.footer(
+        figure, looks.TWO_COLUMNS, run, "top", "bars: {level:g}% intervals over prompts; brackets: over heads"
+    )
     return figure
 
 
 def _scatter(ax: Axes, pairs: pd.DataFrame, quantity: str) -> PathCollection:
     x, y = pairs["published"], pairs["value"]
-    low, high = style.bulk_range(x, y, include=[0.0], coverage=0.98)
+    low, high = ranges.bulk_range(x, y, include=[0.0], coverage=0.98)
     ax.set(xlim=(low, high), ylim=(low, high))
     ax.set_box_aspect(1)
     ax.locator_params(nbins=5)
-    style.zero_line(ax)
-    ax.axline((0, 0), slope=1, color=style.FAINT, linewidth=0.8, zorder=0.8, label="_equal")
+    guides.zero_line(ax)
+    ax.axline((0, 0), slope=1, color=looks.FAINT, linewidth=0.8, zorder=0.8, label="_equal")
     # Its label stands below the line, where fewer dots are.
     span = high - low
     place = min(
         (low + 0.1 * span, low + 0.8 * span),
         key=lambda at: int(((x - at).between(0, 0.2 * span) & (at - y).between(-0.05 * span, 0.1 * span)).sum()),
     )
-    ax.annotate("y = x", (place, place), (3, 0), textcoords="offset points", ha="left", va="top", color=style.FAINT)
-    ax.vlines(x, pairs["value_low"], pairs["value_high"], color=style.FAINT, alpha=0.5, linewidth=0.4, zorder=1.5)
-    ax.set_ylabel(style.axis_label(quantity))
-    dots = ax.scatter(
-        x,
-        y,
-        c=pairs["relative_depth"],
-        cmap=style.DEPTH_COLOURS,
-        vmin=0,
-        vmax=1,
-        s=8,
-        linewidth=0.2,
-        edgecolor=style.INK,
-        zorder=2,
-        label="_heads",
-    )
-    style.outside_note(ax, style.mark_outside(ax, x, y, style.INK))
+    ax.annotate("y = x", (place, place), (3, 0), textcoords="offset points", ha="left", va="top", color=looks.FAINT)
+    ax.vlines(x, pairs["value_low"], pairs["value_high"], color=looks.FAINT, alpha=0.5, linewidth=0.4, zorder=1.5)
+    ax.set_ylabel(guides.axis_label(quantity))
+    dots = marks.depth_dots(ax, pairs, "published", "value", size=8.0, edge=0.2)
+    ranges.outside_note(ax, ranges.mark_outside(ax, x, y, looks.INK))
     return dots
 
 
 def _draw_distributions(tables: dict[str, pd.DataFrame], run: dict[str, object]) -> Figure:
     ends = ["quantile_5", "quantile_25", "median", "quantile_75", "quantile_95"]
-    table = style.table(tables, "distributions", ["model", "depth", "quantity", *ends])
+    table = inputs.table(tables, "distributions", ["model", "depth", "quantity", *ends])
     models = [OURS, *(name for name in table["model"].unique() if name != OURS)]
-    figure = style.new_figure(style.TWO_COLUMNS, 118.0)
+    figure = layout.new_figure(looks.TWO_COLUMNS, 118.0)
     axes = figure.subplots(2, 3).ravel()
     for ax, quantity in zip(axes, SHOWN, strict=True):
         rows = table[table["quantity"] == quantity]
-        ax.set_ylim(style.bulk_range(include=[0.0, rows[ends]]))
-        style.zero_line(ax)
+        ax.set_ylim(ranges.bulk_range(include=[0.0, rows[ends]]))
+        guides.zero_line(ax)
         for number, model in enumerate(models):
             _boxes(ax, rows[rows["model"] == model], model, (number - (len(models) - 1) / 2) * 0.16, ends)
         ax.set_xticks(range(len(DEPTHS)), [f"{depth} third" for depth in DEPTHS])
         ax.tick_params(axis="x", length=0)
         ax.set_xlim(-0.5, len(DEPTHS) - 0.5)
-        ax.set_ylabel(style.axis_label(quantity))
+        ax.set_ylabel(guides.axis_label(quantity))
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=len(models))
-    style.footer(
+    footers.footer(
         figure,
-        style.TWO_COLUMNS,
+        looks.TWO_COLUMNS,
         run,
         "top",
         "heads by third of relative depth; mark: median, thick: 25 to 75%, thin: 5 to 95% of heads",
@@ -125,7 +115,7 @@ def _draw_distributions(tables: dict[str, pd.DataFrame], run: dict[str, object])
 
 
 def _boxes(ax: Axes, rows: pd.DataFrame, model: str, shift: float, ends: list[str]) -> None:
-    name, look = (OURS, style.Look(style.INK, "-", "o")) if model == OURS else style.published_look(model)
+    name, look = (OURS, looks.Look(looks.INK, "-", "o")) if model == OURS else looks.published_look(model)
     rows = rows.set_index("depth").reindex(DEPTHS)
     x = np.arange(len(DEPTHS)) + shift
     low, lower, middle, upper, high = (rows[end].to_numpy(float) for end in ends)
@@ -136,32 +126,25 @@ def _boxes(ax: Axes, rows: pd.DataFrame, model: str, shift: float, ends: list[st
         middle,
         zorder=3,
         label=name,
-        **{**style.line_style(look), "linestyle": "none", "markerfacecolor": "white", "markersize": 3.2},
+        **{**looks.line_style(look), "linestyle": "none", "markerfacecolor": "white", "markersize": 3.2},
     )
 
 
 def finding(tables: dict[str, pd.DataFrame]) -> list[str]:
     """How far this run's heads agree with the published ones; without these, how their distributions lie side by side.
 
-    Args:
-        tables: As for `draw`.
-
-    Returns:
-        Lines of Markdown.
-
-    Raises:
-        ValueError: As `draw`.
+    Takes the tables of `draw` and raises what it raises. Gives lines of Markdown.
     """
     if not tables["pairs"].empty:
         return _of_pairs(tables)
-    table = style.table(
-        tables, "distributions", ["model", "depth", "quantity", "n_heads", *style.with_interval("median")]
+    table = inputs.table(
+        tables, "distributions", ["model", "depth", "quantity", "n_heads", *inputs.with_interval("median")]
     )
     lines = []
     for quantity in SHOWN:
         rows = table[(table["quantity"] == quantity) & (table["depth"] == "last")]
         told = [
-            f"{OURS if row['model'] == OURS else style.published_look(str(row['model']))[0]} {measured(row, 'median', '')}"
+            f"{OURS if row['model'] == OURS else looks.published_look(str(row['model']))[0]} {measured(row, 'median', '')}"
             for _, row in rows.iterrows()
         ]
         lines.append(
@@ -173,8 +156,8 @@ def finding(tables: dict[str, pd.DataFrame]) -> list[str]:
 
 def _of_pairs(tables: dict[str, pd.DataFrame]) -> list[str]:
     statistics = ("correlation", "rank_correlation", "slope", "difference")
-    agreement = style.table(tables, "agreement", ["quantity", "n_heads", *style.with_interval(*statistics)])
-    theirs = style.published_look(str(tables["agreement"].attrs["published"]))[0]
+    agreement = inputs.table(tables, "agreement", ["quantity", "n_heads", *inputs.with_interval(*statistics)])
+    theirs = looks.published_look(str(tables["agreement"].attrs["published"]))[0]
     lines = []
     for _, row in agreement.iterrows():
         quantity = QUANTITIES[str(row["quantity"])]

@@ -4,7 +4,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from selfrepair.figures import style
+from selfrepair.figures.style import footers, guides, inputs, layout, looks, marks, ranges
 from selfrepair.figures.wording import largest, measured, signs
 from selfrepair.quantities import PARTS, QUANTITIES
 
@@ -25,13 +25,13 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
         ValueError: The table, a column or a setting is missing.
     """
     names = ("self_repair", *PARTS, *EFFECTS)
-    layers = style.table(tables, "layers", ["relative_depth", *style.with_interval(*names)], selection="top")
+    layers = inputs.table(tables, "layers", ["relative_depth", *inputs.with_interval(*names)], selection="top")
     layers = layers.sort_values("relative_depth")
-    run = style.settings(tables, "layers")
-    with style.context():
-        figure = style.new_figure(style.TWO_COLUMNS, 78.0)
+    run = inputs.settings(tables, "layers")
+    with looks.context():
+        figure = layout.new_figure(looks.TWO_COLUMNS, 78.0)
         left, right = figure.subplots(1, 2, sharey=True)
-        left.set_ylim(style.bulk_range(include=[0.0, layers[style.with_interval(*names)]]))
+        left.set_ylim(ranges.bulk_range(include=[0.0, layers[inputs.with_interval(*names)]]))
         _panel(left, layers, (*PARTS, "self_repair"), int(run["n_layers"]))
         left.plot(
             layers["relative_depth"],
@@ -40,33 +40,26 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
             marker="o",
             markersize=4.5,
             markerfacecolor="none",
-            markeredgecolor=style.INK,
+            markeredgecolor=looks.INK,
             label="sum of the parts",
             zorder=3.5,
         )
         _panel(right, layers, EFFECTS, int(run["n_layers"]))
         left.set_ylabel("mean over the layer's heads (logits)")
         for ax, letter in ((left, "a"), (right, "b")):
-            style.panel_letter(ax, letter)
+            layout.panel_letter(ax, letter)
             ax.legend(loc="lower left", bbox_to_anchor=(0.05, 1.0), ncols=2, columnspacing=0.8)
-        style.footer(figure, style.TWO_COLUMNS, run, "top", "bands")
+        footers.footer(figure, looks.TWO_COLUMNS, run, "top", "bands")
     return figure
 
 
 def finding(tables: dict[str, pd.DataFrame]) -> list[str]:
     """What repairs in the layer of largest self-repair and in the last one, and in how many layers each part repairs.
 
-    Args:
-        tables: As for `draw`.
-
-    Returns:
-        Lines of Markdown.
-
-    Raises:
-        ValueError: As `draw`.
+    Takes the tables of `draw` and raises what it raises. Gives lines of Markdown.
     """
     names = ("self_repair", *PARTS, *EFFECTS)
-    layers = style.table(tables, "layers", ["layer", "n_heads", *style.with_interval(*names)], selection="top")
+    layers = inputs.table(tables, "layers", ["layer", "n_heads", *inputs.with_interval(*names)], selection="top")
     best, last = largest(layers, "self_repair"), largest(layers, "layer")
     lines = [_of_layer(best, "of largest self-repair")]
     if int(last["layer"]) != int(best["layer"]):
@@ -89,7 +82,7 @@ def _of_layer(row: pd.Series, which: str) -> str:
 
 
 def _panel(ax: Axes, layers: pd.DataFrame, names: tuple[str, ...], n_layers: int) -> None:
-    style.depth_axis(ax, n_layers)
-    style.zero_line(ax)
+    guides.depth_axis(ax, n_layers)
+    guides.zero_line(ax)
     for name in names:
-        style.layer_line(ax, layers, name, style.LOOKS[name], QUANTITIES[name].label, marker=name != "self_repair")
+        marks.layer_line(ax, layers, name, looks.LOOKS[name], QUANTITIES[name].label, marker=name != "self_repair")

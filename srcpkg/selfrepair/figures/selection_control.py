@@ -4,7 +4,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from selfrepair.figures import style
+from selfrepair.figures.style import footers, guides, inputs, layout, looks, marks, ranges
 from selfrepair.figures.wording import measured, percentage
 from selfrepair.quantities import QUANTITIES
 
@@ -13,11 +13,11 @@ OVER_MODEL = ("pooled_repair_fraction", "repair_slope")
 SLOPE = "self-repair per removed effect (slope)"
 
 CHOICES = {
-    "top": ("direct effect", style.Look(style.LOOKS["direct_effect"].colour, "-", "o")),
-    "absolute": ("|direct effect|", style.Look(style.LOOKS["direct_effect"].colour, (0, (3, 1.2)), "o", hollow=True)),
-    "other_donor": ("effect removed by another donor", style.Look(style.INK, "-", "D")),
-    "removed": ("effect removed by the same donor", style.Look(style.INK, (0, (3, 1.2)), "D", hollow=True)),
-    "random": ("chance", style.Look(style.FAINT, (0, (1.2, 1)), "s")),
+    "top": ("direct effect", looks.Look(looks.LOOKS["direct_effect"].colour, "-", "o")),
+    "absolute": ("|direct effect|", looks.Look(looks.LOOKS["direct_effect"].colour, (0, (3, 1.2)), "o", hollow=True)),
+    "other_donor": ("effect removed by another donor", looks.Look(looks.INK, "-", "D")),
+    "removed": ("effect removed by the same donor", looks.Look(looks.INK, (0, (3, 1.2)), "D", hollow=True)),
+    "random": ("chance", looks.Look(looks.FAINT, (0, (1.2, 1)), "s")),
 }
 """What the tokens are chosen by: its name and look."""
 
@@ -34,28 +34,28 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
     Raises:
         ValueError: A table, a column or a setting is missing.
     """
-    layers = style.table(tables, "layers", ["choice", "relative_depth", *style.with_interval(BY_LAYER)])
-    model = style.table(tables, "model", ["choice", *style.with_interval(*OVER_MODEL)])
-    run = style.settings(tables, "layers", "model")
-    with style.context():
-        figure = style.new_figure(style.TWO_COLUMNS, 84.0)
+    layers = inputs.table(tables, "layers", ["choice", "relative_depth", *inputs.with_interval(BY_LAYER)])
+    model = inputs.table(tables, "model", ["choice", *inputs.with_interval(*OVER_MODEL)])
+    run = inputs.settings(tables, "layers", "model")
+    with looks.context():
+        figure = layout.new_figure(looks.TWO_COLUMNS, 84.0)
         grid = figure.add_gridspec(2, 2, width_ratios=[1.25, 1])
         left = figure.add_subplot(grid[:, 0])
-        style.depth_axis(left, int(run["n_layers"]))
-        style.zero_line(left)
-        left.set_ylim(style.bulk_range(include=[0.0, layers[style.with_interval(BY_LAYER)]]))
+        guides.depth_axis(left, int(run["n_layers"]))
+        guides.zero_line(left)
+        left.set_ylim(ranges.bulk_range(include=[0.0, layers[inputs.with_interval(BY_LAYER)]]))
         for choice, (name, look) in CHOICES.items():
-            style.layer_line(left, layers[layers["choice"] == choice], BY_LAYER, look, f"by {name}")
-        left.set_ylabel(style.axis_label(BY_LAYER))
-        style.panel_letter(left, "a")
+            marks.layer_line(left, layers[layers["choice"] == choice], BY_LAYER, look, f"by {name}")
+        left.set_ylabel(guides.axis_label(BY_LAYER))
+        layout.panel_letter(left, "a")
         for row, quantity in enumerate(OVER_MODEL):
             ax = figure.add_subplot(grid[row, 1])
             _over_model(ax, model, quantity)
-            style.panel_letter(ax, "bc"[row])
+            layout.panel_letter(ax, "bc"[row])
         figure.legend(*left.get_legend_handles_labels(), loc="outside upper center", ncols=3, title="tokens chosen")
-        style.footer(
+        footers.footer(
             figure,
-            style.TWO_COLUMNS,
+            looks.TWO_COLUMNS,
             run,
             "means over {top:g}% of tokens, chosen in several ways",
             "bands and bars: {level:g}% intervals over prompts",
@@ -68,8 +68,8 @@ def _over_model(ax: Axes, model: pd.DataFrame, quantity: str) -> None:
     rows = {str(row["choice"]): row for _, row in model.iterrows()}
     # Effects of both signs cancel in a random choice, and leave its fraction anywhere.
     near = model[model["choice"] != "random"] if quantity == "pooled_repair_fraction" else model
-    ax.set_xlim(style.bulk_range(include=[0.0, near[style.with_interval(quantity)]]))
-    ax.axvline(0, color=style.FAINT, linewidth=0.6, zorder=0.5)
+    ax.set_xlim(ranges.bulk_range(include=[0.0, near[inputs.with_interval(quantity)]]))
+    guides.upright_zero_line(ax)
     ax.set_xlabel(QUANTITIES[quantity].axis if quantity in QUANTITIES else SLOPE)
     places = list(CHOICES)[::-1]
     ax.set_ylim(-0.6, len(places) - 0.4)
@@ -87,29 +87,22 @@ def _over_model(ax: Axes, model: pd.DataFrame, quantity: str) -> None:
                 xycoords=ax.get_yaxis_transform(),
                 ha="center",
                 va="center",
-                color=style.FAINT,
-                fontsize=style.SMALL_SIZE,
+                color=looks.FAINT,
+                fontsize=looks.SMALL_SIZE,
             )
             continue
         ax.hlines(place, low, high, color=look.colour, linewidth=1.0, zorder=2)
-        ax.plot(value, place, zorder=3, **{**style.line_style(look), "linestyle": "none"})
+        ax.plot(value, place, zorder=3, **{**looks.line_style(look), "linestyle": "none"})
 
 
 def finding(tables: dict[str, pd.DataFrame]) -> list[str]:
     """What choosing tokens otherwise changes of self-repair over the model.
 
-    Args:
-        tables: As for `draw`.
-
-    Returns:
-        Lines of Markdown.
-
-    Raises:
-        ValueError: As `draw`.
+    Takes the tables of `draw` and raises what it raises. Gives lines of Markdown.
     """
     shares = ("self_repair", "pooled_repair_fraction", "repair_slope")
     differences = [f"{name}_minus_top" for name in shares]
-    model = style.table(tables, "model", ["choice", "n_heads", *style.with_interval(*shares, *differences)])
+    model = inputs.table(tables, "model", ["choice", "n_heads", *inputs.with_interval(*shares, *differences)])
     rows = {str(choice): row for choice, (_, row) in zip(model["choice"], model.iterrows(), strict=True)}
     top, same, other, random = (rows[choice] for choice in ("top", "removed", "other_donor", "random"))
     return [

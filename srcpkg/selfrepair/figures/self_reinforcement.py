@@ -7,22 +7,22 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from selfrepair.figures import style
+from selfrepair.figures.style import footers, guides, inputs, layout, looks, marks, ranges
 from selfrepair.figures.wording import head_name, largest, measured, smallest
 
 CHANGE = "change"
 LABELS = {
-    "reinforcing": style.Look(style.LOOKS["direct_effect"].colour, marker="^"),
-    "repressing": style.Look(style.LOOKS["self_repair_from_heads"].colour, marker="v"),
-    "neither": style.Look("#9A9A9A", marker="o", hollow=True),
+    "reinforcing": looks.Look(looks.LOOKS["direct_effect"].colour, marker="^"),
+    "repressing": looks.Look(looks.LOOKS["self_repair_from_heads"].colour, marker="v"),
+    "neither": looks.Look("#9A9A9A", marker="o", hollow=True),
 }
 ADDED = {
-    CHANGE: ("its own output", style.LOOKS["direct_effect"]),
+    CHANGE: ("its own output", looks.LOOKS["direct_effect"]),
     "change_with_other": (
         "another head's output",
-        style.Look(style.LOOKS["self_repair_from_heads"].colour, (0, (4, 1.2)), "s"),
+        looks.Look(looks.LOOKS["self_repair_from_heads"].colour, (0, (4, 1.2)), "s"),
     ),
-    "change_with_random": ("a random direction", style.Look(style.FAINT, (0, (1.2, 1)), "o", hollow=True)),
+    "change_with_random": ("a random direction", looks.Look(looks.FAINT, (0, (1.2, 1)), "o", hollow=True)),
 }
 N_SHOWN = 2
 """Heads whose direct effect rises most, and heads whose falls most, that have a panel each."""
@@ -34,7 +34,7 @@ COLUMNS = [
     "scale",
     "n_tokens",
     "label",
-    *style.with_interval("direct_effect", CHANGE),
+    *inputs.with_interval("direct_effect", CHANGE),
 ]
 
 
@@ -50,45 +50,44 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
     Raises:
         ValueError: The table, a column or a setting is missing.
     """
-    table = style.table(tables, "reinforcement", [*COLUMNS, *style.with_interval("change_with_random")])
-    run = style.settings(tables, "reinforcement")
+    table = inputs.table(tables, "reinforcement", [*COLUMNS, *inputs.with_interval("change_with_random")])
+    run = inputs.settings(tables, "reinforcement")
     first = table[table["scale"] == table["scale"].min()]
     falling = first.nsmallest(N_SHOWN, CHANGE)
     rising = first.drop(falling.index).nlargest(N_SHOWN, CHANGE)
     shown = [*rising.iterrows(), *falling[::-1].iterrows()]
-    with style.context():
-        figure = style.new_figure(style.TWO_COLUMNS, 112.0)
+    with looks.context():
+        figure = layout.new_figure(looks.TWO_COLUMNS, 112.0)
         grid = figure.add_gridspec(2, max(len(shown), 1), height_ratios=(1.15, 1))
         top = figure.add_subplot(grid[0, :])
         _heads(top, first, run)
-        style.panel_letter(top, "a")
+        layout.panel_letter(top, "a")
         beside: Axes | None = None
         for number, (letter, (_, head)) in enumerate(zip("bcde", shown, strict=False)):
             ax = figure.add_subplot(grid[1, number], sharey=beside)
             rows = table[(table["layer"] == head["layer"]) & (table["head"] == head["head"])]
             _scales(ax, rows)
             ax.set_title(head_name(head))
-            style.panel_letter(ax, letter)
+            layout.panel_letter(ax, letter)
             if beside is None:
                 beside = ax
                 ax.set_ylabel("change of direct effect (logits)")
                 ax.legend(loc="best")
             else:
                 ax.tick_params(labelleft=False)
-        style.footer(figure, style.TWO_COLUMNS, run, "top", "bars and bands: {level:g}% intervals over prompts")
+        footers.footer(figure, looks.TWO_COLUMNS, run, "top", "bars and bands: {level:g}% intervals over prompts")
     return figure
 
 
 def _heads(ax: Axes, heads: pd.DataFrame, run: Mapping[str, Any]) -> None:
     n_layers, n_heads = int(run["n_layers"]), int(run["n_heads"])
-    spread = 0.7 * style.layer_spacing(n_layers) / max(n_heads, 1)
-    ax.set_ylim(style.bulk_range(heads[CHANGE], include=[0.0], coverage=0.995))
-    style.depth_axis(ax, n_layers)
-    style.zero_line(ax)
+    ax.set_ylim(ranges.bulk_range(heads[CHANGE], include=[0.0], coverage=0.995))
+    guides.depth_axis(ax, n_layers)
+    guides.zero_line(ax)
     counts = []
     for label, look in LABELS.items():
         rows = heads[heads["label"] == label]
-        x = (rows["relative_depth"] + (rows["head"] - (n_heads - 1) / 2) * spread).to_numpy(float)
+        x = marks.head_places(rows, n_layers, n_heads)
         ax.vlines(
             x, rows[f"{CHANGE}_low"], rows[f"{CHANGE}_high"], color=look.colour, alpha=0.5, linewidth=0.5, label="_bars"
         )
@@ -103,8 +102,8 @@ def _heads(ax: Axes, heads: pd.DataFrame, run: Mapping[str, Any]) -> None:
             zorder=1.9 if look.hollow else 2,
             label=f"{label}: {len(rows):,}",
         )
-        counts += style.mark_outside(ax, x, rows[CHANGE], look.colour, noun=label)
-    style.outside_note(ax, counts)
+        counts += ranges.mark_outside(ax, x, rows[CHANGE], look.colour, noun=label)
+    ranges.outside_note(ax, counts)
     scale = heads["scale"].min() if len(heads) else 1
     times = "once" if scale == 1 else f"{scale:g} times"
     ax.set_ylabel(f"change of direct effect with\nits own output added {times} (logits)")
@@ -113,13 +112,13 @@ def _heads(ax: Axes, heads: pd.DataFrame, run: Mapping[str, Any]) -> None:
 
 def _scales(ax: Axes, rows: pd.DataFrame) -> None:
     rows = rows.sort_values("scale")
-    style.zero_line(ax)
+    guides.zero_line(ax)
     x = [0.0, *rows["scale"]]
     for name, (label, look) in ADDED.items():
         if rows[name].isna().all():
             continue
         mean, low, high = ([0.0, *rows[name + end]] for end in ("", "_low", "_high"))
-        ax.plot(x, mean, label=label, zorder=3, **style.line_style(look))
+        ax.plot(x, mean, label=label, zorder=3, **looks.line_style(look))
         ax.fill_between(x, low, high, color=look.colour, alpha=0.18, linewidth=0, zorder=1.8, label="_band")
     ax.set_xticks(x, [f"{scale:g}" for scale in x])
     ax.set_xlabel("times added")
@@ -128,17 +127,10 @@ def _scales(ax: Axes, rows: pd.DataFrame) -> None:
 def finding(tables: dict[str, pd.DataFrame]) -> list[str]:
     """How many heads reinforce and repress themselves at each scale, and which do so most.
 
-    Args:
-        tables: As for `draw`.
-
-    Returns:
-        Lines of Markdown.
-
-    Raises:
-        ValueError: As `draw`.
+    Takes the tables of `draw` and raises what it raises. Gives lines of Markdown.
     """
-    table = style.table(tables, "reinforcement", COLUMNS)
-    level = 100 * float(style.settings(tables, "reinforcement")["confidence"])
+    table = inputs.table(tables, "reinforcement", COLUMNS)
+    level = 100 * float(inputs.settings(tables, "reinforcement")["confidence"])
     n_heads = len(table.drop_duplicates(["layer", "head"]))
     counts = []
     for scale, rows in table.groupby("scale"):

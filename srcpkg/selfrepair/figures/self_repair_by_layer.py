@@ -4,7 +4,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from selfrepair.figures import style
+from selfrepair.figures.style import footers, inputs, layout, looks, marks
 from selfrepair.figures.wording import decimal, largest, measured, percentage, signs, smallest
 
 QUANTITY = "self_repair"
@@ -22,45 +22,40 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
     Raises:
         ValueError: A table, a column or a setting is missing.
     """
-    columns = ["relative_depth", "layer", *style.with_interval(QUANTITY)]
-    heads = style.table(tables, "heads", [*columns, "head"], selection="top")
-    layers = style.table(tables, "layers", columns, selection="top")
-    published = style.table(tables, "published", ["model", "layer", QUANTITY])
-    run = style.settings(tables, "heads", "layers")
-    with style.context():
-        figure = style.new_figure(style.ONE_COLUMN, 82.0)
+    columns = ["relative_depth", "layer", *inputs.with_interval(QUANTITY)]
+    heads = inputs.table(tables, "heads", [*columns, "head"], selection="top")
+    layers = inputs.table(tables, "layers", columns, selection="top")
+    published = inputs.table(tables, "published", ["model", "layer", QUANTITY])
+    run = inputs.settings(tables, "heads", "layers")
+    with looks.context():
+        figure = layout.new_figure(looks.ONE_COLUMN, 82.0)
         ax = figure.subplots()
         means = _layer_means(published)
-        colour = style.LOOKS[QUANTITY].colour
-        style.by_layer_panel(ax, heads, layers, QUANTITY, run, colour=colour, include=[means[QUANTITY]])
+        colour = looks.LOOKS[QUANTITY].colour
+        marks.by_layer_panel(ax, heads, layers, QUANTITY, run, colour=colour, include=[means[QUANTITY]])
         _published_lines(ax, means)
         _legend(figure, ax)
-        style.footer(figure, style.ONE_COLUMN, run, "top", "dots and bands")
+        footers.footer(figure, looks.ONE_COLUMN, run, "top", "dots and bands")
     return figure
 
 
 def finding(tables: dict[str, pd.DataFrame]) -> list[str]:
     """How much the model repairs, at what depth it repairs most, and where the published models do.
 
-    Args:
-        tables: As for `draw`, and "model".
-
-    Returns:
-        Lines of Markdown.
-
-    Raises:
-        ValueError: A table, a column or a setting is missing.
+    Takes the tables of `draw` and "model", and raises what `draw` raises. Gives lines of Markdown.
     """
-    columns = ["n_heads", *style.with_interval(QUANTITY, "pooled_repair_fraction")]
-    model = style.table(tables, "model", columns, selection="top").iloc[0]
-    heads = style.table(tables, "heads", ["n_tokens", *style.with_interval(QUANTITY)], selection="top")
-    layers = style.table(tables, "layers", ["layer", "relative_depth", *style.with_interval(QUANTITY)], selection="top")
-    published = style.table(tables, "published", ["model", "layer", QUANTITY])
+    columns = ["n_heads", *inputs.with_interval(QUANTITY, "pooled_repair_fraction")]
+    model = inputs.table(tables, "model", columns, selection="top").iloc[0]
+    heads = inputs.table(tables, "heads", ["n_tokens", *inputs.with_interval(QUANTITY)], selection="top")
+    layers = inputs.table(
+        tables, "layers", ["layer", "relative_depth", *inputs.with_interval(QUANTITY)], selection="top"
+    )
+    published = inputs.table(tables, "published", ["model", "layer", QUANTITY])
     best, worst = largest(layers, QUANTITY), smallest(layers, QUANTITY)
     means = _layer_means(published)
     peaks = [(str(model), largest(rows, QUANTITY)) for model, rows in means.groupby("model", sort=False)]
     told = [
-        f"{style.published_look(model)[0]} {decimal(row[QUANTITY], 2)} at depth {row['relative_depth']:.2f}"
+        f"{looks.published_look(model)[0]} {decimal(row[QUANTITY], 2)} at depth {row['relative_depth']:.2f}"
         for model, row in peaks
     ]
     return [
@@ -84,7 +79,7 @@ def _layer_means(published: pd.DataFrame) -> pd.DataFrame:
 
 def _published_lines(ax: Axes, means: pd.DataFrame) -> None:
     for model, rows in means.groupby("model", sort=False):
-        name, look = style.published_look(str(model))
+        name, look = looks.published_look(str(model))
         ax.plot(
             rows["relative_depth"],
             rows[QUANTITY],
@@ -92,7 +87,7 @@ def _published_lines(ax: Axes, means: pd.DataFrame) -> None:
             zorder=2.5,
             linewidth=0.8,
             markersize=2.2,
-            **style.line_style(look),
+            **looks.line_style(look),
         )
 
 

@@ -1,16 +1,13 @@
 """Figure: how much self-repair varies from token to token, for four heads."""
 
-from typing import Any
-
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from selfrepair.figures import style
+from selfrepair.figures.shared.token_dots import X, Y, draw_tokens, token_legend, token_range
+from selfrepair.figures.style import footers, guides, inputs, layout, looks, ranges
 from selfrepair.figures.wording import decimal, head_name, percentage
 from selfrepair.tables.statistics import means_of_tokens
-
-X, Y = "direct_effect", "logit_change"
 
 
 def draw(tables: dict[str, pd.DataFrame]) -> Figure:
@@ -25,46 +22,30 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
     Raises:
         ValueError: The table, a column or a setting is missing.
     """
-    tokens = style.table(tables, "tokens", ["rank", "layer", "head", X, Y, "selected"])
-    run = style.settings(tables, "tokens")
+    tokens = inputs.table(tables, "tokens", ["rank", "layer", "head", X, Y, "selected"])
+    run = inputs.settings(tables, "tokens")
     heads = [rows for _, rows in tokens.groupby("rank")]
-    with style.context():
-        top = tokens[tokens["selected"].astype(bool)]
-        # The top tokens are the tail of direct effect: the bulk of all tokens alone would leave them out.
-        clouds = [(tokens, 0.995), *([(top, 0.98)] if len(top) else [])]
-        ends = [style.square_range(rows[X], rows[Y], coverage=share) for rows, share in clouds]
-        limits = min(low for low, _ in ends), max(high for _, high in ends)
-        figure, axes = style.square_panels(style.TWO_COLUMNS, limits, len(heads))
+    with looks.context():
+        figure, axes = layout.square_panels(looks.TWO_COLUMNS, token_range(tokens), len(heads))
         counts = [_panel(ax, rows) for ax, rows in zip(axes, heads, strict=True)]
-        axes[0].set_ylabel(style.axis_label(Y))
-        names = [f"L{rows['layer'].iloc[0]}H{rows['head'].iloc[0]}" for rows in heads]
-        headings = style.square_headings(axes, names, counts, 37.0)
-        handles, labels = axes[0].get_legend_handles_labels()
-        legend = figure.legend(handles, labels, loc="upper left", ncols=2, markerscale=2, handletextpad=0.1)
-        for handle in legend.legend_handles:
-            if handle is not None:
-                handle.set_alpha(1)
-        below = style.footer(
-            figure, style.TWO_COLUMNS, run, f"all tokens of {len(heads)} heads, the top {{top:g}}% marked"
+        axes[0].set_ylabel(guides.axis_label(Y))
+        names = [head_name(rows.iloc[0]) for rows in heads]
+        headings = layout.square_headings(axes, names, counts, 37.0)
+        token_legend(figure, axes[0], ncols=2, markerscale=2)
+        below = footers.footer(
+            figure, looks.TWO_COLUMNS, run, f"all tokens of {len(heads)} heads, the top {{top:g}}% marked"
         )
-        style.lay_out_squares(figure, axes, below, headings, slots=max(len(heads), 4), right_mm=3.0, top_mm=5.0)
+        layout.lay_out_squares(figure, axes, below, headings, slots=max(len(heads), 4), right_mm=3.0, top_mm=5.0)
     return figure
 
 
 def finding(tables: dict[str, pd.DataFrame]) -> list[str]:
     """For each head: how far self-repair spreads over its top tokens, and on how many of them it falls short or overcorrects.
 
-    Args:
-        tables: As for `draw`.
-
-    Returns:
-        Lines of Markdown, one a head.
-
-    Raises:
-        ValueError: As `draw`.
+    Takes the tables of `draw` and raises what it raises. Gives lines of Markdown, one a head.
     """
     columns = ["rank", "layer", "head", "prompt", Y, "self_repair", "selected"]
-    tokens = style.table(tables, "tokens", columns)
+    tokens = inputs.table(tables, "tokens", columns)
     chosen = tokens[tokens["selected"].astype(bool)]
     lines = []
     for _, rows in chosen.groupby("rank"):
@@ -85,24 +66,8 @@ def finding(tables: dict[str, pd.DataFrame]) -> list[str]:
 
 def _panel(ax: Axes, tokens: pd.DataFrame) -> list[str]:
     """Draw one head's tokens and return the counts of what lies outside."""
-    ax.set_xlabel(style.axis_label(X))
-    style.zero_line(ax)
-    top = tokens["selected"].astype(bool)
-    raster = len(tokens) > style.RASTERISE_ABOVE
-    common: dict[str, Any] = {"linewidth": 0, "rasterized": raster}
-    rest = tokens[~top]
-    ax.scatter(rest[X], rest[Y], s=1.0, color="#B0B0B0", alpha=0.4, zorder=1.5, label="other tokens", **common)
-    chosen = tokens[top]
-    colour = style.LOOKS[X].colour
-    ax.scatter(
-        chosen[X],
-        chosen[Y],
-        s=2.5,
-        color=colour,
-        alpha=0.8,
-        zorder=2,
-        label="the head's top tokens by direct effect",
-        **common,
-    )
-    style.minus_x_line(ax, tokens[X], tokens[Y])
-    return style.mark_outside(ax, tokens[X], tokens[Y], style.INK)
+    ax.set_xlabel(guides.axis_label(X))
+    guides.zero_line(ax)
+    draw_tokens(ax, tokens, "the head's top tokens by direct effect")
+    guides.minus_x_line(ax, tokens[X], tokens[Y])
+    return ranges.mark_outside(ax, tokens[X], tokens[Y], looks.INK)

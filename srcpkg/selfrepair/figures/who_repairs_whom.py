@@ -10,7 +10,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 
-from selfrepair.figures import style
+from selfrepair.figures.style import footers, guides, inputs, layout, looks
 from selfrepair.figures.wording import decimal, head_name, largest, measured, signs
 
 LEGIBLE = 6
@@ -33,10 +33,10 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
         ValueError: A table, a column or a setting is missing.
     """
     layers, rows, pairs = _tables(tables)
-    run = style.settings(tables, "layers", "rows", "pairs")
+    run = inputs.settings(tables, "layers", "rows", "pairs")
     heads = [(int(layer), int(head)) for layer, head in rows[["layer", "head"]].drop_duplicates().to_numpy()]
-    with style.context():
-        figure = style.new_figure(style.TWO_COLUMNS, 178.0)
+    with looks.context():
+        figure = layout.new_figure(looks.TWO_COLUMNS, 178.0)
         above, middle, below = figure.subfigures(  # type: ignore[misc]
             3, 1, height_ratios=(1.28, 1.02, 0.72), hspace=0.02
         )
@@ -47,7 +47,7 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
             image = _by_layer(ax, layers[layers["by"] == by], run, limit)
             ax.set_xlabel(f"layer of the {name} that change")
             ax.set_title(f"repair by later layers' {name}")
-            style.panel_letter(ax, next(letters))
+            layout.panel_letter(ax, next(letters))
         panels[0].set_ylabel("layer of the ablated head")
         above.colorbar(
             image, ax=panels, extend="both", label="mean over the layer's heads\nof their repair (logits)", aspect=30
@@ -57,22 +57,22 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
         for ax, (layer, head) in zip(panels, heads, strict=True):
             image = _in_full(ax, rows[(rows["layer"] == layer) & (rows["head"] == head)], layer, run, limit)
             ax.set_title(f"repair of L{layer}H{head}")
-            style.panel_letter(ax, next(letters))
+            layout.panel_letter(ax, next(letters))
         panels[0].set_ylabel("head, or MLP")
         middle.colorbar(image, ax=panels, label=LABEL, aspect=30)
         for ax, (by, name) in zip(below.subplots(1, 2), BY.items(), strict=True):
             _pairs(ax, pairs[pairs["by"] == by], name)
-            style.panel_letter(ax, next(letters))
-        style.footer(figure, style.TWO_COLUMNS, run, "top", "bars")
+            layout.panel_letter(ax, next(letters))
+        footers.footer(figure, looks.TWO_COLUMNS, run, "top", "bars")
     return figure
 
 
 def _tables(tables: dict[str, pd.DataFrame]) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
-    repair = style.with_interval("repair")
+    repair = inputs.with_interval("repair")
     keys = ["layer", "head", "by", "n_tokens"]
-    layers = style.table(tables, "layers", ["layer", "by", "by_layer", *repair])
-    rows = style.table(tables, "rows", [*keys, *repair])
-    return layers, rows, style.table(tables, "pairs", [*keys, "by_layer", "rank", *repair])
+    layers = inputs.table(tables, "layers", ["layer", "by", "by_layer", *repair])
+    rows = inputs.table(tables, "rows", [*keys, *repair])
+    return layers, rows, inputs.table(tables, "pairs", [*keys, "by_layer", "rank", *repair])
 
 
 def _limit(values: pd.Series, coverage: float = COVERAGE) -> float:
@@ -85,7 +85,7 @@ def _limit(values: pd.Series, coverage: float = COVERAGE) -> float:
 def _heat_map(ax: Axes, matrix: np.ndarray, extent: tuple[float, float, float, float], limit: float) -> AxesImage:
     ax.set_facecolor("#E6E6E6")
     return ax.imshow(
-        np.ma.masked_invalid(matrix), cmap=style.DIVERGING, norm=Normalize(-limit, limit), extent=extent,
+        np.ma.masked_invalid(matrix), cmap=looks.DIVERGING, norm=Normalize(-limit, limit), extent=extent,
         origin="lower", aspect="auto", interpolation="none",
     )  # fmt: skip
 
@@ -97,7 +97,7 @@ def _by_layer(ax: Axes, layers: pd.DataFrame, run: Mapping[str, Any], limit: flo
     image = _heat_map(ax, matrix, (-0.5, n_layers - 0.5, -0.5, n_layers - 0.5), limit)
     unsure = layers[(layers["repair_low"] <= 0) & (layers["repair_high"] >= 0)]
     ax.scatter(
-        unsure["by_layer"], unsure["layer"], s=2.2, marker="x", color=style.FAINT, linewidth=0.35, label="_unsure"
+        unsure["by_layer"], unsure["layer"], s=2.2, marker="x", color=looks.FAINT, linewidth=0.35, label="_unsure"
     )
     notes = [f"×: {len(unsure):,} of {len(layers):,} with zero\nin the interval"] if len(unsure) else []
     beyond = layers[layers["repair"].abs() > limit]
@@ -105,7 +105,7 @@ def _by_layer(ax: Axes, layers: pd.DataFrame, run: Mapping[str, Any], limit: flo
     if len(beyond):
         notes.append(f"dots: {len(beyond):,} beyond ±{limit:.2g},\nup to ±{beyond['repair'].abs().max():.2g}")
     # No component of an earlier layer changes, so that nothing is drawn there.
-    ax.text(0.03, 0.97, "\n".join(notes), transform=ax.transAxes, va="top", fontsize=style.SMALL_SIZE, color=style.INK)
+    ax.text(0.03, 0.97, "\n".join(notes), transform=ax.transAxes, va="top", fontsize=looks.SMALL_SIZE, color=looks.INK)
     ax.locator_params(nbins=7, integer=True)
     return image
 
@@ -123,7 +123,7 @@ def _in_full(ax: Axes, rows: pd.DataFrame, layer: int, run: Mapping[str, Any], l
         for at, later, value in zip(place, components["by_layer"], components["repair"], strict=True):
             ax.text(
                 later, at, decimal(value, 2), ha="center", va="center",
-                fontsize=5.0, color="white" if abs(value) > 0.6 * limit else style.INK,
+                fontsize=5.0, color="white" if abs(value) > 0.6 * limit else looks.INK,
             )  # fmt: skip
     step = max(1, -(-n_heads // 10))
     shown = list(range(0, n_heads, step))
@@ -136,8 +136,8 @@ def _in_full(ax: Axes, rows: pd.DataFrame, layer: int, run: Mapping[str, Any], l
 def _pairs(ax: Axes, pairs: pd.DataFrame, name: str) -> None:
     pairs = pairs.sort_values("rank")
     y = -np.arange(len(pairs))
-    colour = style.LOOKS["self_repair_from_heads" if name == "heads" else "self_repair_from_mlps"].colour
-    ax.axvline(0, color=style.FAINT, linewidth=0.6, zorder=0.5)
+    colour = looks.LOOKS["self_repair_from_heads" if name == "heads" else "self_repair_from_mlps"].colour
+    guides.upright_zero_line(ax)
     ax.hlines(y, pairs["repair_low"], pairs["repair_high"], color=colour, linewidth=1.0)
     ax.plot(pairs["repair"], y, linestyle="none", marker="o", color=colour, markersize=3.2, label="_pairs")
     ax.set_yticks(y, [_pair_name(pair) for _, pair in pairs.iterrows()])
@@ -154,14 +154,7 @@ def _pair_name(pair: pd.Series) -> str:
 def finding(tables: dict[str, pd.DataFrame]) -> list[str]:
     """How many layers repair which, the strongest pairs, and what repairs the chosen heads most.
 
-    Args:
-        tables: As for `draw`.
-
-    Returns:
-        Lines of Markdown.
-
-    Raises:
-        ValueError: As `draw`.
+    Takes the tables of `draw` and raises what it raises. Gives lines of Markdown.
     """
     layers, rows, pairs = _tables(tables)
     lines = []

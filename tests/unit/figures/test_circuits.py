@@ -1,6 +1,5 @@
 """The figures and findings of self-reinforcement, the next layer, who repairs whom and ablated layers, from made-up tables."""
 
-import importlib
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -9,8 +8,18 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from selfrepair.figures import style
-from unit.figures.test_figures import ROOT, labelled, n_dots, rendered, settings, words, written
+from unit.figures.shared import (
+    CAPTION_CHANGES,
+    check_bytes,
+    check_caption,
+    check_page,
+    labelled,
+    module_of,
+    n_dots,
+    settings,
+    words,
+    written,
+)
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -112,49 +121,35 @@ MAKE: dict[str, Callable[..., Tables]] = {
 }
 
 
-def module(name: str):
-    return importlib.import_module(f"selfrepair.figures.{name}")
-
-
 @pytest.mark.parametrize("name", MAKE)
-def test_size_and_footer(name: str) -> None:
-    figure = module(name).draw(MAKE[name]())
-    assert figure.get_figwidth() * 25.4 == pytest.approx(174)
-    footer = figure.get_supxlabel().replace("\n", " ")
+def test_footer(name: str) -> None:
+    footer = module_of(name).draw(MAKE[name]()).get_supxlabel().replace("\n", " ")
     assert "n = 1,280 tokens, 40 prompts of length 33" in footer
     assert ("ablation" in footer) == (name != "self_reinforcement")
 
 
 @pytest.mark.parametrize("name", MAKE)
 def test_nothing_is_drawn_outside_the_page(name: str) -> None:
-    figure = module(name).draw(MAKE[name]())
-    with style.context():
-        figure.draw_without_rendering()
-        box = figure.get_tightbbox()
-    width, height = figure.get_size_inches()
-    assert min(box.x0, box.y0) >= -0.01
-    assert box.x1 <= width + 0.01
-    assert box.y1 <= height + 0.01
+    check_page(module_of(name).draw(MAKE[name]()))
 
 
 @pytest.mark.parametrize("name", MAKE)
 def test_two_drawings_are_the_same_bytes(name: str, tmp_path: Path) -> None:
-    first, second = (written(module(name).draw(MAKE[name]()), tmp_path, str(index)) for index in range(2))
-    assert first == second
+    check_bytes(name, MAKE[name](), tmp_path)
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 3), (2, 1), (2, 4)])
 @pytest.mark.parametrize("name", MAKE)
 def test_tiny_models(name: str, shape: tuple[int, int], tmp_path: Path) -> None:
     tables = MAKE[name](*shape)
-    written(module(name).draw(tables), tmp_path, "tiny")
-    assert all(module(name).finding(tables))
+    written(module_of(name).draw(tables), tmp_path, "tiny")
+    assert all(module_of(name).finding(tables))
 
 
 @pytest.mark.parametrize("name", MAKE)
 def test_missing_table_and_columns_are_named(name: str) -> None:
     with pytest.raises(ValueError, match="is missing"):
-        module(name).draw({})
+        module_of(name).draw({})
     tables = MAKE[name]()
     key, column = {
         "self_reinforcement": ("reinforcement", "change_low"),
@@ -162,25 +157,20 @@ def test_missing_table_and_columns_are_named(name: str) -> None:
         "next_layer_correlation": ("heads", "change_when_moved"),
         "who_repairs_whom": ("pairs", "repair"),
     }[name]
-    for act in (module(name).draw, module(name).finding):
+    for act in (module_of(name).draw, module_of(name).finding):
         with pytest.raises(ValueError, match=f"table '{key}' lacks {column}: remake"):
             act({**tables, key: tables[key].drop(columns=column)})
 
 
 @pytest.mark.parametrize("name", MAKE)
-@pytest.mark.parametrize("changes", [{}, {"parallel_attention_mlp": True, "first_position": 1, "ablation": "zero"}])
+@pytest.mark.parametrize("changes", CAPTION_CHANGES)
 def test_captions(name: str, changes: dict[str, object]) -> None:
-    text = re.sub(r"<[^>]+>", "", rendered(ROOT / "report" / f"{name}.rst", **changes))
-    assert re.match(r"\s*[A-Z][^.]*\?", text), "the first sentence is a question"
-    assert "tiny (random float32)" in text
-    assert "Rushing &amp; Nanda 2024" in text
-    assert len(text.split()) <= 165
-    assert "{" not in text
+    check_caption(name, **changes)
 
 
 def test_every_head_is_marked_by_its_label() -> None:
     tables = reinforcement_tables()
-    top, *panels = module("self_reinforcement").draw(tables).axes
+    top, *panels = module_of("self_reinforcement").draw(tables).axes
     first = tables["reinforcement"].query("scale == 1")
     for label, count in first["label"].value_counts().items():
         assert n_dots(top, f"{label}: {count}") == count
@@ -197,14 +187,14 @@ def test_a_model_of_one_head_a_layer_has_one_control() -> None:
     tables = reinforcement_tables(3, 1)
     table = tables["reinforcement"]
     table[[name for name in table if "other" in name]] = np.nan
-    figure = module("self_reinforcement").draw(tables)
+    figure = module_of("self_reinforcement").draw(tables)
     assert not any(labelled(ax, "another head's output") for ax in figure.axes)
-    assert module("self_reinforcement").finding(tables)
+    assert module_of("self_reinforcement").finding(tables)
 
 
 def test_heat_maps_hold_every_repair_and_are_centred_on_zero() -> None:
     tables = repair_tables()
-    figure = module("who_repairs_whom").draw(tables)
+    figure = module_of("who_repairs_whom").draw(tables)
     maps = [ax.images[0] for ax in figure.axes if ax.images and not ax.get_label().startswith("<colorbar")]
     assert len(maps) == 2 + 2
     for image in maps:
@@ -225,8 +215,10 @@ def test_heat_maps_hold_every_repair_and_are_centred_on_zero() -> None:
 
 def test_cells_that_may_be_zero_are_crossed_and_the_others_counted() -> None:
     tables = repair_tables(8, 3)
-    panels = [ax for ax in module("who_repairs_whom").draw(tables).axes if ax.get_title().startswith("repair by later")]
-    line = module("who_repairs_whom").finding(tables)[0]
+    panels = [
+        ax for ax in module_of("who_repairs_whom").draw(tables).axes if ax.get_title().startswith("repair by later")
+    ]
+    line = module_of("who_repairs_whom").finding(tables)[0]
     for ax, by, name in zip(panels, ("heads", "mlp"), ("heads", "MLPs"), strict=True):
         rows = tables["layers"][tables["layers"]["by"] == by]
         unsure = rows.query("repair_low <= 0 <= repair_high")
@@ -240,16 +232,16 @@ def test_cells_that_may_be_zero_are_crossed_and_the_others_counted() -> None:
 def test_cells_beyond_the_range_are_counted() -> None:
     tables = repair_tables(12, 3)
     tables["layers"].loc[3, "repair"] = -9.0
-    text = words(module("who_repairs_whom").draw(tables))
+    text = words(module_of("who_repairs_whom").draw(tables))
     assert re.search(r"dots: \d+ beyond ±[\d.]+,\nup to ±9", text)
 
 
 def test_heads_of_the_last_layer_are_told_and_drawn() -> None:
     tables = next_layer_tables()
     assert (tables["correlations"]["layer"] == 3).any()
-    figure = module("next_layer_correlation").draw(tables)
+    figure = module_of("next_layer_correlation").draw(tables)
     assert "no layer follows" in words(figure)
-    lines = module("next_layer_correlation").finding(tables)
+    lines = module_of("next_layer_correlation").finding(tables)
     assert len(lines) == 3
     assert "in the last layer" in lines[0]
     assert "correlates" in lines[1]
@@ -262,11 +254,11 @@ def numbers(text: str) -> list[str]:
 @pytest.mark.parametrize("name", MAKE)
 def test_findings_read_their_numbers_from_the_tables(name: str) -> None:
     tables = MAKE[name]()
-    before = numbers(" ".join(module(name).finding(tables)))
+    before = numbers(" ".join(module_of(name).finding(tables)))
     for table in tables.values():
         for column in table.select_dtypes("float").columns.difference(["scale", "relative_depth"]):
             table[column] *= 1.7
-    after = numbers(" ".join(module(name).finding(tables)))
+    after = numbers(" ".join(module_of(name).finding(tables)))
     assert len(before) == len(after)
     assert sum(a != b for a, b in zip(before, after, strict=True)) >= 5
 
@@ -274,12 +266,14 @@ def test_findings_read_their_numbers_from_the_tables(name: str) -> None:
 def test_findings_quote_the_strongest_pair_and_the_best_layer() -> None:
     tables = repair_tables()
     pair = tables["pairs"].query("by == 'mlp' and rank == 1").iloc[0]
-    lines = module("who_repairs_whom").finding(tables)
+    lines = module_of("who_repairs_whom").finding(tables)
     quoted = f"L{pair['layer']}H{pair['head']} → MLP {pair['by_layer']} {style_number(pair['repair'])} logits"
     assert quoted in lines[2]
     table = layer_tables()["layers"]
     best = table[table["component"] == "attention"].nlargest(1, "r_squared_compensation").iloc[0]
-    assert f"most closely in layer {best['layer']}, with R² " in module("layer_ablation").finding({"layers": table})[0]
+    assert (
+        f"most closely in layer {best['layer']}, with R² " in module_of("layer_ablation").finding({"layers": table})[0]
+    )
 
 
 def style_number(value: float) -> str:

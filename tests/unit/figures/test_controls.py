@@ -1,24 +1,31 @@
 """Figures of the controls and of the published values: drawn from made-up tables, what they say, and their captions."""
 
-import importlib
 import re
 from pathlib import Path
-from types import SimpleNamespace
 
-import jinja2
 import numpy as np
 import pandas as pd
 import pytest
-from docutils.core import publish_parts
 from matplotlib.figure import Figure
 
-from selfrepair.figures import donor_noise, published_comparison, selection_control, style
+from selfrepair.figures import donor_noise, published_comparison, selection_control
+from selfrepair.figures.style import looks
 from selfrepair.files.tables import write_table
 from selfrepair.tables.donor_noise import variance_over_donors
 from selfrepair.tables.published import COMPARED, tabulate_published
 from selfrepair.tables.selection_control import CHOICES, EFFECTS
 from selfrepair.tables.statistics import estimate_weights, estimated
-from unit.figures.test_figures import PUBLISHED, ROOT, labelled, make_heads, settings, words, written
+from unit.figures.shared import (
+    PUBLISHED,
+    check_bytes,
+    check_caption,
+    check_page,
+    labelled,
+    make_heads,
+    module_of,
+    settings,
+    words,
+)
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -102,28 +109,16 @@ def tables_of(name: str, folder: Path) -> dict[str, pd.DataFrame]:
     return control_tables() if name == "selection_control" else noise_tables()
 
 
-def module(name: str):
-    return importlib.import_module(f"selfrepair.figures.{name}")
-
-
-def check_page(figure: Figure) -> None:
-    assert figure.get_figwidth() * 25.4 == pytest.approx(174)
+def check_figure(figure: Figure) -> None:
+    check_page(figure)
     assert "n = 1,280 tokens, 40 prompts of length 33" in figure.get_supxlabel().replace("\n", " ")
-    with style.context():
-        figure.draw_without_rendering()
-        box = figure.get_tightbbox()
-    width, height = figure.get_size_inches()
-    assert min(box.x0, box.y0) >= -0.01
-    assert box.x1 <= width + 0.01
-    assert box.y1 <= height + 0.01
 
 
 @pytest.mark.parametrize("name", FIGURES)
 def test_page_and_bytes(name: str, tmp_path: Path) -> None:
     tables = tables_of(name, tmp_path)
-    check_page(module(name).draw(tables))
-    first, second = (written(module(name).draw(tables), tmp_path, stem) for stem in "ab")
-    assert first == second
+    check_figure(module_of(name).draw(tables))
+    check_bytes(name, tables, tmp_path)
 
 
 @pytest.mark.parametrize("name", FIGURES)
@@ -134,7 +129,7 @@ def test_what_is_missing_is_named(name: str, tmp_path: Path) -> None:
         "donor_noise": ("heads", "donor_share"),
         "published_comparison": ("distributions", "median"),
     }[name]
-    for run in (module(name).draw, module(name).finding):
+    for run in (module_of(name).draw, module_of(name).finding):
         with pytest.raises(ValueError, match=f"table '{key}' lacks {column}: remake"):
             run({**tables, key: tables[key].drop(columns=column)})
 
@@ -195,7 +190,7 @@ def test_correlations_are_pandas_own(tmp_path: Path) -> None:
 def test_a_published_model_is_drawn_head_by_head(tmp_path: Path) -> None:
     tables = published_tables(tmp_path, "gpt2-small")
     figure = published_comparison.draw(tables)
-    check_page(figure)
+    check_figure(figure)
     assert "GPT-2 small, published" in words(figure)
     panels = [ax for ax in figure.axes if labelled(ax, "_heads")]
     assert len(panels) == len(COMPARED)
@@ -220,7 +215,7 @@ def test_a_model_of_another_shape_is_refused(tmp_path: Path) -> None:
 
 def test_distributions_are_quantiles_over_heads(tmp_path: Path) -> None:
     table = published_tables(tmp_path, None)["distributions"]
-    assert set(table["model"]) == {"this run", *style.PUBLISHED}
+    assert set(table["model"]) == {"this run", *looks.PUBLISHED}
     published = pd.read_csv(PUBLISHED).query("model == 'gpt2-medium' and layer >= 16")["self_repair"]
     row = table.query("model == 'gpt2-medium' and depth == 'last' and quantity == 'self_repair'").iloc[0]
     assert row["n_heads"] == len(published) == 128
@@ -232,11 +227,11 @@ def test_distributions_are_quantiles_over_heads(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", FIGURES)
 def test_numbers_of_a_finding_move_with_its_tables(name: str, tmp_path: Path) -> None:
     tables = tables_of(name, tmp_path)
-    before = " ".join(module(name).finding(tables))
+    before = " ".join(module_of(name).finding(tables))
     for table in tables.values():
         for column in table.select_dtypes("float"):
             table[column] *= 1.37
-    after = " ".join(module(name).finding(tables))
+    after = " ".join(module_of(name).finding(tables))
     own = [re.findall(r"−?\d+\.?\d*%?", re.sub(r"Rushing.*|L\dH\d", "", text)) for text in (before, after)]
     assert np.mean([a == b for a, b in zip(*own, strict=False)]) < 0.4
 
@@ -264,16 +259,7 @@ def test_captions(name: str, published: str | None) -> None:
         "tokens": {"prompts_per_shard": 4},
         "models": {"tiny": {"published": published} if published else {}},
     }
-    snakemake = SimpleNamespace(params=SimpleNamespace(settings=settings()), config=config)
-    environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
-    source = (ROOT / "report" / f"{name}.rst").read_text(encoding="utf-8")
-    text = environment.from_string(source).render(snakemake=snakemake)
-    html = publish_parts(text, writer="html5", settings_overrides={"halt_level": 2, "report_level": 1})["html_body"]
-    plain = re.sub(r"<[^>]+>", "", html)
-    assert re.match(r"\s*[A-Z][^.]*\?", plain), "the first sentence is a question"
-    assert "tiny (random float32)" in plain
-    assert "Rushing &amp; Nanda 2024" in plain
-    assert len(plain.split()) <= 190
+    plain = check_caption(name, longest=190, config=config)
     if name == "donor_noise":
         assert "each of 3 donor prompts" in plain
     if name == "published_comparison":

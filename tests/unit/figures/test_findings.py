@@ -12,7 +12,7 @@ from selfrepair.figures import figure_names, finding
 from selfrepair.figures.findings import write_findings
 from selfrepair.figures.wording import decimal, largest, measured, percentage, signs
 from selfrepair.files.tables import write_table
-from unit.figures.test_figures import FIGURES, PUBLISHED, make_tables, make_tokens
+from unit.figures.shared import FIGURES, PUBLISHED, make_tables, make_tokens
 
 pytestmark = pytest.mark.filterwarnings("error")
 

@@ -1,29 +1,24 @@
 """Figures of the final norm, from tables of a planted model."""
 
-import importlib
 import re
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from selfrepair.figures import style
+from selfrepair.figures.style import saving
 from selfrepair.figures.wording import measured
 from selfrepair.quantities import ABLATION_KINDS
 from selfrepair.tables.ablation_type import tabulate_ablation_type
 from selfrepair.tables.frozen_layernorm import tabulate_frozen_layernorm
 from selfrepair.tables.layernorm_claim import tabulate_layernorm_claim
 from selfrepair.tables.layernorm_scale import tabulate_layernorm_scale
-from unit.figures.test_figures import rendered
+from unit.figures.shared import PUBLISHED, check_bytes, check_caption, check_page, module_of
 
-from conftest import REPOSITORY
 from planted.layernorm_run import PlantedRun
 
 pytestmark = pytest.mark.filterwarnings("error")
-
-PUBLISHED = REPOSITORY / "resources" / "published" / "self_repair_by_head.csv"
 
 FIGURES = ("layernorm_scale_ratio", "ablation_types", "layernorm_claim")
 
@@ -51,37 +46,21 @@ def tables(planted_run: PlantedRun, tmp_path_factory: pytest.TempPathFactory) ->
     return made
 
 
-def module_of(name: str) -> ModuleType:
-    return importlib.import_module(f"selfrepair.figures.{name}")
-
-
 @pytest.mark.parametrize("name", FIGURES)
 def test_figures_stay_on_the_page_and_are_the_same_twice(
     name: str, tables: dict[str, dict[str, pd.DataFrame]], tmp_path: Path
 ) -> None:
     figure = module_of(name).draw(tables[name])
-    with style.context():
-        figure.draw_without_rendering()
-        box = figure.get_tightbbox()
-    width, height = figure.get_size_inches()
-    assert width * 25.4 == pytest.approx(174)
-    assert min(box.x0, box.y0) >= -0.01
-    assert box.x1 <= width + 0.01
-    assert box.y1 <= height + 0.01
+    check_page(figure)
     assert "planted (set by hand)" in figure.get_supxlabel()
     assert "n = 36 tokens, 6 prompts of length 7" in figure.get_supxlabel().replace("\n", " ")
-    written = []
-    for number in range(2):
-        png, svg = tmp_path / f"{number}.png", tmp_path / f"{number}.svg"
-        style.save(module_of(name).draw(tables[name]), png, svg)
-        written.append((png.read_bytes(), svg.read_bytes()))
-    assert written[0] == written[1]
+    check_bytes(name, tables[name], tmp_path)
 
 
 @pytest.mark.parametrize("name", ["layernorm_scale_ratio", "ablation_types"])
 def test_one_kind_of_ablation_is_enough(name: str, tables: dict[str, dict[str, pd.DataFrame]], tmp_path: Path) -> None:
     alone = {key: table for key, table in tables[name].items() if key.endswith("mean")}
-    style.save(module_of(name).draw(alone), tmp_path / "a.png", tmp_path / "a.svg")
+    saving.save(module_of(name).draw(alone), tmp_path / "a.png", tmp_path / "a.svg")
     (line,) = module_of(name).finding(alone)
     assert "mean ablation" in line
     with pytest.raises(ValueError, match=r"no table of an ablation .*: give at least one of"):
@@ -96,7 +75,7 @@ def test_top_tokens_alone_can_be_drawn(name: str, tables: dict[str, dict[str, pd
         rows = table["selection"] == "top" if "selection" in table else table.get("selected", np.ones(len(table), bool))
         top[key] = table[rows]
         top[key].attrs = dict(table.attrs)
-    style.save(module_of(name).draw(top), tmp_path / "a.png", tmp_path / "a.svg")
+    saving.save(module_of(name).draw(top), tmp_path / "a.png", tmp_path / "a.svg")
     assert "all tokens" not in " ".join(module_of(name).finding(top)).split("Rushing")[0]
 
 
@@ -143,9 +122,4 @@ def test_claim_inside_an_interval_is_named(tables: dict[str, dict[str, pd.DataFr
 @pytest.mark.parametrize("name", FIGURES)
 @pytest.mark.parametrize("changes", [{}, {"first_position": 1, "ablation": "zero"}])
 def test_captions(name: str, changes: dict) -> None:
-    text = re.sub(r"<[^>]+>", "", rendered(REPOSITORY / "report" / f"{name}.rst", **changes))
-    assert re.match(r"\s*[A-Z][^.]*\?", text), "the first sentence is a question"
-    assert "tiny (random float32)" in text
-    assert "Rushing &amp; Nanda 2024" in text
-    assert len(text.split()) <= 175
-    assert "{" not in text
+    check_caption(name, longest=175, **changes)

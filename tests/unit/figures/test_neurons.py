@@ -1,6 +1,5 @@
 """The figures of neurons, drawn from tables that the package condenses from made-up shards; their findings and captions."""
 
-import importlib
 import re
 from pathlib import Path
 
@@ -9,8 +8,17 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
-from selfrepair.figures import style
-from unit.figures.test_figures import ROOT, labelled, n_dots, rendered, settings, words, written
+from unit.figures.shared import (
+    CAPTION_CHANGES,
+    check_bytes,
+    check_caption,
+    check_page,
+    labelled,
+    module_of,
+    n_dots,
+    settings,
+    words,
+)
 from unit.tables.test_neurons import condensed, shard
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -31,28 +39,21 @@ def tables(tmp_path: Path, rng: np.random.Generator) -> dict[str, dict[str, pd.D
 
 
 def draw(name: str, tables: dict[str, dict[str, pd.DataFrame]]) -> Figure:
-    return importlib.import_module(f"selfrepair.figures.{name}").draw(tables[name])
+    return module_of(name).draw(tables[name])
 
 
 def finding(name: str, tables: dict[str, dict[str, pd.DataFrame]]) -> list[str]:
-    return importlib.import_module(f"selfrepair.figures.{name}").finding(tables[name])
+    return module_of(name).finding(tables[name])
 
 
 @pytest.mark.parametrize("name", FIGURES)
 def test_a_panel_a_head_within_the_page(name: str, tables: dict[str, dict[str, pd.DataFrame]]) -> None:
     figure = draw(name, tables)
     assert [ax.get_title() for ax in figure.axes[:2]] == HEADS
-    assert figure.get_figwidth() * 25.4 == pytest.approx(174)
     footer = figure.get_supxlabel().replace("\n", " ")
     assert "n = 1,280 tokens, 40 prompts of length 33" in footer
     assert "layer 2" in footer
-    with style.context():
-        figure.draw_without_rendering()
-        box = figure.get_tightbbox()
-    width, height = figure.get_size_inches()
-    assert min(box.x0, box.y0) >= -0.01
-    assert box.x1 <= width + 0.01
-    assert box.y1 <= height + 0.01
+    check_page(figure)
 
 
 @pytest.mark.parametrize("name", FIGURES)
@@ -65,8 +66,7 @@ def test_one_head_alone(name: str, tables: dict[str, dict[str, pd.DataFrame]]) -
 
 @pytest.mark.parametrize("name", FIGURES)
 def test_two_drawings_are_the_same_bytes(name: str, tables: dict[str, dict[str, pd.DataFrame]], tmp_path: Path) -> None:
-    first, second = (written(draw(name, tables), tmp_path, str(index)) for index in range(2))
-    assert first == second
+    check_bytes(name, tables[name], tmp_path)
 
 
 @pytest.mark.parametrize("name", FIGURES)
@@ -128,11 +128,6 @@ def test_findings_state_the_tables_numbers(name: str, tables: dict[str, dict[str
 
 
 @pytest.mark.parametrize("name", FIGURES)
-@pytest.mark.parametrize("changes", [{}, {"parallel_attention_mlp": True, "first_position": 1, "ablation": "zero"}])
+@pytest.mark.parametrize("changes", CAPTION_CHANGES)
 def test_captions(name: str, changes: dict[str, object]) -> None:
-    text = re.sub(r"<[^>]+>", "", rendered(ROOT / "report" / f"{name}.rst", **changes))
-    assert re.match(r"\s*[A-Z][^.]*\?", text), "the first sentence is a question"
-    assert "tiny (random float32)" in text
-    assert "Rushing &amp; Nanda 2024" in text
-    assert len(text.split()) <= 165
-    assert "{" not in text
+    check_caption(name, **changes)

@@ -1,0 +1,18 @@
+"""Figures as files."""
+
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from selfrepair.figures.style import looks
+
+
+def save(figure: Figure, png: Path, svg: Path) -> None:
+    """Write the figure as PNG (300 dpi) and as SVG with text as text; the same figure gives the same bytes."""
+    with looks.context():
+        if figure.get_layout_engine() is not None:
+            # Each pass of the automatic layout moves things a little: settle it once, then keep it.
+            figure.draw_without_rendering()
+            figure.set_layout_engine("none")
+        figure.savefig(png, format="png", dpi=300)
+        figure.savefig(svg, format="svg", dpi=300, metadata={"Date": None})
