@@ -76,7 +76,6 @@ use rule tabulate_checks as tabulate_token_noise with:
         f"{LOGS}/tabulate_token_noise/{{kind}}.log",
     params:
         **runs("tabulate_token_noise"),
-        first_position=config["statistics"]["first_position"],
     message:
         "List every token of the chosen heads of {wildcards.model}"
 
@@ -185,7 +184,6 @@ use rule tabulate_checks as tabulate_reinforcement with:
         f"{LOGS}/tabulate_reinforcement.log",
     params:
         **runs("tabulate_reinforcement"),
-        statistics=statistics("n_bootstrap", "bootstrap_seed"),
     message:
         "Condense self-reinforcement of heads of {wildcards.model}"
 
@@ -207,7 +205,6 @@ use rule tabulate_checks as tabulate_repair with:
         runtime=30,
     params:
         **runs("tabulate_repair"),
-        statistics=statistics("n_bootstrap", "bootstrap_seed"),
     message:
         "Condense who repairs whom in {wildcards.model} on {wildcards.corpus}"
 
@@ -224,7 +221,6 @@ use rule tabulate_checks as tabulate_moved_residual with:
         f"{LOGS}/tabulate_moved_residual.log",
     params:
         **runs("tabulate_moved_residual"),
-        statistics=statistics("n_bootstrap", "bootstrap_seed"),
     message:
         "Correlate changes of the next layer's heads of {wildcards.model}"
 
@@ -239,7 +235,6 @@ use rule tabulate_checks as tabulate_layer_ablations with:
         f"{LOGS}/tabulate_layer_ablations.log",
     params:
         **runs("tabulate_layer_ablations"),
-        statistics=statistics("first_position", "n_bootstrap", "bootstrap_seed"),
     message:
         "Condense ablations of layers of {wildcards.model}"
 
@@ -260,7 +255,6 @@ use rule tabulate_checks as tabulate_selection_control with:
         runtime=60,
     params:
         **runs("tabulate_selection_control"),
-        first_position=config["statistics"]["first_position"],
     message:
         "Measure self-repair of {wildcards.model} on tokens chosen in several ways"
 
