@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from pyarrow import parquet
+from pyarrow import BufferReader, parquet
 
 from selfrepair.files.sealed import (
     BLANK,
@@ -30,7 +30,7 @@ def write_table(table: pd.DataFrame, path: Path, attrs: Mapping[Any, Any]) -> No
     labelled.attrs = dict(attrs)
     content = io.BytesIO()
     labelled.to_parquet(content, index=False)
-    columns = parquet.read_table(content)
+    columns = parquet.read_table(_native(content.getvalue()), use_threads=False)
     sealed = io.BytesIO()
     with parquet.ParquetWriter(sealed, columns.schema) as writer:
         writer.write_table(columns)
@@ -55,7 +55,7 @@ def read_table(path: Path, columns: Sequence[str] | None = None) -> pd.DataFrame
     if path.suffix != ".parquet":
         raise ValueError(f"{path}: tables are read from .parquet or .csv files")
     try:
-        return pd.read_parquet(io.BytesIO(read_sealed(path)), columns=wanted)
+        return pd.read_parquet(_native(read_sealed(path)), columns=wanted, use_threads=False)
     except OSError as error:  # pyarrow's, of bytes that are what was written
         raise ValueError(f"{path} is no table ({error}): {advice_for(path)}") from error
 
@@ -63,3 +63,12 @@ def read_table(path: Path, columns: Sequence[str] | None = None) -> pd.DataFrame
 def read_settings(path: Path) -> dict[Any, Any]:
     """The settings that a table carries in its attrs; errors are those of `read_table`."""
     return dict(read_table(path, columns=[]).attrs)
+
+
+def _native(content: bytes) -> BufferReader:
+    """Bytes as a file of Arrow's own.
+
+    What Arrow reads from a Python object, its threads may still hold when the process ends, and abort it, though all is done
+    (apache/arrow issues 34314 and 50482).
+    """
+    return BufferReader(content)
