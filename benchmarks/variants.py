@@ -27,6 +27,7 @@ import selfrepair
 from selfrepair.engine.clean import prompt_chunks, run_clean
 from selfrepair.engine.sweep import sweep
 from selfrepair.files.hdf5 import open_hdf5
+from selfrepair.model import loading
 from selfrepair.model import model as models
 from selfrepair.model.calls import Call
 from selfrepair.model.model import Model
@@ -85,11 +86,11 @@ def time_variant(options: argparse.Namespace) -> dict[str, float]:
     torch.set_num_threads(1)
     name = options.variant
     if name == FREED:
-        models.keep_freed_memory = lambda: False
+        loading.keep_freed_memory = lambda: False
     models.BATCH_TOKENS = BATCHES.get(name, models.BATCH_TOKENS)
     model = selfrepair.load_model(options.model)
     if name == OWN_NORM:
-        models._norm_in_own_dtype(model.hf)
+        loading._norm_in_own_dtype(model.hf)
     with open_hdf5(options.tokens, "tokens") as file:
         tokens = torch.from_numpy(file["tokens"].values[:PROMPTS].astype(np.int64))
     if name in (LAYERS_ALONE, COMPILED):
