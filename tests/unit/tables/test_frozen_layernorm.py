@@ -38,7 +38,7 @@ def test_freezing_agrees_with_the_closed_form(planted_run: PlantedRun, kind: str
 def test_frozen_runs_that_do_not_agree_are_an_error(planted_run: PlantedRun, tmp_path: Path) -> None:
     frozen = []
     for number, path in enumerate(planted_run.frozen("zero")):
-        with open_hdf5(path, "frozen_layernorm", remake="") as dataset:
+        with open_hdf5(path, "frozen_layernorm") as dataset:
             changed = dataset.load()
         if number == 0:
             change = changed["frozen_layernorm_logit_change"].values
