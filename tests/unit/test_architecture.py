@@ -112,7 +112,7 @@ PLANTED = {
     "at the root": ("quantities.py", "import selfrepair.files.tables", "quantities imports files.tables"),
     "in the package itself": ("__init__.py", "import selfrepair.files.hdf5", "selfrepair imports files.hdf5"),
     "for type checkers alone": ("families.py", "if TYPE_CHECKING:\n    import selfrepair.model.model", None),
-    "downward": ("figures/style.py", "from selfrepair.files.tables import read_table", None),
+    "downward": ("figures/wording.py", "from selfrepair.files.tables import read_table", None),
     "of the package itself": ("files/hdf5.py", "from selfrepair import __version__", None),
 }
 """A file of the package, lines that are added to it, and what is found."""
