@@ -40,7 +40,7 @@ report: setup
 	  $(ENV) snakemake --quiet --report results/report.html; fi
 
 test: setup
-	$(ENV) python -m pytest
+	$(ENV) OMP_NUM_THREADS=1 python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 check: setup
 	$(ENV) ruff format --check .

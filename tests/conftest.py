@@ -8,11 +8,13 @@ from jaxtyping import install_import_hook
 
 install_import_hook("selfrepair", "beartype.beartype")
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from transformers import (
     AutoModelForCausalLM,
     GemmaConfig,
@@ -110,17 +112,48 @@ def donors(tokens: np.ndarray) -> np.ndarray:
     return np.roll(tokens, 1, axis=0)
 
 
+@pytest.fixture
+def less_room_for_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half of what the identity is allowed, an eighth of what a proof is: what is sound needs no more."""
+    from selfrepair.engine import rounding
+
+    monkeypatch.setattr(rounding, "IDENTITY_ROUNDINGS", rounding.IDENTITY_ROUNDINGS / 2)
+    monkeypatch.setattr(rounding, "REPEATED_ROUNDINGS", rounding.REPEATED_ROUNDINGS / 8)
+
+
+MakeOnce = Callable[[str, Callable[[Path], None]], Path]
+
+
 @pytest.fixture(scope="session")
-def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def make_once(tmp_path_factory: pytest.TempPathFactory) -> MakeOnce:
+    """What many tests read, made by the first of pytest's processes that wants it: a name and what fills its folder."""
+    base = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        base = base.parent  # each process has a folder of its own below that of the test run
+
+    def make(name: str, fill: Callable[[Path], None]) -> Path:
+        folder, done = base / name, base / f"{name}.done"
+        with FileLock(base / f"{name}.lock"):
+            if not done.exists():
+                assert not folder.exists(), f"{name} could not be made: see the first test that wanted it"
+                folder.mkdir()
+                fill(folder)
+                done.touch()
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def smollm2(make_once: MakeOnce) -> Path:
     """The real model of the default config: its snapshot, taken from the package once a test run."""
     import yaml
 
     from selfrepair.snapshots.models import snapshot_model
 
     config = yaml.safe_load((REPOSITORY / "config" / "config.yaml").read_text())
-    manifest = tmp_path_factory.mktemp("smollm2") / "manifest.json"
-    snapshot_model(manifest, **config["models"]["smollm2-135m-instruct"])
-    return manifest.parent
+    source = config["models"]["smollm2-135m-instruct"]
+    return make_once("smollm2", lambda folder: snapshot_model(folder / "manifest.json", **source))
 
 
 @pytest.fixture(scope="session")

@@ -9,6 +9,7 @@ from transformers import AutoTokenizer
 
 from workflow.running import Space
 
+from conftest import MakeOnce
 from tiny_model import WORDS, save_tiny_model
 
 TINY = {
@@ -22,21 +23,27 @@ TINY = {
 
 
 @pytest.fixture(scope="session")
-def fresh(tmp_path_factory: pytest.TempPathFactory) -> Space:
+def fresh(make_once: MakeOnce) -> Space:
     """A model, text and config, with nothing made of them yet."""
-    space = Space.new(tmp_path_factory.mktemp("fresh") / "space")
-    _save_model(space.work / "model")
-    _save_text(space.work / "text")
-    space.write_config(TINY)
-    return space
+
+    def fill(folder: Path) -> None:
+        space = Space.new(folder / "space")
+        _save_model(space.work / "model")
+        _save_text(space.work / "text")
+        space.write_config(TINY)
+
+    return Space(make_once("fresh", fill) / "space")
 
 
 @pytest.fixture(scope="session")
-def finished(fresh: Space, tmp_path_factory: pytest.TempPathFactory) -> Space:
+def finished(fresh: Space, make_once: MakeOnce) -> Space:
     """After a full run of every figure. Only to be read."""
-    space = fresh.copy(tmp_path_factory.mktemp("finished") / "space")
-    (space.work / "printed.txt").write_text(space.make(), encoding="utf-8")
-    return space
+
+    def fill(folder: Path) -> None:
+        space = fresh.copy(folder / "space")
+        (space.work / "printed.txt").write_text(space.make(), encoding="utf-8")
+
+    return Space(make_once("finished", fill) / "space")
 
 
 @pytest.fixture

@@ -52,6 +52,8 @@ def interrupt_sweep(space: Space, number: signal.Signals) -> tuple[str, int, str
             stdout=stream,
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            # What was started in the background ignores Ctrl-C, and so would what it starts.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
     logs = space.work / "logs" / "tiny" / "words" / "ablate_heads" / "resample"
     deadline = time.monotonic() + TIMEOUT

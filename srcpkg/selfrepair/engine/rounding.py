@@ -8,7 +8,8 @@ IDENTITY_ROUNDINGS = 4
 """Rounding errors of the model's dtype that the identity may be off by.
 
 A run adds two writes a layer to the residual stream, and sums over d_model, heads and layers: some hundred roundings of random
-sign, each of at most half of eps times what is summed, so a few eps in all. Measured: at most 1.2 (docs/reliability.md).
+sign, each of at most half of eps times what is summed, so a few eps in all. Tests give every
+configuration half of it (docs/reliability.md).
 """
 
 REPEATED_ROUNDINGS = 128

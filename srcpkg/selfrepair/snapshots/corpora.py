@@ -1,12 +1,13 @@
 """Snapshot of a corpus: plain documents, one JSON object a line, read later without a network."""
 
 import bz2
+import gc
 import gzip
 import itertools
 import json
 import logging
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -99,6 +100,10 @@ def snapshot_corpus(
             found = _hub_documents(parsed, config, split or "train", column)
             with no_bars_in_logs():
                 counts = _write(folder / DOCUMENTS, found, documents, source)
+            # Arrow's threads go on reading a Parquet file that is left in the middle, and may abort the process when it ends
+            # (apache/arrow 45214); they stop when the file, which is in a cycle of references, is freed.
+            found.close()
+            gc.collect()
         else:
             with _located(parsed, file, wheel_sha256, sha256) as (path, found_sha256):
                 texts = list_texts(path, format)
@@ -278,7 +283,7 @@ def _decode(data: bytes, path: Path, offset: int = 0, line: int = 1) -> str:
     return text.removeprefix("\ufeff") if offset == 0 else text
 
 
-def _hub_documents(source: Source, config: str | None, split: str, column: str) -> Iterator[Document]:
+def _hub_documents(source: Source, config: str | None, split: str, column: str) -> Generator[Document, None, None]:
     """Rows of a data set, streamed: only what is taken is downloaded, and nothing is kept beside the snapshot."""
     from datasets import load_dataset
     from huggingface_hub import HfApi

@@ -41,21 +41,21 @@ def tabulate_layernorm_claim(
     of_head = {name: weights @ total.T for name, total in joined.totals.items()}
     counts = weights @ joined.counts.T
     rows: list[tuple[Any, ...]] = []
-    for layers, at, chosen in _layer_sets(layer, run["n_layers"]):
+    for layers, at, inside in _layer_sets(layer, run["n_layers"]):
         found = shares_repaired(
-            of_head[PART][:, chosen],
-            of_head["direct_effect"][:, chosen],
-            of_head[CLIPPED][:, chosen],
-            counts[:, chosen],
+            of_head[PART][:, inside],
+            of_head["direct_effect"][:, inside],
+            of_head[CLIPPED][:, inside],
+            counts[:, inside],
         )
         for reading, values in found.items():
             share = map(float, estimated("fraction", values).values())
-            rows.append((THIS_RUN, layers, at, reading, *share, int(chosen.sum()), int(joined.counts[chosen].sum())))
+            rows.append((THIS_RUN, layers, at, reading, *share, int(inside.sum()), int(joined.counts[inside].sum())))
     for model, of_model in read_table(published).groupby("model", sort=False):
-        for layers, at, chosen in _layer_sets(of_model["layer"].to_numpy(), int(of_model["layer"].max()) + 1):
-            effect, clipped = (of_model[name].to_numpy()[chosen] for name in ("direct_effect", CLIPPED))
+        for layers, at, inside in _layer_sets(of_model["layer"].to_numpy(), int(of_model["layer"].max()) + 1):
+            effect, clipped = (of_model[name].to_numpy()[inside] for name in ("direct_effect", CLIPPED))
             # Every head has as many top tokens, so that means are sums up to a factor.
-            found = shares_repaired(of_model[PART].to_numpy()[chosen], effect, clipped, np.ones(len(effect)))
+            found = shares_repaired(of_model[PART].to_numpy()[inside], effect, clipped, np.ones(len(effect)))
             for reading, value in found.items():
                 rows.append((model, layers, at, reading, float(value), np.nan, np.nan, len(effect), None))
     columns = [

@@ -1,7 +1,7 @@
-"""Control: how far self-repair on top tokens owes to how the tokens are chosen.
+"""Control: how far self-repair on top tokens owes to how they are chosen.
 
-Tokens chosen by a noisy quantity are those where the noise happens to be large, and what is measured with the same noise is
-then too large as well (regression to the mean). Here each head's self-repair is measured on as many tokens chosen in other
+Tokens picked by a noisy quantity are those where the noise happens to be large, and what is measured with the same noise is
+then too large as well (regression to the mean). Here each head's self-repair is measured on as many tokens picked in other
 ways, one of which shares no donor with the measurement.
 """
 
@@ -19,7 +19,7 @@ from selfrepair.tables.columns import relative_depth
 from selfrepair.tables.statistics import mean_over_heads, ratios, run_weights, with_interval
 
 CHOICES = ("top", "absolute", "removed", "other_donor", "random")
-"""Tokens chosen by direct effect; by its size; by the effect that ablation removes, with the donor that is measured or with
+"""Tokens picked by direct effect; by its size; by the effect that ablation removes, with the donor that is measured or with
 another; at random."""
 
 EFFECTS = ("direct_effect", "ablated_direct_effect", "logit_change", "self_repair")
@@ -27,22 +27,22 @@ COMPARED = ("self_repair", "pooled_repair_fraction", "repair_slope")
 """What is also given as a difference from the top tokens, resample by resample."""
 
 
-def choose_tokens(
+def pick_tokens(
     tokens: Mapping[str, Float[np.ndarray, "head token"]],
     top: Bool[np.ndarray, "head token"],
     counted: Bool[np.ndarray, " token"],
     rng: np.random.Generator,
 ) -> dict[str, Bool[np.ndarray, "head token"]]:
-    """For each head as many tokens as its top tokens, chosen in each of the ways of `CHOICES`.
+    """For each head as many tokens as its top tokens, picked in each of the ways of `CHOICES`.
 
     Args:
         tokens: direct_effect, ablated_direct_effect, and other_donor: the ablated direct effect with another donor; logits.
         top: The heads' top tokens, the same number for each.
-        counted: Tokens that may be chosen.
+        counted: Tokens that may be picked.
         rng: Draws the random choice.
 
     Returns:
-        By choice, the chosen tokens.
+        By choice, the picked tokens.
     """
     effect = tokens["direct_effect"]
     by = {
@@ -51,28 +51,28 @@ def choose_tokens(
         "other_donor": effect - tokens["other_donor"],
         "random": rng.random(effect.shape),
     }
-    chosen = {"top": top}
+    picked = {"top": top}
     for choice, values in by.items():
-        chosen[choice] = np.zeros_like(top)
+        picked[choice] = np.zeros_like(top)
         best = top_tokens(np.where(counted, values, -np.inf), int(top[0].sum()))
-        np.put_along_axis(chosen[choice], best, True, axis=1)
-    return chosen
+        np.put_along_axis(picked[choice], best, True, axis=1)
+    return picked
 
 
 def repair_of_choice(
     tokens: Mapping[str, Float[np.ndarray, "head prompt predicted"]],
-    chosen: Bool[np.ndarray, "head prompt predicted"],
+    picked: Bool[np.ndarray, "head prompt predicted"],
     weights: Float[np.ndarray, "resample prompt"],
 ) -> dict[str, Float[np.ndarray, "resample head"]]:
-    """Means over chosen tokens of the effects, of the removed effect squared, and of it times self-repair.
+    """Means over picked tokens of the effects, of the removed effect squared, and of it times self-repair.
 
     Args:
         tokens: The quantities of `EFFECTS`, logits.
-        chosen: The tokens.
+        picked: The tokens.
         weights: How often each prompt counts.
 
     Returns:
-        By name [resample, head]; NaN where no prompt with a chosen token was drawn.
+        By name [resample, head]; NaN where no prompt with a picked token was drawn.
     """
     removed = tokens["direct_effect"] - tokens["ablated_direct_effect"]
     values = {
@@ -80,9 +80,9 @@ def repair_of_choice(
         "removed_squared": removed**2,
         "removed_times_repair": removed * tokens["self_repair"],
     }
-    counts = chosen.sum(-1).astype(float)
+    counts = picked.sum(-1).astype(float)
     return {
-        name: ratios(np.where(chosen, value, 0).sum(-1, dtype=np.float64), counts, weights)
+        name: ratios(np.where(picked, value, 0).sum(-1, dtype=np.float64), counts, weights)
         for name, value in values.items()
     }
 
@@ -111,7 +111,7 @@ def tabulate_selection_control(
     layers_out: Path,
     model_out: Path,
 ) -> None:
-    """Write self-repair on tokens chosen in several ways, by layer and over the model.
+    """Write self-repair on tokens picked in several ways, by layer and over the model.
 
     Args:
         heads_table: Table "heads" of the same ablations.
@@ -138,9 +138,9 @@ def tabulate_selection_control(
         counted = np.broadcast_to(np.arange(shape[2]) >= run["first_position"], shape[1:]).ravel()
         top = read_top_tokens(thresholds, heads, slice(0, n_prompts))
         flat = {name: value.reshape(len(heads), -1) for name, value in tokens.items()}
-        chosen = choose_tokens(flat, top.reshape(len(heads), -1), counted, rng)
+        picked = pick_tokens(flat, top.reshape(len(heads), -1), counted, rng)
         for choice in CHOICES:
-            by_head[choice].append(repair_of_choice(tokens, chosen[choice].reshape(shape), weights))
+            by_head[choice].append(repair_of_choice(tokens, picked[choice].reshape(shape), weights))
         layers.append(layer)
     depth = relative_depth(np.array(layers), run["n_layers"])
     table: list[dict[str, object]] = []

@@ -104,9 +104,14 @@ def main_kind(ablations: Mapping[str, Any]) -> str:
     return "resample" if "resample" in ablations else next(iter(ablations))
 
 
-def shard_names(tokens: dict[str, Any]) -> list[str]:
-    """Names of the shards that hold ``tokens.prompts`` prompts."""
-    return [f"{shard:05d}" for shard in range(tokens["prompts"] // tokens["prompts_per_shard"])]
+def shard_names(prompts: int, prompts_per_shard: int) -> list[str]:
+    """Names of the shards that hold a run's first prompts, in their order: a run with fewer prompts has fewer.
+
+    Args:
+        prompts: `tokens.prompts` of the config, a multiple of the other.
+        prompts_per_shard: `tokens.prompts_per_shard`.
+    """
+    return [f"{shard:05d}" for shard in range(prompts // prompts_per_shard)]
 
 
 def shard_prompts(shard: str, tokens: dict[str, Any]) -> list[int]:

@@ -35,6 +35,8 @@ from selfrepair.workflow.progress import Progress
 
 from reference import Measured, Reference
 
+pytestmark = pytest.mark.usefixtures("less_room_for_rounding")
+
 LAYERS, HEADS, D_HEAD, VOCAB, POSITIONS = 3, 3, 8, 37, 64
 LENGTH = 19
 """A length whose cuts (multiples of 8) are shorter than it, and longer than every window and boundary in the table."""

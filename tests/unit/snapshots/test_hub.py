@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 import selfrepair.snapshots.sources
@@ -32,6 +33,17 @@ except (ValueError, ConnectionError) as error:
 """
 
 
+LEAVE = """
+import gc, sys
+from pathlib import Path
+from selfrepair.snapshots.corpora import snapshot_corpus
+gc.disable()
+snapshot_corpus(Path(sys.argv[1]), source=sys.argv[2], documents=1)
+files = [value for value in gc.get_objects() if type(value).__name__ == "HfFileSystemFile"]
+print(sum(not file.closed for file in files), "of", len(files) > 0, "open")
+"""
+
+
 @pytest.fixture
 def hub() -> Iterator[Hub]:
     with serve() as running:
@@ -43,6 +55,10 @@ def _snapshot(
 ) -> subprocess.CompletedProcess[str]:
     names = {"model": ("models", "snapshot_model"), "corpus": ("corpora", "snapshot_corpus")}
     module, function = names[kind]
+    return _run(RUN.format(module=module, function=function), endpoint, home, str(manifest), json.dumps(options))
+
+
+def _run(program: str, endpoint: str, home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     environment = {
         **os.environ,
         "PYTHONPATH": str(PACKAGE_ROOT),
@@ -53,7 +69,7 @@ def _snapshot(
         "NO_PROXY": "127.0.0.1",
     }
     return subprocess.run(
-        [sys.executable, "-c", RUN.format(module=module, function=function), str(manifest), json.dumps(options)],
+        [sys.executable, "-c", program, *arguments],
         env=environment,
         capture_output=True,
         text=True,
@@ -200,6 +216,19 @@ def test_data_set_with_configuration_split_and_column(news: str, hub: Hub, tmp_p
     assert (read["n_documents"], read["config"], read["split"], read["revision"]) == (3, "world", "train", REVISION)
     rows = [json.loads(line) for line in (manifest.parent / "documents.jsonl").read_text().splitlines()]
     assert rows == [{"id": f"train:{number}", "text": f"Story number {number}."} for number in range(3)]
+
+
+def test_parquet_that_is_left_in_the_middle_is_closed(hub: Hub, tmp_path: Path) -> None:
+    """Threads that read on when the process ends may abort it: seen in one of six."""
+    repository = tmp_path / "repository"
+    (repository / "data").mkdir(parents=True)
+    rows = pd.DataFrame({"text": [f"word {number} " * 200 for number in range(20_000)]})
+    rows.to_parquet(repository / "data" / "train-00000-of-00001.parquet", row_group_size=1000)
+    hub.repositories["datasets", "someone/parquet"] = repository
+    manifest = tmp_path / "snapshot" / "manifest.json"
+    result = _run(LEAVE, hub.url, tmp_path / "home", str(manifest), f"hub:someone/parquet@{REVISION}")
+    assert (result.returncode, result.stdout) == (0, "0 of True open\n"), result.stderr
+    assert verify_manifest(manifest, "corpus")["n_documents"] == 1
 
 
 @pytest.mark.parametrize(

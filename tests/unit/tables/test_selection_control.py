@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from selfrepair.tables.selection_control import CHOICES, choose_tokens, over_heads, repair_of_choice
+from selfrepair.tables.selection_control import CHOICES, over_heads, pick_tokens, repair_of_choice
 from selfrepair.tables.statistics import estimate_weights
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -20,10 +20,10 @@ def measure(tokens: dict[str, np.ndarray], first_position: int = 0) -> dict[str,
     order = np.argsort(np.where(counted, -flat["direct_effect"], np.inf), axis=1)[:, :TOP]
     top = np.zeros_like(flat["direct_effect"], dtype=bool)
     np.put_along_axis(top, order, True, axis=1)
-    chosen = choose_tokens(flat, top, counted, np.random.default_rng(0))
+    picked = pick_tokens(flat, top, counted, np.random.default_rng(0))
     weights = estimate_weights(PROMPTS, 200, 0)
     return {
-        choice: over_heads(repair_of_choice(tokens, chosen[choice].reshape(HEADS, PROMPTS, POSITIONS), weights))
+        choice: over_heads(repair_of_choice(tokens, picked[choice].reshape(HEADS, PROMPTS, POSITIONS), weights))
         for choice in CHOICES
     }
 
@@ -119,19 +119,19 @@ def test_choices_are_of_one_size_and_leave_out_positions(noise) -> None:
     counted = np.broadcast_to(np.arange(POSITIONS) >= 3, (PROMPTS, POSITIONS)).ravel()
     top = np.zeros((HEADS, PROMPTS * POSITIONS), bool)
     top[:, 5 : 5 + TOP] = True
-    chosen = choose_tokens(flat, top, counted, np.random.default_rng(0))
-    assert tuple(chosen) == CHOICES
-    assert chosen["top"] is top
+    picked = pick_tokens(flat, top, counted, np.random.default_rng(0))
+    assert tuple(picked) == CHOICES
+    assert picked["top"] is top
     for choice in CHOICES[1:]:
-        assert (chosen[choice].sum(1) == TOP).all()
-        assert not chosen[choice][:, ~counted].any()
+        assert (picked[choice].sum(1) == TOP).all()
+        assert not picked[choice][:, ~counted].any()
     for choice, values in {
         "absolute": np.abs(flat["direct_effect"]),
         "removed": flat["direct_effect"] - flat["ablated_direct_effect"],
         "other_donor": flat["direct_effect"] - flat["other_donor"],
     }.items():
         for head in range(HEADS):
-            left_out = values[head][~chosen[choice][head] & counted]
-            assert values[head][chosen[choice][head]].min() >= left_out.max()
+            left_out = values[head][~picked[choice][head] & counted]
+            assert values[head][picked[choice][head]].min() >= left_out.max()
     # Each head draws its own.
-    assert (chosen["random"][0] != chosen["random"][1]).any()
+    assert (picked["random"][0] != picked["random"][1]).any()

@@ -140,8 +140,8 @@ def test_everything_wrong_is_named_at_once() -> None:
 
 def test_shards_cover_every_prompt_once() -> None:
     tokens = {"prompts": 24, "prompts_per_shard": 8}
-    assert shard_names(tokens) == ["00000", "00001", "00002"]
-    ranges = [range(*shard_prompts(name, tokens)) for name in shard_names(tokens)]
+    assert shard_names(**tokens) == ["00000", "00001", "00002"]
+    ranges = [range(*shard_prompts(name, tokens)) for name in shard_names(**tokens)]
     assert [prompt for one in ranges for prompt in one] == list(range(24))
 
 

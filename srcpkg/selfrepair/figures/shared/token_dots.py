@@ -34,10 +34,10 @@ def draw_tokens(ax: Axes, tokens: pd.DataFrame, label: str) -> None:
     """
     top = tokens["selected"].astype(bool)
     common: dict[str, Any] = {"linewidth": 0, "rasterized": len(tokens) > looks.RASTERISE_ABOVE}
-    rest, chosen = tokens[~top], tokens[top]
+    rest, tops = tokens[~top], tokens[top]
     ax.scatter(rest[X], rest[Y], s=1.0, color=looks.PALE, alpha=0.4, zorder=1.5, label="other tokens", **common)
     colour = looks.LOOKS[X].colour
-    ax.scatter(chosen[X], chosen[Y], s=2.5, color=colour, alpha=0.8, zorder=2, label=label, **common)
+    ax.scatter(tops[X], tops[Y], s=2.5, color=colour, alpha=0.8, zorder=2, label=label, **common)
 
 
 def token_legend(figure: Figure, ax: Axes, **options: Any) -> None:
