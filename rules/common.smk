@@ -61,9 +61,7 @@ except ValueError as error:
 # Prompts of a shard that can be donors of one of its prompts.
 OTHERS = config["tokens"]["prompts_per_shard"] - 1
 NOISE_DONORS = min(config["analyses"]["noise_donors"], OTHERS)
-SHARDS = shard_names(
-    config["tokens"]["prompts"], config["tokens"]["prompts_per_shard"]
-)
+SHARDS = shard_names(config["tokens"]["prompts"], config["tokens"]["prompts_per_shard"])
 KINDS = list(config["ablations"])
 MAIN_KIND = main_kind(config["ablations"])
 HEADS = {kind: config["ablations"][kind]["heads"] for kind in KINDS}
