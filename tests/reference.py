@@ -3,6 +3,10 @@
 Each ablation is one forward pass of the whole model at full length, with one head's slice of the input of its output
 projection overwritten. Nothing is projected, replayed, cut or batched, and an MLP's write is what a layer adds to the residual
 beside its attention. Only float64 models make sense here: what is compared are small differences.
+
+No architecture is named here. What is what is seen in a run: an attention's output projection is the linear map that is called
+last in it, the norm that feeds it the one whose output it gets, what a norm does is told from what it makes of some inputs, and
+a factor from what adds up.
 """
 
 from collections.abc import Callable, Iterator
@@ -12,9 +16,30 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 Hook = Callable[[], Any]
+
+
+class InFloat64(TorchFunctionMode):
+    """Float64 where a model's code asks for float32 by name, as norms, rotary tables and softmaxes do."""
+
+    def __enter__(self) -> Any:
+        torch.set_default_dtype(torch.float64)
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        torch.set_default_dtype(torch.float32)
+        super().__exit__(*error)
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        wide = {torch.float32: torch.float64}
+        func = torch.Tensor.double if func is torch.Tensor.float else func
+        changed = [wide.get(x, x) if isinstance(x, torch.dtype) else x for x in args]
+        named = {k: wide.get(v, v) if isinstance(v, torch.dtype) else v for k, v in (kwargs or {}).items()}
+        return func(*changed, **named)
 
 
 @dataclass
@@ -25,14 +50,16 @@ class Run:
         resid: What enters each layer, and last what leaves the last one; each [prompt, pos, d_model].
         z: Of each layer [prompt, pos, head, d_head].
         attention: What each layer's attention writes [prompt, pos, d_model].
-        neurons: What the neurons of each layer's MLP give [prompt, pos, neuron].
-        logits: Centred over the vocabulary [prompt, pos, vocab].
+        neurons: What the neurons of each layer's MLP give [prompt, pos, neuron]; none for a mixture of experts.
+        normed: What the final norm gives [prompt, pos, d_model].
+        logits: Before they are capped, centred over the vocabulary [prompt, pos, vocab].
     """
 
     resid: list[Tensor] = field(default_factory=list)
     z: list[Tensor] = field(default_factory=list)
     attention: list[Tensor] = field(default_factory=list)
     neurons: list[Tensor] = field(default_factory=list)
+    normed: Tensor = field(default_factory=lambda: torch.empty(0))
     logits: Tensor = field(default_factory=lambda: torch.empty(0))
 
     def mlp(self, layer: int) -> Tensor:
@@ -76,7 +103,8 @@ class Reference:
         assert next(hf.parameters()).dtype == torch.float64
         self.hf, self.tokens = hf, tokens
         self.n_heads = hf.config.num_attention_heads
-        self.blocks = _blocks(hf)
+        self.blocks, last_norm = look(hf, tokens)
+        self.final_norm = NormSeen.of(last_norm, hf)
         self.clean, self.donor = self.run(tokens), self.run(donors)
         self.constants = [self._value_constant(layer) for layer in range(len(self.blocks))]
         self.direction = self._direction()
@@ -86,56 +114,58 @@ class Reference:
 
     def run(self, tokens: Tensor, *more: Hook) -> Run:
         """A forward pass of the whole model, with ``more`` hooks registered first."""
-        seen, n = Run(), self.n_heads
+        seen = Run()
         hooks: list[Hook] = list(more)
         for at, block in enumerate(self.blocks):
-            out, down = _attention_out(self.hf, block), _neurons_out(self.hf, block)
             if at == 0:
-                hooks.append(_on_input(block, lambda x: seen.resid.append(x.clone())))
+                hooks.append(_on_input(block.module, lambda x: seen.resid.append(x.clone())))
             hooks += [
-                _on_output(block, lambda x: seen.resid.append(x.clone())),
-                _on_input(out, lambda x: seen.z.append(x.unflatten(-1, (n, -1)).clone())),
-                _on_output(out, lambda x: seen.attention.append(x.clone())),
-                _on_input(down, lambda x: seen.neurons.append(x.reshape(*tokens.shape, -1).clone())),
+                _on_output(block.module, lambda x: seen.resid.append(x.clone())),
+                _on_input(block.out, lambda x: seen.z.append(x.unflatten(-1, (self.n_heads, -1)).clone())),
+                _on_output(block.out, self._keep_write(seen, block)),
             ]
-        with _registered(hooks), torch.no_grad():
+            if block.neurons_out is not None:
+                hooks.append(_on_input(block.neurons_out, lambda x: seen.neurons.append(_as(tokens, x).clone())))
+        hooks.append(_on_output(self.final_norm.module, lambda x: setattr(seen, "normed", x.clone())))
+        with _registered(hooks), torch.no_grad(), InFloat64():
             logits = self.hf(input_ids=tokens, use_cache=False).logits
+        cap = getattr(self.hf.config, "final_logit_softcapping", None)
+        logits = logits if cap is None else cap * torch.atanh(logits / cap)
         seen.logits = logits - logits.mean(-1, keepdim=True)
         return seen
 
+    @staticmethod
+    def _keep_write(seen: Run, block: "Block") -> Callable[[Tensor], None]:
+        return lambda x: seen.attention.append(block.factor * x)
+
     def _direction(self) -> Tensor:
         """D of every token [prompt, pos-1, d_model]."""
-        weight, _, centred = _final_norm(self.hf)
-        unembed = self.hf.get_output_embeddings().weight.detach()
-        d = weight * (unembed - unembed.mean(0))[self.tokens[:, 1:]]
-        return d - d.mean(-1, keepdim=True) if centred else d
+        embedding = self.hf.get_output_embeddings()
+        unembed = embedding.weight.detach() - embedding.weight.detach().mean(0)
+        of_norm = self.clean.normed @ unembed.T
+        bias = getattr(embedding, "bias", None)
+        shift = 0 if bias is None else bias.detach() - bias.detach().mean()
+        factor = ((self.clean.logits - shift) * of_norm).sum() / (of_norm * of_norm).sum()
+        assert torch.allclose(factor * of_norm + shift, self.clean.logits, atol=1e-5), "logits are no factor times U n(r)"
+        d = factor * self.final_norm.weight * unembed[self.tokens[:, 1:]]
+        return d - d.mean(-1, keepdim=True) if self.final_norm.centred else d
 
     def _scale(self, run: Run) -> Tensor:
-        _, eps, centred = _final_norm(self.hf)
-        r = run.resid[-1][:, :-1]
-        r = r - r.mean(-1, keepdim=True) if centred else r
-        return ((r * r).mean(-1) + eps).sqrt()
+        return self.final_norm.scale(run.resid[-1][:, :-1])
 
     def _value_constant(self, layer: int) -> Tensor:
-        """C of a layer [head, d_head], from its own weights."""
-        weight, bias, norm_bias = _values(self.hf, self.blocks[layer])
-        constant = torch.zeros(weight.shape[0], dtype=torch.float64)
-        if bias is not None:
-            constant = constant + bias
-        if norm_bias is not None:
-            constant = constant + weight @ norm_bias
-        clip = getattr(self.hf.config, "clip_qkv", None)
-        if clip is not None:
-            constant = constant.clamp(-clip, clip)
-        d_head = self.clean.z[layer].shape[-1]
-        by_group = constant.detach().unflatten(0, (-1, d_head))
-        return by_group.repeat_interleave(self.n_heads // by_group.shape[0], dim=0)
+        """C of a layer [head, d_head]: what its heads give at a prompt's first token if its attention reads a norm's bias alone."""
+        block = self.blocks[layer]
+        with InFloat64():
+            bias = 0 if block.norm is None else block.norm(torch.zeros(1, 1, self.final_norm.weight.numel()).double())
+        run = self.run(self.tokens, _on_input(block.attention, lambda x: torch.zeros_like(x) + bias))
+        return run.z[layer][0, 0]
 
     def head_writes(self, run: Run, layer: int) -> Tensor:
         """What each head of a layer writes [head, prompt, pos, d_model]: (z - c) @ W_O."""
         z = (run.z[layer] - self.constants[layer]).movedim(2, 0)
-        weight = _output_weight(self.hf, self.blocks[layer]).unflatten(0, (self.n_heads, -1))
-        return z @ weight[:, None]
+        weight = _as_input_by_output(self.blocks[layer].out).unflatten(0, (self.n_heads, -1))
+        return self.blocks[layer].factor * (z @ weight[:, None])
 
     # --- ablations -----------------------------------------------------------------------------------------------
 
@@ -157,19 +187,19 @@ class Reference:
             z[:, :, head] = wanted
             return z.flatten(-2)
 
-        run = self.run(self.tokens, _on_input(_attention_out(self.hf, self.blocks[layer]), overwrite))
+        run = self.run(self.tokens, _on_input(self.blocks[layer].out, overwrite))
         return self._measured(run, "heads", (layer, head))
 
     def ablate_component(self, layer: int, component: str) -> Measured:
         """Let a layer's whole attention or MLP write what the donor's writes."""
         clean, donor = self.clean, self.donor
         if component == "attention":
-            out = _attention_out(self.hf, self.blocks[layer])
+            out = self.blocks[layer].out
             run = self.run(self.tokens, _on_input(out, lambda _: donor.z[layer].flatten(-2)))
             return self._measured(run, "heads", (layer,))
         assert component == "mlp"
         change = donor.mlp(layer) - clean.mlp(layer)
-        run = self.run(self.tokens, _on_output(self.blocks[layer], lambda x: x + change))
+        run = self.run(self.tokens, _on_output(self.blocks[layer].module, lambda x: x + change))
         return self._measured(run, "mlps", (layer,))
 
     def z_with(self, layer: int, prompt: int, pos: int, resid: Tensor) -> Tensor:
@@ -180,7 +210,7 @@ class Reference:
             x[prompt, pos] = resid
             return x
 
-        return self.run(self.tokens, _on_input(self.blocks[layer], change)).z[layer][prompt, pos]
+        return self.run(self.tokens, _on_input(self.blocks[layer].module, change)).z[layer][prompt, pos]
 
     def _effect(self, write: Tensor) -> Tensor:
         return (write[..., :-1, :] * self.direction).sum(-1) / self.scale
@@ -229,8 +259,124 @@ class Reference:
 
     def neurons(self, run: Run, layer: int) -> Tensor:
         """Direct effects in a run of a layer's neurons [prompt, pos-1, neuron]."""
-        weight = _as_input_by_output(_neurons_out(self.hf, self.blocks[layer]))
+        block = self.blocks[layer]
+        weight = block.mlp_factor * _as_input_by_output(block.neurons_out)
         return run.neurons[layer][:, :-1] * (self.direction @ weight.T) / self.scale[..., None]
+
+
+# --- what is what ----------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Block:
+    """A decoder layer, as a run shows it.
+
+    Attributes:
+        module: The layer.
+        attention: Its attention.
+        norm: The norm that feeds the attention; None where that reads the residual.
+        out: The attention's output projection.
+        neurons_out: The MLP's; None for a mixture of experts.
+        factor, mlp_factor: What the outputs of attention and MLP are multiplied by when they are added.
+    """
+
+    module: nn.Module
+    attention: nn.Module
+    norm: nn.Module | None
+    out: nn.Module
+    neurons_out: nn.Module | None
+    factor: float
+    mlp_factor: float
+
+
+@dataclass(frozen=True)
+class NormSeen:
+    """What a norm does: ``weight * (r - mean) / scale + bias``, the mean being 0 if it is not centred.
+
+    Attributes:
+        module: The norm.
+        weight: [d_model].
+        eps: In the scale.
+        centred: Whether it takes the mean off.
+    """
+
+    module: nn.Module
+    weight: Tensor
+    eps: float
+    centred: bool
+
+    @classmethod
+    def of(cls, module: nn.Module, hf: PreTrainedModel) -> "NormSeen":
+        """Told from what it makes of nothing, of long vectors (which eps does not reach) and of short ones."""
+        width = hf.get_input_embeddings().weight.shape[1] if module is None else _width(module, hf)
+        x = torch.randn(4, width, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+        with torch.no_grad(), InFloat64():
+            bias = module(torch.zeros(1, width, dtype=torch.float64))
+            centred = bool((module(x + 10) - module(x)).abs().max() < 1e-3)
+            x = x - x.mean(-1, keepdim=True)
+            square = x.pow(2).mean(-1, keepdim=True)
+            weight = ((module(1e7 * x) - bias) * square.sqrt() / x).mean(0)
+            size = weight * 1e-2 * x / (module(1e-2 * x) - bias)
+        return cls(module, weight, float((size**2 - 1e-4 * square).mean()), centred)
+
+    def scale(self, r: Tensor) -> Tensor:
+        """S of residuals [..., d_model]."""
+        r = r - r.mean(-1, keepdim=True) if self.centred else r
+        return (r.pow(2).mean(-1) + self.eps).sqrt()
+
+
+def _width(module: nn.Module, hf: PreTrainedModel) -> int:
+    weight = getattr(module, "weight", None)
+    return hf.config.hidden_size if weight is None else weight.shape[0]
+
+
+def look(hf: PreTrainedModel, tokens: Tensor) -> tuple[list[Block], nn.Module]:
+    """The layers of a model and its final norm, from one run of some prompts."""
+    n_layers = hf.config.num_hidden_layers
+    layers = next(list(m) for m in hf.modules() if isinstance(m, nn.ModuleList) and len(m) == n_layers)
+    called: dict[nn.Module, tuple[Any, Any]] = {}
+
+    def see(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+        called.pop(module, None)  # so that the last called is last
+        read = args[0] if args else kwargs.get("hidden_states")
+        called[module] = (read, out[0] if isinstance(out, tuple) else out)
+        copies[module] = tuple(x.clone() if isinstance(x, Tensor) else x for x in called[module])
+
+    copies: dict[nn.Module, tuple[Any, Any]] = {}
+    hooks = [lambda m=m: m.register_forward_hook(see, with_kwargs=True) for m in hf.modules()]
+    with _registered(hooks), torch.no_grad(), InFloat64():
+        hf(input_ids=tokens, use_cache=False)
+    inside = {id(m) for layer in layers for m in layer.modules()}
+    norms = [m for m in called if "Norm" in type(m).__name__ and id(m) not in inside]
+    return [_block(layer, called, copies) for layer in layers], norms[-1]
+
+
+def _block(layer: nn.Module, called: dict[nn.Module, tuple], copies: dict[nn.Module, tuple]) -> Block:
+    attention = next(m for m in layer.modules() if m is not layer and "Attention" in type(m).__name__ and m in called)
+    of_attention = {id(m) for m in attention.modules()}
+    linear = [m for m in called if isinstance(m, nn.Linear | Conv1D)]
+    out = [m for m in linear if id(m) in of_attention][-1]
+    children = [m for m in layer.children() if m in called and id(m) not in of_attention]
+    norm = next((m for m in children if called[m][1] is called[attention][0]), None)
+    experts = [m for m in children if any("Expert" in type(part).__name__ for part in m.modules())]
+    down = None if experts else [m for m in linear if id(m) in {id(x) for x in layer.modules()} - of_attention][-1]
+    resid = copies[layer][0]
+    writes = [_as(resid[..., 0], copies[m][1]).flatten() for m in (out, *(experts or [down]))]
+    added = (copies[layer][1] - resid).flatten()
+    factors = torch.linalg.lstsq(torch.stack(writes, 1), added[:, None]).solution[:, 0]
+    assert torch.allclose(sum(f * w for f, w in zip(factors, writes, strict=True)), added, atol=1e-5)
+    return Block(layer, attention, norm, out, down, *factors.tolist())
+
+
+def _as(like: Tensor, values: Tensor) -> Tensor:
+    """Values of tokens [prompt, pos, ...]; some models flatten prompts and positions before their MLP."""
+    return values.reshape(*like.shape, -1)
+
+
+def _as_input_by_output(linear: Any) -> Tensor:
+    """A weight [input, output]; GPT-2's Conv1D alone is kept that way."""
+    weight = linear.weight.detach()
+    return weight.T if isinstance(linear, nn.Linear) else weight
 
 
 # --- hooks -----------------------------------------------------------------------------------------------------------
@@ -268,86 +414,3 @@ def _on_output(module: nn.Module, see: Callable[[Tensor], Tensor | None]) -> Hoo
         return (found, *out[1:]) if isinstance(out, tuple) else found
 
     return lambda: module.register_forward_hook(hook)
-
-
-# --- what transformers calls the parts of each architecture ----------------------------------------------------------
-
-
-def _blocks(hf: Any) -> list[nn.Module]:
-    kind = hf.config.model_type
-    if kind == "gpt2":
-        return list(hf.transformer.h)
-    if kind == "gpt_neox":
-        return list(hf.gpt_neox.layers)
-    if kind == "opt":
-        return list(hf.model.decoder.layers)
-    return list(hf.model.layers)
-
-
-def _attention_out(hf: Any, block: Any) -> nn.Module:
-    kind = hf.config.model_type
-    if kind == "gpt2":
-        return block.attn.c_proj
-    if kind == "gpt_neox":
-        return block.attention.dense
-    return getattr(block.self_attn, {"opt": "out_proj", "phi": "dense"}.get(kind, "o_proj"))
-
-
-def _neurons_out(hf: Any, block: Any) -> nn.Module:
-    kind = hf.config.model_type
-    if kind == "opt":
-        return block.fc2
-    names = {"gpt2": "c_proj", "gpt_neox": "dense_4h_to_h", "phi": "fc2"}
-    return getattr(block.mlp, names.get(kind, "down_proj"))
-
-
-def _as_input_by_output(linear: Any) -> Tensor:
-    """A weight [input, output]; GPT-2's Conv1D alone is kept that way."""
-    weight = linear.weight.detach()
-    return weight.T if isinstance(linear, nn.Linear) else weight
-
-
-def _output_weight(hf: Any, block: Any) -> Tensor:
-    """W_O of all heads of a layer [head * d_head, d_model]."""
-    return _as_input_by_output(_attention_out(hf, block))
-
-
-def _values(hf: Any, block: Any) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """W_V [values, d_model], b_V, and the bias of the norm that feeds the attention."""
-    kind, width = hf.config.model_type, hf.config.hidden_size
-    if kind == "gpt2":
-        fused = block.attn.c_attn
-        return fused.weight.T[2 * width :].detach(), fused.bias[2 * width :], block.ln_1.bias
-    if kind == "gpt_neox":
-        # Query, key and value of a head lie side by side.
-        fused = block.attention.query_key_value
-        of_heads = (hf.config.num_attention_heads, 3, -1)
-        weight = fused.weight.detach().unflatten(0, of_heads)[:, 2].flatten(0, 1)
-        bias = None if fused.bias is None else fused.bias.unflatten(0, of_heads)[:, 2].flatten()
-        return weight, bias, block.input_layernorm.bias
-    value = block.self_attn.v_proj
-    norm = block.self_attn_layer_norm if kind == "opt" else block.input_layernorm
-    return value.weight.detach(), value.bias, getattr(norm, "bias", None)
-
-
-def _final_norm(hf: Any) -> tuple[Tensor, float, bool]:
-    """Weight [d_model], eps, and whether it takes the mean off (LayerNorm) or not (RMSNorm)."""
-    kind, config = hf.config.model_type, hf.config
-    ones = torch.ones(config.hidden_size, dtype=torch.float64)
-    if kind == "gpt2":
-        return hf.transformer.ln_f.weight.detach(), config.layer_norm_epsilon, True
-    if kind == "gpt_neox":
-        return hf.gpt_neox.final_layer_norm.weight.detach(), config.layer_norm_eps, True
-    if kind == "opt":
-        weight = hf.model.decoder.final_layer_norm.weight
-        return ones if weight is None else weight.detach(), 1e-5, True
-    if kind == "olmo":
-        return ones, 1e-5, True
-    if kind == "phi":
-        return hf.model.final_layernorm.weight.detach(), config.layer_norm_eps, True
-    if kind == "stablelm":
-        return hf.model.norm.weight.detach(), config.layer_norm_eps, True
-    if kind == "gemma":
-        return 1 + hf.model.norm.weight.detach(), config.rms_norm_eps, False
-    assert kind in ("llama", "mistral", "qwen2", "qwen3", "smollm3")
-    return hf.model.norm.weight.detach(), config.rms_norm_eps, False

@@ -11,7 +11,6 @@ class Family:
     Attributes:
         layers: From the model to the list of decoder layers.
         final_norm: From the model to the norm before the unembedding.
-        attention_norm: From a layer to the norm that feeds its attention.
         attention: From a layer to its attention module.
         attention_out: From a layer to the attention's output projection, whose input is every head's ``z``.
         mlp: From a layer to the module whose output is what the MLP writes.
@@ -23,7 +22,6 @@ class Family:
 
     layers: str
     final_norm: str
-    attention_norm: str = "input_layernorm"
     attention: str = "self_attn"
     attention_out: str = "self_attn.o_proj"
     mlp: str = "mlp"
@@ -33,41 +31,77 @@ class Family:
 
 
 _LLAMA = Family(layers="model.layers", final_norm="model.norm")
+_GPT2 = Family(
+    layers="transformer.h",
+    final_norm="transformer.ln_f",
+    attention="attn",
+    attention_out="attn.c_proj",
+    mlp_out="mlp.c_proj",
+)
+_GPT_NEOX = Family(
+    layers="gpt_neox.layers",
+    final_norm="gpt_neox.final_layer_norm",
+    attention="attention",
+    attention_out="attention.dense",
+    mlp_out="mlp.dense_4h_to_h",
+)
+_OPT = Family(
+    layers="model.decoder.layers",
+    final_norm="model.decoder.final_layer_norm",
+    attention_out="self_attn.out_proj",
+    mlp="fc2",
+    mlp_out="fc2",
+)
+_GPTJ = replace(_GPT2, attention_out="attn.out_proj", mlp_out="mlp.fc_out", parallel=True)
 FAMILIES = {
-    "gpt2": Family(
+    **dict.fromkeys(
+        (
+            *("arcee", "apertus", "cwm", "ernie4_5", "gemma", "glm", "granite", "granite_swa", "helium"),
+            *("hunyuan_v1_dense", "hyperclovax", "internlm3", "iquestcoder", "jais2", "llama", "minicpm3", "ministral"),
+            *("ministral3", "mistral", "nemotron", "olmo", "phi3", "qwen2", "qwen3", "seed_oss", "smollm3", "youtu"),
+        ),
+        _LLAMA,
+    ),
+    **dict.fromkeys(("cohere", "cohere2"), replace(_LLAMA, parallel=True)),
+    "biogpt": replace(_OPT, layers="biogpt.layers", final_norm="biogpt.layer_norm"),
+    **dict.fromkeys(("codegen", "gptj"), _GPTJ),
+    "falcon": Family(
         layers="transformer.h",
         final_norm="transformer.ln_f",
-        attention_norm="ln_1",
-        attention="attn",
-        attention_out="attn.c_proj",
-        mlp_out="mlp.c_proj",
-    ),
-    "gpt_neox": Family(
-        layers="gpt_neox.layers",
-        final_norm="gpt_neox.final_layer_norm",
-        attention="attention",
-        attention_out="attention.dense",
+        attention="self_attention",
+        attention_out="self_attention.dense",
         mlp_out="mlp.dense_4h_to_h",
-        parallel=True,
-        parallel_option="use_parallel_residual",
+        parallel_option="parallel_attn",
     ),
-    "opt": Family(
-        layers="model.decoder.layers",
-        final_norm="model.decoder.final_layer_norm",
-        attention_norm="self_attn_layer_norm",
-        attention_out="self_attn.out_proj",
-        mlp="fc2",
-        mlp_out="fc2",
+    "gpt2": _GPT2,
+    "gpt_bigcode": _GPT2,
+    "gpt_neo": replace(_GPT2, attention_out="attn.attention.out_proj"),
+    "gpt_neox": replace(_GPT_NEOX, parallel=True, parallel_option="use_parallel_residual"),
+    "mpt": Family(
+        layers="transformer.blocks",
+        final_norm="transformer.norm_f",
+        attention="attn",
+        attention_out="attn.out_proj",
+        mlp="ffn.down_proj",
+        mlp_out="ffn.down_proj",
     ),
-    "phi": Family(
-        layers="model.layers",
+    "opt": _OPT,
+    "persimmon": replace(
+        _LLAMA,
+        final_norm="model.final_layernorm",
+        attention_out="self_attn.dense",
+        mlp_out="mlp.dense_4h_to_h",
+    ),
+    "phi": replace(
+        _LLAMA,
         final_norm="model.final_layernorm",
         attention_out="self_attn.dense",
         mlp_out="mlp.fc2",
         parallel=True,
     ),
     "stablelm": replace(_LLAMA, parallel_option="use_parallel_residual"),
-    **dict.fromkeys(("gemma", "llama", "mistral", "olmo", "qwen2", "qwen3", "smollm3"), _LLAMA),
+    "starcoder2": replace(_LLAMA, mlp_out="mlp.c_proj"),
+    "xglm": replace(_OPT, layers="model.layers", final_norm="model.layer_norm"),
 }
 """The architectures that tests hold to the definitions, by transformers' ``model_type``."""
 

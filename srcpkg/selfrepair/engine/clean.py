@@ -123,7 +123,7 @@ def run_clean(model: Model, tokens: Int[Tensor, "prompt pos"]) -> CleanRun:
             scale=scale,
             correct_logit=(final[0] * scaled).sum(-1) + directions.constant,
             head_direct_effect=torch.stack(head_effects),
-            mlp_direct_effect=mlp_along_d / scale,
+            mlp_direct_effect=model.written(mlp_along_d) / scale,
         )
 
 
@@ -146,7 +146,7 @@ def by_head(model: Model, flat: Tensor) -> Tensor:
 
 def project(model: Model, layer: int, scaled: Tensor) -> Tensor:
     """The layer's projected directions ``W_O[head] @ d / s`` [prompt, pos-1, head, d_head]."""
-    return torch.einsum("ptm,hdm->pthd", scaled, model.W_O[layer])
+    return torch.einsum("ptm,hdm->pthd", model.written(scaled), model.W_O[layer])
 
 
 def head_direct_effects(z: Tensor, projected: Tensor) -> Tensor:

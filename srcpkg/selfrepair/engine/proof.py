@@ -82,10 +82,10 @@ def plain_run(
         raise _Stopped
 
     def keep_input(into: list[Tensor], _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        into.append(_flat(args[0] if args else kwargs["hidden_states"]).to(model.dtype))
+        into.append(_flat(args[0] if args else kwargs["hidden_states"]).to(model.dtype, copy=True))
 
     def keep_output(into: list[Tensor], _: nn.Module, __: Any, out: Any) -> None:
-        into.append(_flat(out[0] if isinstance(out, tuple) else out).to(model.dtype))
+        into.append(_flat(out[0] if isinstance(out, tuple) else out).to(model.dtype, copy=True))
 
     layers = range(model.n_layers)
     looked = [(resid, model.layers[at]) for at in layers] + [(z, model.attention_out(at)) for at in layers]
@@ -115,7 +115,7 @@ def correct_logits(model: Model, normed: Tensor, tokens: Int[Tensor, " pos"]) ->
     parts = []
     with torch.inference_mode():
         for places in torch.arange(len(targets), device=model.device).split(UNEMBED_AT_ONCE):
-            logits = unembed(normed[places])
+            logits = model.logit_factor * unembed(normed[places])
             correct = logits.gather(-1, targets[places, None])[:, 0]
             parts.append(correct - logits.mean(-1) if model.center_unembed else correct)
     return torch.cat(parts)
@@ -187,7 +187,7 @@ class Seen:
     def mlps(self) -> Tensor:
         """Direct effects of every MLP [layer, pos-1], likewise."""
         with torch.inference_mode():
-            return torch.stack([(write[:-1] * self.of.scaled).sum(-1) for write in self.run.mlp])
+            return torch.stack([(write[:-1] * self.of.model.written(self.of.scaled)).sum(-1) for write in self.run.mlp])
 
     @cached_property
     def logit(self) -> Tensor:
@@ -240,7 +240,7 @@ class PlainPrompt:
         model = self.model
         with torch.inference_mode():
             z = run.z[layer][:-1] - model.value_constant[layer]
-            return torch.linalg.vecdot(z, torch.einsum("pm,hdm->phd", self.scaled, model.W_O[layer]))
+            return torch.linalg.vecdot(z, torch.einsum("pm,hdm->phd", model.written(self.scaled), model.W_O[layer]))
 
     def ablated(
         self,

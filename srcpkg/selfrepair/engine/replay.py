@@ -185,7 +185,7 @@ class SuffixReplay:
                 self._run_changed(start, batch, change[None], changes),
                 changes,
                 direct_effect=effect[None],
-                ablated_direct_effect=(effect + (change * self.scaled).sum(-1))[None],
+                ablated_direct_effect=(effect + (self.model.written(change) * self.scaled).sum(-1))[None],
             )
 
     def _start(self, layer: int) -> "_Start":
@@ -256,7 +256,7 @@ class SuffixReplay:
         model, layer = self.model, start.layer
         clean_resid = batch.of_prompts(start.resid)
         if start.attention is None:
-            first, resid, attention = layer + 1, clean_resid + change, None
+            first, resid, attention = layer + 1, clean_resid + model.written(change), None
         else:
             first, resid = layer, clean_resid.expand_as(change)
             attention = batch.of_prompts(start.attention) + change
@@ -301,7 +301,7 @@ class _Changes:
     def __init__(self, replay: SuffixReplay, batch: Batch, selected: Tensor) -> None:
         model = replay.model
         self.replay, self.batch = replay, batch
-        self.d, self.scale = batch.of_prompts(replay.directions.d), batch.of_prompts(replay.clean.scale)
+        self.d, self.scale = batch.of_prompts(model.written(replay.directions.d)), batch.of_prompts(replay.clean.scale)
         shape = batch.shape(replay.n_prompts)
         self.shape = (*shape, replay.length - batch.cut)
         self.selected = batch.of_selection(selected).to(model.device)

@@ -27,10 +27,7 @@ def identity_tolerance(model: Model) -> float:
 
 
 def repeated_tolerance(model: Model) -> float:
-    """What a number measured in two runs may differ by, relative to the sizes of the terms that are summed in it.
-
-    In float64 the rounding is float32's: transformers computes norms in float32 whatever their input.
-    """
+    """What a number measured in two runs may differ by, relative to the sizes of the terms that are summed in it."""
     if model.bfloat16:
         return BFLOAT16_ROUNDINGS * torch.finfo(torch.bfloat16).eps
-    return REPEATED_ROUNDINGS * torch.finfo(torch.float32).eps
+    return REPEATED_ROUNDINGS * torch.finfo(model.dtype).eps

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from selfrepair.engine.clean import by_head, prompt_chunks
 from selfrepair.model.calls import MASK, Call, hooked
 from selfrepair.model.model import Model
+from selfrepair.model.observed import CHECK_TOLERANCE
 
 CHANGES_AT_ONCE = 1024
 """Changed positions in one call; memory is proportional to the square."""
@@ -28,6 +29,7 @@ class Attentions:
     def __init__(self, model: Model, length: int) -> None:
         self.model, self.length = model, length
         self.calls = model.attention_calls(length)
+        self._checked = set[int]()
 
     def z(self, layer: int, resid: Float[Tensor, "prompt pos d_model"]) -> Float[Tensor, "prompt pos head d_head"]:
         """``z`` of a layer whose attention reads ``resid`` instead of its own residual."""
@@ -54,7 +56,13 @@ class Attentions:
             resid: The clean residual that enters it.
             positions: Which position each row changes.
             changed: The residual there.
+
+        Raises:
+            ValueError: An attention that makes masks of its own, by where tokens lie in the sequence.
         """
+        if layer not in self._checked:
+            self._checked.add(layer)
+            self._check_places(layer, resid)
         rows = []
         for first in range(0, len(positions), CHANGES_AT_ONCE):
             some = slice(first, first + CHANGES_AT_ONCE)
@@ -63,6 +71,22 @@ class Attentions:
             z = self._run(layer, call, torch.cat([resid, changed[some]])[None])
             rows.append(z[0, self.length :])
         return torch.cat(rows) if rows else resid.new_zeros(0, self.model.n_heads, self.model.d_head)
+
+    def _check_places(self, layer: int, resid: Tensor) -> None:
+        """Refuse an attention to which a token that changes nothing, anywhere in the sequence, is not what it stands for."""
+        place = torch.arange(self.length + CHANGES_AT_ONCE, device=resid.device) % self.length
+        own = self._run(layer, self.calls[layer], resid[None])[0][place]
+        try:
+            again = self._run(layer, self._with_tokens(layer, place), resid[place][None])[0]
+        except RuntimeError as error:
+            if type(error) is not RuntimeError:  # out of memory, for one
+                raise
+            again = torch.full_like(own, torch.nan)
+        if not bool(((again - own).abs() <= CHECK_TOLERANCE * own.abs().max()).all()):
+            raise ValueError(
+                f"{self.model.name}: the attention of layer {layer} makes masks of its own (a window, a slope), so that single "
+                "positions cannot be changed one at a time: leave self_reinforcement out of run.figures for this model"
+            )
 
     def _run(self, layer: int, call: Call, resid: Tensor) -> Tensor:
         captured: list[Tensor] = []
@@ -75,7 +99,7 @@ class Attentions:
             torch.inference_mode(),
             self.model.running(),
         ):
-            call.replay(self.model.attention(layer), self.model.attention_norm(layer)(resid))
+            call.replay(self.model.attention(layer), self.model.read_by_attention(layer, resid))
         return captured[0]
 
     def _with_tokens(self, layer: int, place: Tensor) -> Call:
@@ -85,19 +109,22 @@ class Attentions:
         return Call(call.args, kwargs)
 
     def _mask(self, mask: Tensor | None, place: Tensor) -> Tensor:
-        """What each token attends to, as numbers to add to scores: the clean tokens before it as ever, and itself."""
-        length, total = self.length, len(place)
-        if mask is None:
-            seen = torch.ones(length, length, dtype=torch.bool, device=place.device).tril()
-        else:
-            seen = mask[0, 0] if mask.dtype == torch.bool else mask[0, 0] == 0
-        allowed = torch.zeros(total, total, dtype=torch.bool, device=place.device)
-        allowed[:, :length] = seen[place]
-        # A changed token takes the place of a clean one.
-        added = torch.arange(length, total, device=place.device)
-        allowed[added, place[length:]] = False
-        allowed[added, added] = True
+        """What each token attends to, in the terms of the layer's own mask: the clean tokens before it as ever, and itself.
+
+        A mask of numbers, which are added to scores, may hold more than what is seen (ALiBi's slopes).
+        """
         lowest = torch.finfo(self.model.dtype).min
-        return torch.zeros(1, 1, total, total, dtype=self.model.dtype, device=place.device).masked_fill_(
-            ~allowed, lowest
-        )
+        if mask is None:
+            after = torch.ones(self.length, self.length, dtype=torch.bool, device=place.device).triu(1)
+            mask = torch.zeros(1, 1, *after.shape, dtype=self.model.dtype, device=place.device)
+            mask.masked_fill_(after, lowest)
+        # Some masks of truth values say what is seen, some what is not; every token sees itself.
+        unseen = lowest if mask.dtype != torch.bool else not bool(mask[..., 0, 0].all())
+        grown = mask[..., place, :][..., place]
+        added = torch.arange(self.length, len(place), device=place.device)
+        itself = grown[..., added, added]
+        grown[..., self.length :] = unseen
+        # A changed token takes the place of a clean one.
+        grown[..., added, place[self.length :]] = unseen
+        grown[..., added, added] = itself
+        return grown

@@ -157,7 +157,7 @@ def mlp_output(model: Model, layer: int, clean: CleanRun) -> Float[Tensor, "prom
     call = model.layer_calls(resid.shape[1])[layer]
 
     def keep(_: nn.Module, __: Any, out: Tensor | tuple[Any, ...]) -> None:
-        captured.append(written(out, resid.shape[:2]).to(model.dtype))
+        captured.append(written(out, resid.shape[:2]).to(model.dtype, copy=True))  # some layers add in place
 
     with torch.inference_mode(), model.running():
         attention = model.attention_out(layer)(clean.z[layer].flatten(-2)).to(model.dtype)

@@ -112,7 +112,7 @@ def prove_moved(
     of_prompt = PlainPrompt(model, tokens[prompt])
     with torch.inference_mode():
         with model.running():
-            hidden = model.attention_norm(layer + 1)(of_prompt.clean.run.resid[layer][None])[0]
+            hidden = model.read_by_attention(layer + 1, of_prompt.clean.run.resid[layer][None])[0]
         edit = replaced_attention_input(model, layer + 1, hidden)
         moved = of_prompt.head_effects(plain_run(model, tokens[prompt], [edit], until=layer + 1), layer + 1)
         wanted = torch.from_numpy(selected[row, prompt]).to(model.device)

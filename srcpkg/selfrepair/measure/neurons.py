@@ -87,7 +87,7 @@ def neuron_effects(
     if not selected.any():
         return
     replay = SuffixReplay(model, tokens, clean)
-    W_out = model.W_out[neuron_layer]
+    W_out = model.written(model.W_out[neuron_layer])
     lengths = W_out.norm(dim=-1)
     post = _clean_post(model, neuron_layer, clean, tokens.shape)
     index = {pair: row for row, pair in enumerate(heads)}
@@ -140,7 +140,7 @@ def _check_neurons(
         mlp_repair: The MLP's repair, summed over the tokens of each (head, prompt) [pair].
     """
     bias = getattr(model.mlp_out(neuron_layer), "bias", None)
-    total = effects.clean.sum(-1) + (0 if bias is None else scaled @ cast(Tensor, bias))
+    total = effects.clean.sum(-1) + (0 if bias is None else model.written(scaled @ cast(Tensor, bias)))
     repair, sizes = torch.zeros_like(mlp_repair), torch.zeros_like(mlp_repair)
     repair.index_add_(0, pair, (effects.ablated - effects.clean).sum(-1))
     sizes.index_add_(0, pair, summed)
@@ -327,7 +327,7 @@ def prove_neurons(proof: Proof, repeated: Iterable[Repeated], found: NeuronEffec
     Raises:
         ValueError: A difference beyond rounding.
     """
-    W_out = proof.model.W_out[layer]
+    W_out = proof.model.written(proof.model.W_out[layer])
     for each in repeated:
         of_batch = torch.nonzero((found.row == each.row) & (found.prompt == each.prompt)).squeeze(1)
         if not len(of_batch):

@@ -116,7 +116,7 @@ def reinforce_heads(
             if not len(head):
                 continue
             with torch.inference_mode():
-                write = torch.einsum("rhd,hdm->rhm", z[prompt, pos], model.W_O[layer])
+                write = model.written(torch.einsum("rhd,hdm->rhm", z[prompt, pos], model.W_O[layer]))
                 added = _added(write, head, np.random.default_rng([seed, layer, number]))
                 here = torch.from_numpy(pos).to(model.device)
                 changed = resid[prompt, here, None, None] + added[:, :, None] * times[:, None]
@@ -126,7 +126,7 @@ def reinforce_heads(
                 own = torch.from_numpy(head).to(model.device)
                 z_own = reinforced[torch.arange(len(flat), device=model.device), own.repeat_interleave(each)]
                 z_own = z_own.unflatten(0, changed.shape[:3]) - model.value_constant[layer, own][:, None, None]
-                projected = torch.einsum("rm,rdm->rd", scaled[prompt, here], model.W_O[layer][own])
+                projected = torch.einsum("rm,rdm->rd", model.written(scaled[prompt, here]), model.W_O[layer][own])
                 effect = torch.einsum("rasd,rd->ras", z_own, projected).cpu().numpy().astype(float)
                 length = added[:, 0].norm(dim=-1) / resid[prompt, here].norm(dim=-1)
             if model.n_heads == 1:
@@ -169,12 +169,12 @@ def prove_reinforcement(
             of_prompt.clean.run.z[layer][:, head] - model.value_constant[layer, head],
             of_prompt.clean.run.resid[layer],
         )
-        W_O = model.W_O[layer][head]
+        W_O = model.written(model.W_O[layer][head])
         effect = summed = torch.zeros((), dtype=model.dtype, device=model.device)
         for pos in np.flatnonzero(selected[layer, head, prompt]).tolist():
             changed = resid[pos] + scales[scale] * (z[pos] @ W_O)
             with model.running():
-                hidden = model.attention_norm(layer)(changed[None])
+                hidden = model.read_by_attention(layer, changed[None])
             edit = replaced_attention_input(model, layer, hidden, slice(pos, pos + 1))
             run = plain_run(model, tokens[prompt], [edit], until=layer)
             written = run.z[layer][pos, head] - model.value_constant[layer, head]

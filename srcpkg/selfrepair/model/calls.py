@@ -43,10 +43,22 @@ class Call:
 
     def replay(self, module: nn.Module, hidden: Tensor) -> Tensor:
         """Call ``module`` with these arguments and ``hidden`` [batch, pos, d_model] as its input."""
-        out = (
-            module(hidden, *self.args[1:], **self.kwargs) if self.args else module(hidden_states=hidden, **self.kwargs)
-        )
+        args, kwargs = self._for_each(len(hidden))
+        out = module(hidden, *args[1:], **kwargs) if args else module(hidden_states=hidden, **kwargs)
         return out[0] if isinstance(out, tuple) else out
+
+    def _for_each(self, n_prompts: int) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
+        """The arguments, with a mask [prompt, head, query, key] for each prompt: some attentions take none that they share."""
+        masks = {path for path, dims in self.dims.items() if len(dims) == 2}
+        if not masks:
+            return self.args, self.kwargs
+
+        def expanded(path: Path, leaf: Any) -> Any:
+            shared = path in masks and leaf.ndim == 4 and leaf.shape[0] == 1
+            return leaf.expand(n_prompts, -1, -1, -1) if shared else leaf
+
+        args, kwargs = _changed((self.args, dict(self.kwargs)), (), expanded)
+        return args, kwargs
 
     def leaves(self) -> dict[Path, Any]:
         """Every argument, tuples and mappings taken apart, by its path."""

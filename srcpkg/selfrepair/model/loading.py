@@ -1,17 +1,26 @@
 """Models are loaded here, from a snapshot or from memory, and refused where a measurement would not hold."""
 
+from contextlib import nullcontext
 from pathlib import Path
-from typing import cast
 
 import torch
-from torch import nn
-from transformers import PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from selfrepair.model.allocator import keep_freed_memory
 from selfrepair.model.calls import left_as_it_was
 from selfrepair.model.model import Model, check_tokens
-from selfrepair.model.observed import check_definitions_hold, observed_parallel, value_constant
+from selfrepair.model.observed import (
+    attention_norms,
+    check_definitions_hold,
+    observed_logit_factor,
+    observed_parallel,
+    observed_write_factor,
+    short_run,
+    value_constant,
+)
 from selfrepair.model.parts import find_parts
+from selfrepair.model.precision import Float64
 from selfrepair.snapshots.folder import some
 from selfrepair.snapshots.manifest import verify_manifest
 from selfrepair.snapshots.weights import load_checked
@@ -62,11 +71,17 @@ def load_model(
         keep_freed_memory()
     model = find_parts(hf, center_unembed, weights, bfloat16=dtype == "bfloat16")
     try:
-        with left_as_it_was(hf), torch.inference_mode():
+        # Not in bfloat16: what is looked at is the model, not its rounding.
+        exact = Float64() if dtype == "float64" else nullcontext()
+        with left_as_it_was(hf), torch.inference_mode(), exact:
             model.check_causal(check_tokens(model)[0])
             model.parallel = observed_parallel(model)
+            model.attention_norms = attention_norms(model)
             model.value_constant = value_constant(model)
-            check_definitions_hold(model)
+            run = short_run(model)
+            model.write_factor = observed_write_factor(run)
+            model.logit_factor = observed_logit_factor(model, run)
+            check_definitions_hold(model, run)
     except RuntimeError as error:
         if type(error) is not RuntimeError:  # out of memory, for one
             raise
@@ -86,22 +101,16 @@ def _read_folder(folder: Path, device: str, dtype: torch.dtype) -> tuple[PreTrai
     weights = "in a local folder"
     if (folder / "manifest.json").exists():
         weights = verify_manifest(folder / "manifest.json", kind="model")["weights"]
-    hf = load_checked(folder, str(folder), dtype=dtype, attn_implementation="sdpa")
-    if dtype == torch.float64:
-        _norm_in_own_dtype(hf)
+    hf = load_checked(folder, str(folder), dtype=dtype, attn_implementation=_attention_implementation(folder))
     hf.eval().to(torch.device(device))
     return hf, weights
 
 
-def _norm_in_own_dtype(hf: PreTrainedModel) -> None:
-    """Replace RMSNorms that compute in float32 whatever their input, so that a float64 run is one throughout."""
-    for name, module in list(hf.named_modules()):
-        if type(module).__name__.endswith("RMSNorm") and hasattr(module, "variance_epsilon"):
-            weight = cast(nn.Parameter, module.weight)
-            norm = nn.RMSNorm(weight.shape, eps=float(module.variance_epsilon), dtype=weight.dtype)
-            norm.weight = weight
-            parent, _, leaf = name.rpartition(".")
-            setattr(hf.get_submodule(parent), leaf, norm)
+def _attention_implementation(folder: Path) -> str:
+    """Torch's own attention, or the architecture's where it has no other."""
+    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    known = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config))
+    return "eager" if known is not None and not known._supports_sdpa else "sdpa"
 
 
 def _check_settings(hf: PreTrainedModel, device: torch.device, dtype: torch.dtype) -> None:

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from selfrepair.families import Family
 from selfrepair.model.calls import LENGTHS, Call, Recorder, hooked
 from selfrepair.model.norm import Norm
+from selfrepair.model.precision import Float64
 
 BATCH_TOKENS = 1024
 """Tokens that go through the layers at a time on a CPU: enough for full matmul speed, few enough for its caches."""
@@ -46,6 +47,9 @@ class Model:
         center_unembed: Logits are mean-centred over the vocabulary.
         weights: What the weights are, for captions.
         bfloat16: The model's own matrix products run in bfloat16.
+        write_factor: What the outputs of attentions and MLPs are multiplied by when they are added to the residual stream.
+        logit_factor: What the unembedding of the final norm's output is multiplied by.
+        attention_norms: Per layer, the norm whose output its attention reads; None where that reads the residual itself.
     """
 
     hf: PreTrainedModel
@@ -59,6 +63,9 @@ class Model:
     center_unembed: bool
     weights: str
     bfloat16: bool
+    write_factor: float = 1.0
+    logit_factor: float = 1.0
+    attention_norms: list[nn.Module | None] = field(init=False)
     value_constant: Float[Tensor, "layer head d_head"] = field(init=False)
     _unembed_mean: Float[Tensor, " d_model"] = field(init=False)
     _token_constant: Float[Tensor, " vocab"] = field(init=False)
@@ -113,7 +120,12 @@ class Model:
         return BATCH_TOKENS if self.device.type == "cpu" else ACCELERATOR_BATCH_TOKENS
 
     def running(self) -> AbstractContextManager[Any]:
-        """What the model's own modules run in: activations are bfloat16 where that is asked for, residuals never."""
+        """What the model's own modules run in.
+
+        Activations are bfloat16 where that is asked for, residuals never; a float64 model computes nothing in float32.
+        """
+        if self.dtype == torch.float64:
+            return Float64()
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16)
 
     def measuring(self) -> AbstractContextManager[Any]:
@@ -124,9 +136,14 @@ class Model:
         """The attention module of a layer."""
         return module_at(self.layers[layer], self.family.attention)
 
-    def attention_norm(self, layer: int) -> nn.Module:
-        """The norm of a layer that feeds its attention."""
-        return module_at(self.layers[layer], self.family.attention_norm)
+    def read_by_attention(self, layer: int, resid: Tensor) -> Tensor:
+        """What a layer's attention reads of a residual [..., d_model]: its norm's output."""
+        norm = self.attention_norms[layer]
+        return resid if norm is None else norm(resid)
+
+    def written(self, out: Tensor) -> Tensor:
+        """What an attention or MLP whose output this is adds to the residual stream."""
+        return out if self.write_factor == 1 else self.write_factor * out
 
     def attention_out(self, layer: int) -> nn.Module:
         """The attention's output projection of a layer: its input is [batch, pos, head * d_head]."""
@@ -152,16 +169,17 @@ class Model:
         the norm's own centring once and for all (docs/definitions.md, One prediction).
         """
         d = self.final_norm.weight * (self.W_U[targets] - self._unembed_mean)
-        return d - d.mean(dim=-1, keepdim=True) if self.final_norm.centred else d
+        d = d - d.mean(dim=-1, keepdim=True) if self.final_norm.centred else d
+        return d if self.logit_factor == 1 else self.logit_factor * d
 
     @property
     def offset_length(self) -> float:
         """Length of what centring takes off every direction; logits of the unembedding itself have it, and round with it."""
-        return float((self.final_norm.weight * self._unembed_mean).norm())
+        return abs(self.logit_factor) * float((self.final_norm.weight * self._unembed_mean).norm())
 
     def token_constant(self, targets: Int[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
         """const(t) in logits: what the final norm's bias and the unembedding's bias add to a token's logit."""
-        return self._token_constant[targets]
+        return self.logit_factor * self._token_constant[targets]
 
     def layer_calls(self, length: int, cut: int = 0) -> list[Call]:
         """The arguments of every layer for whole prompts of ``length`` tokens, less their last ``cut`` positions."""
@@ -207,7 +225,8 @@ class Model:
             off.append((z[0] - z[1]).abs().max() / z.abs().max().clamp(min=torch.finfo(z.dtype).tiny))
 
         outs = [self.attention_out(layer) for layer in range(self.n_layers)]
-        with torch.inference_mode(), hooked(lambda: [out.register_forward_pre_hook(compare) for out in outs]):
+        watched = hooked(lambda: [out.register_forward_pre_hook(compare) for out in outs])
+        with torch.inference_mode(), watched, self.running():
             self.hf.base_model(input_ids=pair, use_cache=False)
         largest = float(torch.stack(off).max())
         if not largest <= CAUSAL_TOLERANCE:

@@ -23,6 +23,11 @@ class Norm:
     eps: float
     centred: bool
 
+    def __call__(self, resid: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
+        """What the norm gives."""
+        centred = resid - resid.mean(dim=-1, keepdim=True) if self.centred else resid
+        return self.weight * centred / self.scale(resid)[..., None] + self.bias
+
     def scale(self, resid: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch"]:
         """The norm's scale s of residuals [..., d_model]: what they are divided by, one number each."""
         if self.centred:
@@ -30,23 +35,55 @@ class Norm:
         return (resid.pow(2).mean(dim=-1) + self.eps).sqrt()
 
 
+_WEIGHT_OFFSETS = (0.0, 1.0)
+"""Some architectures store how far a norm's weight is from one."""
+_EPS_NAMES = ("eps", "variance_epsilon", "epsilon")
+_USUAL_EPS = (1e-5, 1e-6)
+"""Where a norm keeps none: it is written in its code."""
+_TOLERANCE = 1e-4
+"""Of the largest number that a norm gives, what a formula may be off by."""
+
+
 def as_formula(norm: nn.Module, d_model: int, like: Tensor) -> Norm:
-    """Read a norm module as a formula; `selfrepair.model.observed.check_definitions_hold` finds out where this is wrong.
+    """The formula of a norm module: whichever gives what the module gives, on long vectors and on short ones.
 
     Args:
-        norm: The module.
+        norm: The module. On the meta device, where nothing can be seen, its class decides.
         d_model: What it takes.
         like: A tensor of the model, for dtype and device.
+
+    Raises:
+        ValueError: No formula does.
     """
-    weight = getattr(norm, "weight", None)
-    bias = getattr(norm, "bias", None)
+    weight, bias = (_detached(getattr(norm, name, None)) for name in ("weight", "bias"))
     zeros = torch.zeros(d_model, dtype=like.dtype, device=like.device)
-    # Gemma stores how far the weight is from one.
-    offset = 1.0 if type(norm).__name__.startswith("Gemma") else 0.0
-    eps = next((getattr(norm, name) for name in ("eps", "variance_epsilon") if hasattr(norm, name)), 1e-5)
-    return Norm(
-        weight=zeros + 1 if weight is None else weight.detach() + offset,
-        bias=zeros if bias is None else bias.detach(),
-        eps=float(eps),
-        centred="LayerNorm" in type(norm).__name__,
+    kept = [float(getattr(norm, name)) for name in _EPS_NAMES if hasattr(norm, name)]
+    layernorm = "LayerNorm" in type(norm).__name__
+    formulas = [
+        Norm(
+            weight=zeros + 1 if weight is None else weight + offset,
+            bias=zeros if bias is None else bias,
+            eps=eps,
+            centred=centred,
+        )
+        for centred in (layernorm, not layernorm)
+        for offset in (_WEIGHT_OFFSETS if weight is not None else _WEIGHT_OFFSETS[:1])
+        for eps in kept or _USUAL_EPS
+    ]
+    if like.is_meta:
+        return formulas[0]
+    vectors = torch.randn(4, d_model, generator=torch.Generator().manual_seed(0), dtype=like.dtype).to(like.device)
+    vectors = (vectors + 0.5) * torch.tensor([1.0, 1.0, 1e-3, 1e-3], dtype=like.dtype, device=like.device)[:, None]
+    with torch.inference_mode():
+        given = norm(vectors)
+        for formula in formulas:
+            if bool(((formula(vectors) - given).abs() <= _TOLERANCE * given.abs().max()).all()):
+                return formula
+    raise ValueError(
+        f"{type(norm).__name__}: no LayerNorm or RMSNorm of its weight, bias and eps gives what it gives; the definitions do "
+        "not cover it"
     )
+
+
+def _detached(parameter: Tensor | None) -> Tensor | None:
+    return None if parameter is None else parameter.detach()

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -24,9 +25,7 @@ def observed_parallel(model: Model) -> bool:
     Raises:
         ValueError: An MLP that is not run once a layer, or layers that differ.
     """
-    generator = torch.Generator().manual_seed(0)
-    shape = (1, CHECK_LENGTH, model.d_model)
-    resid, out = (torch.randn(shape, generator=generator, dtype=model.dtype).to(model.device) for _ in range(2))
+    resid, out = _noise(model), _noise(model, 1)
     read: list[Tensor] = []
 
     def keep(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -70,36 +69,91 @@ def value_constant(model: Model) -> Float[Tensor, "layer head d_head"]:
     outs = [model.attention_out(layer) for layer in range(model.n_layers)]
     with hooked(lambda: [out.register_forward_pre_hook(capture) for out in outs]):
         for layer, call in enumerate(calls):
-            bias = getattr(model.attention_norm(layer), "bias", None)
-            hidden = torch.zeros(1, CHECK_LENGTH, model.d_model, dtype=model.dtype, device=model.device)
-            call.replay(model.attention(layer), hidden if bias is None else hidden + bias)
+            nothing = torch.zeros(1, CHECK_LENGTH, model.d_model, dtype=model.dtype, device=model.device)
+            call.replay(model.attention(layer), model.read_by_attention(layer, nothing))
     constant = torch.stack([z[0].unflatten(-1, (model.n_heads, model.d_head)) for z in captured])
     summed = constant.abs().amax() + torch.zeros_like(constant[:, 1:])
     _refuse_if_off(model, constant[:, 1:] - constant[:, :1], summed, "attention rows do not sum to one")
     return constant[:, 0].clone()
 
 
-def check_definitions_hold(model: Model) -> None:
-    """Hold the model to the definitions on a short prompt, so that nothing is measured that they do not cover.
+def attention_norms(model: Model) -> list[nn.Module | None]:
+    """Per layer, the norm whose output its attention reads; None where that is the residual itself.
 
     Raises:
-        ValueError: What does not hold: heads that do not add up to their attention, components to the final residual, a logit
-            that is not ``r . d / s + const``, layers that give another result when they are called again, or a last MLP that
-            mixes positions.
+        ValueError: An attention that reads something else.
     """
-    tokens = check_tokens(model)[2:]
-    seen: dict[str, list[Tensor]] = {"z": [], "attention": [], "mlp": [], "resid": []}
+    resid = _noise(model)
+    found: list[nn.Module | None] = []
+    for number, (layer, call) in enumerate(zip(model.layers, model.layer_calls(CHECK_LENGTH), strict=True)):
+        attention = model.attention(number)
+        of_attention = set(attention.modules())
+        others = [module for module in layer.modules() if module is not layer and module not in of_attention]
+        gave: list[tuple[nn.Module, Any]] = []
+        read: list[Tensor] = []
 
+        def keep_output(module: nn.Module, _: Any, out: Any, gave: list[tuple[nn.Module, Any]] = gave) -> None:
+            gave.append((module, out))
+
+        def keep_input(_: nn.Module, args: Any, kwargs: Any, read: list[Tensor] = read) -> None:
+            read.append(args[0] if args else kwargs["hidden_states"])
+
+        with hooked(
+            lambda attention=attention, others=others, keep_input=keep_input, keep_output=keep_output: [
+                *_watch(attention, keep_input),
+                *(module.register_forward_hook(keep_output) for module in others),
+            ]
+        ):
+            call.replay(layer, resid)
+        feeds = [module for module, out in gave if isinstance(out, Tensor) and torch.equal(out, read[0])]
+        if not feeds and not torch.equal(read[0], resid):
+            raise ValueError(
+                f"{model.name} does not fit the definitions: the attention of layer {number} reads neither the residual nor what a "
+                "norm of its layer makes of it"
+            )
+        found.append(feeds[0] if feeds else None)
+    return found
+
+
+@dataclass(frozen=True)
+class ShortRun:
+    """What hooks see in the model's own run of a short prompt.
+
+    Attributes:
+        tokens: Token ids [prompt, pos].
+        first, final: The residual that enters the first layer, and that the final norm reads [prompt, pos, d_model].
+        normed: What the final norm gives [prompt, pos, d_model].
+        z, attention, mlp: Of each layer, what its attention's output projection reads and gives, and what its MLP gives.
+        logits: [prompt, pos, vocab].
+    """
+
+    tokens: Tensor
+    first: Tensor
+    final: Tensor
+    normed: Tensor
+    z: list[Tensor]
+    attention: list[Tensor]
+    mlp: list[Tensor]
+    logits: Tensor
+
+
+def short_run(model: Model) -> ShortRun:
+    """Run a short prompt as the model does."""
+    tokens = check_tokens(model)[2:]
+    seen: dict[str, list[Tensor]] = {"z": [], "attention": [], "mlp": [], "resid": [], "normed": []}
+
+    # Clones: some layers add in place.
     def keep_input(name: str) -> Callable[..., None]:
-        return lambda _, args: seen[name].append(args[0])
+        return lambda _, args: seen[name].append(args[0].clone())
 
     def keep_output(name: str) -> Callable[..., None]:
-        return lambda _, __, out: seen[name].append(out[0] if isinstance(out, tuple) else out)
+        return lambda _, __, out: seen[name].append((out[0] if isinstance(out, tuple) else out).clone())
 
     def register() -> list[Any]:
         handles = [
             model.layers[0].register_forward_pre_hook(keep_input("resid")),
             model.final_norm_module.register_forward_pre_hook(keep_input("resid")),
+            model.final_norm_module.register_forward_hook(keep_output("normed")),
         ]
         for layer in range(model.n_layers):
             handles += [
@@ -111,15 +165,50 @@ def check_definitions_hold(model: Model) -> None:
 
     with hooked(register):
         logits = model.hf(input_ids=tokens, use_cache=False).logits
+    first, final = seen["resid"]
+    # Some models flatten prompts and positions before their MLP.
+    attention, mlp = ([write.reshape(final.shape) for write in seen[name]] for name in ("attention", "mlp"))
+    return ShortRun(tokens, first, final, seen["normed"][0], seen["z"], attention, mlp, logits)
+
+
+def observed_write_factor(run: ShortRun) -> float:
+    """What the outputs of attentions and MLPs are multiplied by when they are added; 1 in most models."""
+    return _factor(run.final - run.first, torch.stack([*run.attention, *run.mlp]).sum(0))
+
+
+def observed_logit_factor(model: Model, run: ShortRun) -> float:
+    """What the logits are, as a multiple of the unembedding of what the final norm gives; 1 in most models."""
+    return _factor(run.logits, model.hf.get_output_embeddings()(run.normed))
+
+
+def _factor(product: Tensor, of: Tensor) -> float:
+    """The number that ``of`` is multiplied by to give ``product``, as far as it is one: `check_definitions_hold` decides."""
+    eps = torch.finfo(product.dtype).eps
+    product, of = product.double(), of.double()
+    found = float((product * of).sum() / (of * of).sum())
+    if abs(found - 1) <= CHECK_TOLERANCE:
+        return 1.0
+    # Rounding errors of thousands of numbers leave about one: what is that near to a number of few digits is that number.
+    rounded = float(f"{found:.6g}")
+    return rounded if abs(rounded - found) <= 2 * eps * abs(found) else found
+
+
+def check_definitions_hold(model: Model, run: ShortRun) -> None:
+    """Hold the model to the definitions on a short prompt, so that nothing is measured that they do not cover.
+
+    Raises:
+        ValueError: What does not hold: heads that do not add up to their attention, components to the final residual, a logit
+            that is not ``r . d / s + const``, layers that give another result when they are called again, or a last MLP that
+            mixes positions.
+    """
+    tokens, first, final, logits = run.tokens, run.first, run.final, run.logits
     for layer in range(model.n_layers):
         bias = getattr(model.attention_out(layer), "bias", None)
-        z = seen["z"][layer].unflatten(-1, (model.n_heads, model.d_head))
+        z = run.z[layer].unflatten(-1, (model.n_heads, model.d_head))
         write, summed = _sum_of_heads(z, model.W_O[layer], bias), _sum_of_heads(z.abs(), model.W_O[layer].abs(), None)
-        off = write - seen["attention"][layer]
+        off = write.reshape(final.shape) - run.attention[layer]
         _refuse_if_off(model, off, summed, f"heads of layer {layer} do not add up to its attention")
-    first, final = seen["resid"]
-    # reshape: some models flatten prompts and positions before their MLP.
-    terms = torch.stack([first, *(write.reshape(final.shape) for write in (*seen["attention"], *seen["mlp"]))])
+    terms = torch.stack([first, *(model.written(write) for write in (*run.attention, *run.mlp))])
     summed = terms.abs().sum(0)
     _refuse_if_off(model, terms.sum(0) - final, summed, "components do not add up to the final residual")
     resid = first
@@ -138,6 +227,12 @@ def check_definitions_hold(model: Model) -> None:
         model, direct - own, summed, "its logits are not r . d / s + const (a norm, cap or factor in between)"
     )
     _check_mlp_by_position(model, first)
+
+
+def _noise(model: Model, seed: int = 0) -> Tensor:
+    """Random residuals of a short prompt [1, pos, d_model]."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(1, CHECK_LENGTH, model.d_model, generator=generator, dtype=model.dtype).to(model.device)
 
 
 def _watch(module: nn.Module, hook: Callable[..., None]) -> list[Any]:
