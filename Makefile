@@ -4,13 +4,14 @@ CORES ?= all
 BIN := .venv/bin
 ENV := PATH="$(CURDIR)/$(BIN):$$PATH"
 
-.PHONY: help setup reproduce report test check docs bench bench-authors scaling variants format lock
+.PHONY: help setup reproduce report test check docs models bench bench-authors scaling variants format lock
 
 help:
 	@echo "make reproduce   run the whole workflow on the default model and text, and write the report"
 	@echo "make test        run all tests"
 	@echo "make check       format, lint and types"
 	@echo "make docs        draw the diagrams and tables of docs/architecture.md anew, from the code"
+	@echo "make models      measure every architecture and write docs/models.md; ONLY=qwen3 for one"
 	@echo "make bench       throughput of the ablation engine, beside a plain TransformerLens sweep"
 	@echo "make bench-authors  the same for the procedure of the authors' code, in an environment of its own"
 	@echo "make variants    what each idea to speed the engine up gains"
@@ -54,6 +55,10 @@ format: setup
 	$(ENV) ruff format .
 	$(ENV) ruff check --fix .
 	$(ENV) snakefmt Snakefile rules
+
+# ONLY=qwen3 for the lines of one architecture.
+models: setup
+	$(ENV) WRITE_MODELS=docs/models.md python -m pytest -q tests/unit/model/test_families.py $(if $(ONLY),-k "$(ONLY)")
 
 docs: setup
 	$(ENV) python docs/draw_architecture.py

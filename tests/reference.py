@@ -50,7 +50,7 @@ class Run:
         resid: What enters each layer, and last what leaves the last one; each [prompt, pos, d_model].
         z: Of each layer [prompt, pos, head, d_head].
         attention: What each layer's attention writes [prompt, pos, d_model].
-        neurons: What the neurons of each layer's MLP give [prompt, pos, neuron]; none for a mixture of experts.
+        neurons: What the neurons of each layer's MLP give [prompt, pos, neuron]; no layer that is a mixture of experts.
         normed: What the final norm gives [prompt, pos, d_model].
         logits: Before they are capped, centred over the vocabulary [prompt, pos, vocab].
     """
@@ -58,7 +58,7 @@ class Run:
     resid: list[Tensor] = field(default_factory=list)
     z: list[Tensor] = field(default_factory=list)
     attention: list[Tensor] = field(default_factory=list)
-    neurons: list[Tensor] = field(default_factory=list)
+    neurons: dict[int, Tensor] = field(default_factory=dict)
     normed: Tensor = field(default_factory=lambda: torch.empty(0))
     logits: Tensor = field(default_factory=lambda: torch.empty(0))
 
@@ -125,7 +125,7 @@ class Reference:
                 _on_output(block.out, self._keep_write(seen, block)),
             ]
             if block.neurons_out is not None:
-                hooks.append(_on_input(block.neurons_out, lambda x: seen.neurons.append(_as(tokens, x).clone())))
+                hooks.append(_on_input(block.neurons_out, self._keep_neurons(seen, at)))
         hooks.append(_on_output(self.final_norm.module, lambda x: setattr(seen, "normed", x.clone())))
         with _registered(hooks), torch.no_grad(), InFloat64():
             logits = self.hf(input_ids=tokens, use_cache=False).logits
@@ -133,6 +133,9 @@ class Reference:
         logits = logits if cap is None else cap * torch.atanh(logits / cap)
         seen.logits = logits - logits.mean(-1, keepdim=True)
         return seen
+
+    def _keep_neurons(self, seen: Run, layer: int) -> Callable[[Tensor], None]:
+        return lambda x: seen.neurons.__setitem__(layer, _as(self.tokens, x).clone())
 
     @staticmethod
     def _keep_write(seen: Run, block: "Block") -> Callable[[Tensor], None]:
@@ -146,7 +149,9 @@ class Reference:
         bias = getattr(embedding, "bias", None)
         shift = 0 if bias is None else bias.detach() - bias.detach().mean()
         factor = ((self.clean.logits - shift) * of_norm).sum() / (of_norm * of_norm).sum()
-        assert torch.allclose(factor * of_norm + shift, self.clean.logits, atol=1e-5), "logits are no factor times U n(r)"
+        assert torch.allclose(factor * of_norm + shift, self.clean.logits, atol=1e-5), (
+            "logits are no factor times U n(r)"
+        )
         d = factor * self.final_norm.weight * unembed[self.tokens[:, 1:]]
         return d - d.mean(-1, keepdim=True) if self.final_norm.centred else d
 
@@ -154,7 +159,7 @@ class Reference:
         return self.final_norm.scale(run.resid[-1][:, :-1])
 
     def _value_constant(self, layer: int) -> Tensor:
-        """C of a layer [head, d_head]: what its heads give at a prompt's first token if its attention reads a norm's bias alone."""
+        """C of a layer [head, d_head]: what heads give at a prompt's first token if they read a norm's bias alone."""
         block = self.blocks[layer]
         with InFloat64():
             bias = 0 if block.norm is None else block.norm(torch.zeros(1, 1, self.final_norm.weight.numel()).double())

@@ -14,7 +14,8 @@ class Family:
         attention: From a layer to its attention module.
         attention_out: From a layer to the attention's output projection, whose input is every head's ``z``.
         mlp: From a layer to the module whose output is what the MLP writes.
-        mlp_out: From a layer to the MLP's output projection, whose input is what its neurons give.
+        mlp_out: From a layer to the MLP's output projection, whose input is what its neurons give; a layer without it is a
+            mixture of experts.
         parallel: Attention and MLP read the same residual, unless ``parallel_option`` says otherwise. This counts operations
             alone; a model that is measured is looked at.
         parallel_option: The config's key for it, where the architecture has one.
@@ -62,6 +63,14 @@ FAMILIES = {
         ),
         _LLAMA,
     ),
+    **dict.fromkeys(
+        (
+            *("deepseek_v2", "deepseek_v3", "dots1", "ernie4_5_moe", "exaone_moe", "glm4_moe", "hunyuan_v1_moe"),
+            *("mellum", "minimax_m2", "mixtral", "olmoe", "phimoe", "qwen2_moe", "qwen3_moe", "solar_open"),
+        ),
+        _LLAMA,
+    ),
+    "granitemoe": replace(_LLAMA, mlp="block_sparse_moe"),
     **dict.fromkeys(("cohere", "cohere2"), replace(_LLAMA, parallel=True)),
     "biogpt": replace(_OPT, layers="biogpt.layers", final_norm="biogpt.layer_norm"),
     **dict.fromkeys(("codegen", "gptj"), _GPTJ),
@@ -108,9 +117,29 @@ FAMILIES = {
 _POST_NORM = (
     "it normalises a component's output before adding it to the residual stream, which makes a head's write non-linear"
 )
+_NO_HEADS = "it has no attention heads"
+_FEW_HEADS = "some of its layers have no attention heads"
+_CAPPED = "it caps its logits, which makes a write's effect non-linear"
+_NORMED_Z = "it normalises z over all heads before they write, so that no head's write is its own"
 REFUSED = {
-    **dict.fromkeys(("gemma2", "gemma3", "gemma3_text", "olmo2", "olmo3"), _POST_NORM),
-    "bloom": "its attention bias cannot be replayed for several heads in one batch",
+    **dict.fromkeys(
+        ("afmoe", "exaone4", "flex_olmo", "gemma2", "gemma3", "gemma3_text", "glm4", "olmo2", "olmo3"), _POST_NORM
+    ),
+    **dict.fromkeys(("falcon_mamba", "mamba", "mamba2", "rwkv", "xlstm"), _NO_HEADS),
+    **dict.fromkeys(
+        (
+            *("bamba", "falcon_h1", "granitemoehybrid", "jamba", "lfm2", "lfm2_moe", "minimax", "nemotron_h"),
+            *("qwen3_next", "recurrent_gemma", "zamba", "zamba2"),
+        ),
+        _FEW_HEADS,
+    ),
+    **dict.fromkeys(("nanochat", "vaultgemma"), _CAPPED),
+    "bitnet": _NORMED_Z,
+    "diffllama": "each of its heads is a difference of two, normalised before it writes",
+    "gpt_oss": "its attention has sinks, so that rows do not sum to one",
+    "gemma3n_text": "its residual stream is several, predicted from one another (AltUp)",
+    "openai-gpt": "it normalises the residual stream itself",
+    "bloom": "its attention adds the residual stream to its own output, so that it cannot be replayed alone",
 }
 """Architectures known not to fit the definitions, with the reason."""
 

@@ -12,8 +12,6 @@ from types import ModuleType
 
 import pytest
 
-from selfrepair.families import FAMILIES
-
 from conftest import REPOSITORY
 
 
@@ -212,11 +210,6 @@ def test_every_link_in_the_docs_leads_somewhere() -> None:
 def test_the_readme_lists_every_figure(rules: dict) -> None:
     listed = re.findall(r"^\| `(\w+)` \|", README.partition("| figure |")[2].partition("- **Units.**")[0], re.MULTILINE)
     assert _apart(listed, {name.removeprefix("draw_") for name in rules if name.startswith("draw_")}) == {}
-
-
-def test_the_readme_lists_every_architecture() -> None:
-    listed = re.findall(r"`(\w+)`", README.partition("by transformers' `model_type`:")[2].partition("\n\n")[0])
-    assert _apart(listed, FAMILIES) == {}
 
 
 def _apart(one: Iterable, other: Iterable) -> dict[str, list]:

@@ -110,7 +110,7 @@ def run_clean(model: Model, tokens: Int[Tensor, "prompt pos"]) -> CleanRun:
             return handles
 
         with hooked(register), model.running():
-            model.hf.base_model(input_ids=tokens.to(model.device), use_cache=False)
+            model.decoder(input_ids=tokens.to(model.device), use_cache=False)
         scale = model.final_norm.scale(final[0])
         scaled = directions.d / scale[..., None]
         head_effects = [

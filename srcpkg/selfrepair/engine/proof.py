@@ -102,7 +102,7 @@ def plain_run(
             stack.callback(model.layers[until].register_forward_hook(stop).remove)
         stack.enter_context(torch.inference_mode())
         with model.running(), suppress(_Stopped):
-            out = model.hf.base_model(input_ids=tokens[None].to(model.device), use_cache=False)
+            out = model.decoder(input_ids=tokens[None].to(model.device), use_cache=False)
             normed = out.last_hidden_state[0]
         heads = [each.unflatten(-1, (model.n_heads, model.d_head)) for each in z]
         return PlainRun(resid, heads, mlp, final[0] if final else None, normed, watched)

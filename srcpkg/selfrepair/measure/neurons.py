@@ -87,7 +87,7 @@ def neuron_effects(
     if not selected.any():
         return
     replay = SuffixReplay(model, tokens, clean)
-    W_out = model.written(model.W_out[neuron_layer])
+    W_out = model.neurons_write(neuron_layer)
     lengths = W_out.norm(dim=-1)
     post = _clean_post(model, neuron_layer, clean, tokens.shape)
     index = {pair: row for row, pair in enumerate(heads)}
@@ -294,7 +294,7 @@ def measure_neurons(
     layer = model.n_layers - 1 if neuron_layer is None else neuron_layer
     reaching = heads_that_reach(model, layer, check_heads(model, heads))
     selected = shard.top_tokens(reaching)
-    n_neurons = model.W_out[layer].shape[0]
+    n_neurons = model.neurons_write(layer).shape[0]
     parts = [_no_tokens(n_neurons, top_neurons, model.dtype)]
     measured, watch = np.asarray(selected.any(-1)), [model.mlp_out(layer)]
     repeats = shard.repeats(f"neurons of layer {layer}", kind, reaching, measured, watch)
@@ -327,7 +327,7 @@ def prove_neurons(proof: Proof, repeated: Iterable[Repeated], found: NeuronEffec
     Raises:
         ValueError: A difference beyond rounding.
     """
-    W_out = proof.model.written(proof.model.W_out[layer])
+    W_out = proof.model.neurons_write(layer)
     for each in repeated:
         of_batch = torch.nonzero((found.row == each.row) & (found.prompt == each.prompt)).squeeze(1)
         if not len(of_batch):

@@ -4,8 +4,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, PreTrainedModel
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+from transformers import PreTrainedModel
 
 from selfrepair.model.allocator import keep_freed_memory
 from selfrepair.model.calls import left_as_it_was
@@ -87,7 +86,7 @@ def load_model(
             raise
         raise ValueError(
             f"{model.name} does not run on a short prompt ({str(error).splitlines()[0]}): correct its config, or load it with "
-            "attn_implementation='sdpa'"
+            "attn_implementation='sdpa' (a mixture of experts in float64: experts_implementation='eager')"
         ) from error
     return model
 
@@ -101,16 +100,11 @@ def _read_folder(folder: Path, device: str, dtype: torch.dtype) -> tuple[PreTrai
     weights = "in a local folder"
     if (folder / "manifest.json").exists():
         weights = verify_manifest(folder / "manifest.json", kind="model")["weights"]
-    hf = load_checked(folder, str(folder), dtype=dtype, attn_implementation=_attention_implementation(folder))
+    # Experts in groups know no float64.
+    experts = {"experts_implementation": "eager"} if dtype == torch.float64 else {}
+    hf = load_checked(folder, str(folder), dtype=dtype, **experts)
     hf.eval().to(torch.device(device))
     return hf, weights
-
-
-def _attention_implementation(folder: Path) -> str:
-    """Torch's own attention, or the architecture's where it has no other."""
-    config = AutoConfig.from_pretrained(folder, local_files_only=True)
-    known = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config))
-    return "eager" if known is not None and not known._supports_sdpa else "sdpa"
 
 
 def _check_settings(hf: PreTrainedModel, device: torch.device, dtype: torch.dtype) -> None:

@@ -40,7 +40,8 @@ class Model:
         layers: Its decoder layers.
         final_norm: The norm before the unembedding, as a formula.
         W_O: Per layer [head, d_head, d_model], views of the model's own weights.
-        W_out: Per layer [neuron, d_model], likewise: what each neuron of the MLP writes for each unit that it gives.
+        W_out: Per layer [neuron, d_model], likewise: what each neuron of the MLP gives for each unit; None for a layer that is
+            a mixture of experts.
         W_U: Unembedding [vocab, d_model], as the model keeps it.
         value_constant: c, [layer, head, d_head]: the constant in every ``z`` that belongs to no head.
         parallel: Attention and MLP of a layer read the same residual.
@@ -57,7 +58,7 @@ class Model:
     layers: list[nn.Module]
     final_norm: Norm
     W_O: list[Float[Tensor, "head d_head d_model"]]
-    W_out: list[Float[Tensor, "neuron d_model"]]
+    W_out: list[Float[Tensor, "neuron d_model"] | None]
     W_U: Float[Tensor, "vocab d_model"]
     parallel: bool
     center_unembed: bool
@@ -132,6 +133,12 @@ class Model:
         """What a hook computes in while the model runs: nothing that is measured is a matrix product in bfloat16."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=False)
 
+    @property
+    def decoder(self) -> nn.Module:
+        """The model without its unembedding."""
+        base = self.hf.base_model
+        return base if base is not self.hf else self.hf.get_decoder()
+
     def attention(self, layer: int) -> nn.Module:
         """The attention module of a layer."""
         return module_at(self.layers[layer], self.family.attention)
@@ -152,6 +159,22 @@ class Model:
     def mlp(self, layer: int) -> nn.Module:
         """The module of a layer whose output [batch, pos, d_model] is what the MLP writes."""
         return module_at(self.layers[layer], self.family.mlp)
+
+    def neurons_write(self, layer: int) -> Float[Tensor, "neuron d_model"]:
+        """What each neuron of a layer's MLP adds to the residual stream for each unit that it gives.
+
+        Raises:
+            ValueError: The layer is a mixture of experts.
+        """
+        W_out = self.W_out[layer]
+        if W_out is None:
+            dense = [at for at, weight in enumerate(self.W_out) if weight is not None]
+            other = f"set analyses.neuron_layer to one of {dense}, or " if dense else ""
+            raise ValueError(
+                f"layer {layer} of {self.name} is a mixture of experts: which of its neurons run differs from token to token, "
+                f"so that they have no direct effects to compare; {other}leave the figures of neurons out of run.figures"
+            )
+        return self.written(W_out)
 
     def mlp_out(self, layer: int) -> nn.Module:
         """The MLP's output projection of a layer: its input [..., neuron] is what the neurons give, gates included."""
@@ -201,7 +224,7 @@ class Model:
     def _recorder(self, modules: list[nn.Module]) -> Recorder:
         def run(tokens: Tensor) -> None:
             with self.running():
-                self.hf.base_model(input_ids=tokens, use_cache=False)
+                self.decoder(input_ids=tokens, use_cache=False)
 
         return Recorder(modules, run, check_tokens(self)[:2], self.name)
 
@@ -227,7 +250,7 @@ class Model:
         outs = [self.attention_out(layer) for layer in range(self.n_layers)]
         watched = hooked(lambda: [out.register_forward_pre_hook(compare) for out in outs])
         with torch.inference_mode(), watched, self.running():
-            self.hf.base_model(input_ids=pair, use_cache=False)
+            self.decoder(input_ids=pair, use_cache=False)
         largest = float(torch.stack(off).max())
         if not largest <= CAUSAL_TOLERANCE:
             raise ValueError(

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from selfrepair.model.calls import gives, hooked
+from selfrepair.model.calls import Call, gives, hooked
 from selfrepair.model.model import CHECK_LENGTH, Model, check_tokens
 
 CHECK_TOLERANCE = 1e-4
@@ -84,35 +84,34 @@ def attention_norms(model: Model) -> list[nn.Module | None]:
         ValueError: An attention that reads something else.
     """
     resid = _noise(model)
-    found: list[nn.Module | None] = []
-    for number, (layer, call) in enumerate(zip(model.layers, model.layer_calls(CHECK_LENGTH), strict=True)):
-        attention = model.attention(number)
-        of_attention = set(attention.modules())
-        others = [module for module in layer.modules() if module is not layer and module not in of_attention]
-        gave: list[tuple[nn.Module, Any]] = []
-        read: list[Tensor] = []
+    return [_attention_norm(model, layer, call, resid) for layer, call in enumerate(model.layer_calls(CHECK_LENGTH))]
 
-        def keep_output(module: nn.Module, _: Any, out: Any, gave: list[tuple[nn.Module, Any]] = gave) -> None:
-            gave.append((module, out))
 
-        def keep_input(_: nn.Module, args: Any, kwargs: Any, read: list[Tensor] = read) -> None:
-            read.append(args[0] if args else kwargs["hidden_states"])
+def _attention_norm(model: Model, number: int, call: Call, resid: Tensor) -> nn.Module | None:
+    layer, attention = model.layers[number], model.attention(number)
+    inside = set(attention.modules())
+    others = [module for module in layer.modules() if module is not layer and module not in inside]
+    gave: list[tuple[nn.Module, Any]] = []
+    read: list[Tensor] = []
 
-        with hooked(
-            lambda attention=attention, others=others, keep_input=keep_input, keep_output=keep_output: [
-                *_watch(attention, keep_input),
-                *(module.register_forward_hook(keep_output) for module in others),
-            ]
-        ):
-            call.replay(layer, resid)
-        feeds = [module for module, out in gave if isinstance(out, Tensor) and torch.equal(out, read[0])]
-        if not feeds and not torch.equal(read[0], resid):
-            raise ValueError(
-                f"{model.name} does not fit the definitions: the attention of layer {number} reads neither the residual nor what a "
-                "norm of its layer makes of it"
-            )
-        found.append(feeds[0] if feeds else None)
-    return found
+    def keep_output(module: nn.Module, _: Any, out: Any) -> None:
+        gave.append((module, out))
+
+    def keep_input(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        read.append(args[0] if args else kwargs["hidden_states"])
+
+    def register() -> list[Any]:
+        return [*_watch(attention, keep_input), *(module.register_forward_hook(keep_output) for module in others)]
+
+    with hooked(register):
+        call.replay(layer, resid)
+    feeds = [module for module, out in gave if isinstance(out, Tensor) and torch.equal(out, read[0])]
+    if not feeds and not torch.equal(read[0], resid):
+        raise ValueError(
+            f"{model.name} does not fit the definitions: the attention of layer {number} reads neither the residual nor what a "
+            "norm of its layer makes of it"
+        )
+    return feeds[0] if feeds else None
 
 
 @dataclass(frozen=True)

@@ -42,13 +42,21 @@ def find_parts(hf: PreTrainedModel, center_unembed: bool = True, weights: str = 
         layers=layers,
         final_norm=as_formula(final_norm, config.hidden_size, unembed.weight),
         W_O=W_O,
-        W_out=[_input_by_output(module_at(layer, family.mlp_out)) for layer in layers],
+        W_out=[_neurons_write(layer, family.mlp_out) for layer in layers],
         W_U=unembed.weight.detach(),
         parallel=is_parallel(config),
         center_unembed=center_unembed,
         weights=weights,
         bfloat16=bfloat16,
     )
+
+
+def _neurons_write(layer: nn.Module, path: str) -> Tensor | None:
+    """The weight of a layer's MLP output projection [neuron, d_model]; None for a mixture of experts, which has none."""
+    try:
+        return _input_by_output(module_at(layer, path))
+    except AttributeError:
+        return None
 
 
 def _input_by_output(linear: nn.Module) -> Tensor:

@@ -20,6 +20,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from selfrepair.families import refuse_architecture
 from selfrepair.snapshots.folder import FLOATS, Stored, read_config, read_headers, require_model_files, some
@@ -90,7 +91,11 @@ def load_checked(folder: Path, what: str, **options: Any) -> PreTrainedModel:
     _refuse_number_formats(stored, what)
     _refuse_heads(folder, config, what)
     hf, info = _load(
-        folder, f"{what}: transformers cannot build the model of {CONFIG}", use_safetensors=True, **options
+        folder,
+        f"{what}: transformers cannot build the model of {CONFIG}",
+        use_safetensors=True,
+        attn_implementation=_attention_of(config["model_type"]),
+        **options,
     )
     classes = config.get("architectures") or []
     _refuse_another_class(hf, classes, own_code="auto_map" in config, what=what)
@@ -102,6 +107,12 @@ def load_checked(folder: Path, what: str, **options: Any) -> PreTrainedModel:
         logger.info("%s: left out, since the model computes them itself: %s", what, some(recomputed))
     refuse_not_finite(hf, what)
     return hf
+
+
+def _attention_of(model_type: str) -> str:
+    """Torch's own attention, or the architecture's where it has no other."""
+    known = getattr(transformers, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(model_type, ""), None)
+    return "eager" if known is not None and not known._supports_sdpa else "sdpa"
 
 
 def _load(folder: Path, failed: str, **options: Any) -> tuple[PreTrainedModel, dict[str, Any]]:

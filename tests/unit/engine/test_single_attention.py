@@ -28,7 +28,7 @@ def hooked_z(model: Model, tokens: torch.Tensor, layer: int, resid: torch.Tensor
             model.attention_out(layer).register_forward_pre_hook(lambda _, args: seen.append(args[0])),
         ]
 
-    with hooked(register), torch.no_grad():
+    with hooked(register), torch.no_grad(), model.running():
         model.hf(input_ids=tokens, use_cache=False)
     return by_head(model, seen[0])
 

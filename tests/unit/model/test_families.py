@@ -5,9 +5,12 @@ small and random, is either measured as docs/definitions.md says, on every path 
 """
 
 import copy
-from collections.abc import Callable
+import os
+from collections import defaultdict
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import jaxtyping
@@ -25,6 +28,7 @@ from selfrepair.engine.replay import LAYER_COMPONENTS, SuffixReplay
 from selfrepair.engine.single_attention import Attentions
 from selfrepair.engine.sweep import sweep
 from selfrepair.families import FAMILIES
+from selfrepair.families import REFUSED as REFUSED_FAMILIES
 from selfrepair.measure.frozen_layernorm import frozen_layernorm_change
 from selfrepair.measure.layer_ablations import ablate_layers, mlp_output
 from selfrepair.measure.neurons import neuron_effects, reads_head
@@ -32,7 +36,9 @@ from selfrepair.model import model as models
 from selfrepair.model.model import Model
 from selfrepair.quantities import ABLATION_KINDS, HEAD_TOKEN
 from selfrepair.workflow.progress import Progress
+from unit.model.models_table import Line, architectures, write
 
+from conftest import REPOSITORY
 from reference import Measured, Reference
 
 pytestmark = pytest.mark.usefixtures("less_room_for_rounding")
@@ -40,8 +46,28 @@ pytestmark = pytest.mark.usefixtures("less_room_for_rounding")
 LAYERS, HEADS, D_HEAD, VOCAB, POSITIONS = 3, 3, 8, 37, 64
 LENGTH = 19
 """A length whose cuts (multiples of 8) are shorter than it, and longer than every window and boundary in the table."""
+DTYPES = ("float64", "float32")
 EVERY_LENGTH = (2, POSITIONS, LENGTH)
 """The shortest prompts, the longest that the models take, and those of the other cases."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _table() -> Iterator[None]:
+    """Write docs/models.md where `make models` asks for it."""
+    yield
+    path = os.environ.get("WRITE_MODELS")
+    if path is None:
+        return
+    for family, line in LINES.items():
+        cases = {name: case for name, case in CASES.items() if case.family == family}
+        line.tried = [name.removeprefix(family).strip(" ,") for name, case in cases.items() if case.refused is None]
+        line.tried = [what for what in line.tried if what not in ("", *DTYPES)]
+        line.tried += [f"refused: {name.removeprefix(family).strip()}" for name, case in cases.items() if case.refused]
+        line.but = {"self-reinforcement (some)" for case in cases.values() if case.own_masks}
+        models = [load(name)[0] for name, case in cases.items() if case.refused is None]
+        if any(weight is None for model in models for weight in model.W_out):
+            line.but.add("neurons (of experts)")
+    write(Path(path), LINES)
 
 
 @pytest.fixture(autouse=True)
@@ -389,6 +415,29 @@ CASES = {
     "gptj float32": Case("gptj", attention="eager", dtype="float32"),
     "mpt": Case("mpt", attention="eager", lengths=EVERY_LENGTH, own_masks=True),
     "xglm": Case("xglm", attention="eager"),
+    # --- mixtures of experts ---
+    "deepseek_v2": Case("deepseek_v2"),
+    "deepseek_v3": Case("deepseek_v3", lengths=EVERY_LENGTH),
+    "deepseek_v3 dense": Case("deepseek_v3", {"first_k_dense_replace": LAYERS}),
+    "dots1": Case("dots1"),
+    "ernie4_5_moe": Case("ernie4_5_moe"),
+    "exaone_moe": Case("exaone_moe"),
+    "glm4_moe": Case("glm4_moe"),
+    "granitemoe": Case("granitemoe"),
+    "granitemoe multipliers": Case("granitemoe", {"residual_multiplier": 0.3, "logits_scaling": 3.0}),
+    "hunyuan_v1_moe": Case("hunyuan_v1_moe"),
+    "mellum": Case("mellum"),
+    "minimax_m2": Case("minimax_m2"),
+    "mixtral": Case("mixtral", lengths=EVERY_LENGTH),
+    "mixtral float32, window": Case("mixtral", {"sliding_window": 5}, dtype="float32"),
+    "olmoe": Case("olmoe"),
+    "phimoe": Case("phimoe"),
+    "qwen2_moe": Case("qwen2_moe", lengths=EVERY_LENGTH),
+    "qwen2_moe dense in the middle": Case("qwen2_moe", {"mlp_only_layers": [1]}),
+    "qwen3_moe": Case("qwen3_moe"),
+    "qwen3_moe float32": Case("qwen3_moe", dtype="float32"),
+    "qwen3_moe every second layer": Case("qwen3_moe", {"decoder_sparse_step": 2}),
+    "solar_open": Case("solar_open"),
     # --- factors and offsets ---
     "cohere": Case("cohere"),
     "cohere query and key norms": Case("cohere", {"use_qk_norm": True, "logit_scale": 0.3}),
@@ -409,9 +458,7 @@ CASES = {
         "granite", {"residual_multiplier": 0.37, "logits_scaling": 7.0}, dtype="float32"
     ),
     "granite_swa": Case("granite_swa", {"residual_multiplier": 0.3, "logits_scaling": 3.0}, attention="eager"),
-    "hyperclovax": Case(
-        "hyperclovax", {"use_post_norm": False, "residual_multiplier": 0.4, "logits_scaling": 0.3}
-    ),
+    "hyperclovax": Case("hyperclovax", {"use_post_norm": False, "residual_multiplier": 0.4, "logits_scaling": 0.3}),
     "minicpm3": Case("minicpm3", {"scale_depth": 1.4, "scale_emb": 3, "dim_model_base": 7}),
     "minicpm3 float32": Case("minicpm3", {"scale_depth": 1.4, "dim_model_base": 7}, dtype="float32"),
     "nemotron": Case("nemotron"),
@@ -419,6 +466,8 @@ CASES = {
         "nemotron", {"attention_bias": True, "mlp_bias": True, "num_key_value_heads": 1}
     ),
 }
+LINES = defaultdict(Line)
+"""What is found of each architecture, for docs/models.md."""
 MEASURED = [name for name, case in CASES.items() if case.refused is None]
 REFUSED = [name for name, case in CASES.items() if case.refused is not None]
 
@@ -443,6 +492,16 @@ def sizes(family: str) -> dict[str, Any]:
 _WIDE = {"head_dim": D_HEAD}
 _LATENT = {"q_lora_rank": 10, "kv_lora_rank": 8, "qk_rope_head_dim": 4, "qk_nope_head_dim": 6, "v_head_dim": D_HEAD}
 _EVEN = {"num_attention_heads": 4, "hidden_size": 4 * D_HEAD}
+_EXPERTS = {
+    **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts"), 4),
+    **dict.fromkeys(("n_group", "topk_group", "n_shared_experts", "first_k_dense_replace"), 1),
+    **{
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 10,
+        "shared_expert_intermediate_size": 12,
+        "head_dim": D_HEAD,
+    },
+}
 OWN_SIZES: dict[str, dict[str, Any]] = {
     "gpt2": {"attn_pdrop": 0, "embd_pdrop": 0, "resid_pdrop": 0, "n_inner": 30},
     "biogpt": {"hidden_dropout_prob": 0, "attention_probs_dropout_prob": 0, "activation_dropout": 0, "layerdrop": 0},
@@ -454,11 +513,36 @@ OWN_SIZES: dict[str, dict[str, Any]] = {
     "mpt": {"d_model": HEADS * D_HEAD, "n_heads": HEADS, "n_layers": LAYERS, "max_seq_len": POSITIONS},
     "opt": {"ffn_dim": 30, "word_embed_proj_dim": HEADS * D_HEAD},
     "xglm": {"d_model": HEADS * D_HEAD, "attention_heads": HEADS, "num_layers": LAYERS, "ffn_dim": 30},
-    **dict.fromkeys(("minicpm3", "youtu"), _LATENT),
+    "minicpm3": _LATENT,
+    "youtu": _LATENT,
+    "deepseek_v2": {**_EXPERTS, **_LATENT, "head_dim": 4},
+    "deepseek_v3": {**_EXPERTS, **_LATENT, "head_dim": 4},
+    **dict.fromkeys(
+        (
+            *("dots1", "exaone_moe", "glm4_moe", "granitemoe", "mellum", "minimax_m2", "mixtral", "olmoe", "phimoe"),
+            *("qwen2_moe", "qwen3_moe", "solar_open"),
+        ),
+        _EXPERTS,
+    ),
+    "ernie4_5_moe": {
+        **_EXPERTS,
+        **{"moe_num_experts": 4, "moe_k": 2, "moe_num_shared_experts": 1},
+        **{"moe_layer_start_index": 1, "moe_layer_end_index": 2, "moe_layer_interval": 1},
+    },
+    "hunyuan_v1_moe": {**_EXPERTS, "moe_topk": 2, "num_shared_expert": 1},
     **dict.fromkeys(
         (
             *("apertus", "arcee", "cohere2", "cwm", "ernie4_5", "gemma", "glm", "granite_swa", "helium"),
-            *("hunyuan_v1_dense", "internlm3", "iquestcoder", "ministral", "ministral3", "nemotron", "qwen3", "seed_oss"),
+            *(
+                "hunyuan_v1_dense",
+                "internlm3",
+                "iquestcoder",
+                "ministral",
+                "ministral3",
+                "nemotron",
+                "qwen3",
+                "seed_oss",
+            ),
         ),
         _WIDE,
     ),
@@ -472,6 +556,7 @@ def make(case: Case) -> PreTrainedModel:
         options["num_key_value_heads"] = 1
     torch.manual_seed(0)
     config = AutoConfig.for_model(case.family, **options)
+    config._experts_implementation = "eager"  # the other has no float64
     hf = AutoModelForCausalLM.from_config(config, dtype=torch.float64, attn_implementation=case.attention).eval()
     with torch.no_grad():
         for name, parameter in hf.named_parameters():
@@ -503,9 +588,8 @@ def load(name: str) -> tuple[Model, PreTrainedModel]:
     case = CASES[name]
     hf = make(case)
     exact = copy.deepcopy(hf).double()
-    if case.dtype != "float64":
-        if exact._supports_sdpa:
-            exact.set_attn_implementation("sdpa")  # the same sums; GPT-2's own upcast attention knows no float64
+    if case.dtype != "float64" and exact._supports_sdpa:
+        exact.set_attn_implementation("sdpa")  # the same sums; GPT-2's own upcast attention knows no float64
     case.change(hf)
     return selfrepair.load_model(hf, dtype=case.dtype), exact
 
@@ -542,7 +626,7 @@ class Comparison:
     """The largest difference of each quantity of a case, relative to its largest value or to one logit."""
 
     def __init__(self, name: str) -> None:
-        self.allowed = tolerance(name)
+        self.name, self.allowed = name, tolerance(name)
         self.off: dict[str, float] = {}
 
     def add(self, label: str, got: Any, wanted: Tensor) -> None:
@@ -557,6 +641,9 @@ class Comparison:
         """Fail with every quantity that is off."""
         wrong = {label: f"{off:.2g}" for label, off in self.off.items() if not off <= self.allowed}
         assert self.off
+        of_dtype = LINES[CASES[self.name].family].off
+        dtype = CASES[self.name].dtype
+        of_dtype[dtype] = max(of_dtype.get(dtype, 0.0), *self.off.values())
         assert not wrong, f"off by more than {self.allowed:.0e}: {wrong}"
 
 
@@ -613,7 +700,8 @@ def test_prompts_that_are_cut_give_the_same(name: str, monkeypatch: pytest.Monke
         for row, got in zip(rows, frozen, strict=True):
             at = selected[row]
             compared.add("frozen norm", got[at], wanted[row].values["frozen_layernorm_logit_change"][at])
-    for neuron_layer in {model.n_layers - 1, model.n_layers // 2}:  # the last runs at the selected tokens alone
+    dense = {layer for layer, weight in enumerate(model.W_out) if weight is not None}
+    for neuron_layer in dense & {model.n_layers - 1, model.n_layers // 2}:  # the last runs at the selected tokens alone
         reached = [row for row, (layer, _) in enumerate(heads) if reads_head(model, neuron_layer, layer)]
         if not reached:
             continue
@@ -690,6 +778,16 @@ def test_whole_layers_and_single_attentions_give_the_same(name: str) -> None:
     compared.check()
 
 
+def test_neurons_of_experts_are_refused_with_the_layers_that_have_some() -> None:
+    model, _ = load("qwen3_moe every second layer")
+    assert [weight is None for weight in model.W_out] == [False, True, False]
+    with pytest.raises(ValueError, match=r"layer 1 .* mixture of experts.*neuron_layer to one of \[0, 2\]"):
+        model.neurons_write(1)
+    none, _ = load("mixtral")
+    with pytest.raises(ValueError, match=r"compare; leave the figures of neurons out of run.figures"):
+        none.neurons_write(0)
+
+
 @pytest.mark.parametrize("refused", REFUSED)
 def test_what_cannot_hold_is_refused_with_its_reason(refused: str) -> None:
     case = CASES[refused]
@@ -704,3 +802,10 @@ def test_the_table_holds_every_family() -> None:
     assert len(CASES) >= 60
     measured = {CASES[name].family for name in MEASURED}
     assert measured == set(FAMILIES)
+
+
+def test_the_page_of_models_is_current() -> None:
+    page = REPOSITORY / "docs" / "models.md"
+    assert architectures(page, "covered") == sorted(FAMILIES)
+    assert architectures(page, "refused") == sorted(REFUSED_FAMILIES)
+    assert not set(FAMILIES) & set(REFUSED_FAMILIES)
