@@ -16,12 +16,13 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import numpy as np
 import torch
+from torch import nn
 
 import selfrepair
 from selfrepair.engine.clean import prompt_chunks, run_clean
@@ -81,6 +82,17 @@ def layers_alone(model: Model, tokens: torch.Tensor, compiled: bool) -> Callable
     return work
 
 
+def norms_of_torch(hf: nn.Module) -> None:
+    """Put torch's own RMSNorm in the place of each of transformers'."""
+    for name, module in list(hf.named_modules()):
+        if type(module).__name__.endswith("RMSNorm") and hasattr(module, "variance_epsilon"):
+            weight = cast(nn.Parameter, module.weight)
+            norm = nn.RMSNorm(weight.shape, eps=float(cast(float, module.variance_epsilon)), dtype=weight.dtype)
+            norm.weight = weight
+            parent, _, leaf = name.rpartition(".")
+            setattr(hf.get_submodule(parent), leaf, norm)
+
+
 def time_variant(options: argparse.Namespace) -> dict[str, float]:
     """Seconds of one variant in this process, and of its first call, which may compile."""
     torch.set_num_threads(1)
@@ -90,7 +102,7 @@ def time_variant(options: argparse.Namespace) -> dict[str, float]:
     models.BATCH_TOKENS = BATCHES.get(name, models.BATCH_TOKENS)
     model = selfrepair.load_model(options.model)
     if name == OWN_NORM:
-        loading._norm_in_own_dtype(model.hf)
+        norms_of_torch(model.hf)
     with open_hdf5(options.tokens, "tokens") as file:
         tokens = torch.from_numpy(file["tokens"].values[:PROMPTS].astype(np.int64))
     if name in (LAYERS_ALONE, COMPILED):
