@@ -16,7 +16,7 @@ from typing import Any, cast
 import torch
 import transformers
 from safetensors import safe_open
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
@@ -83,7 +83,7 @@ def load_checked(folder: Path, what: str, **options: Any) -> PreTrainedModel:
 
     Raises:
         ValueError: The weights are not the model's, key for key and shape for shape; or they are no finite
-            floating-point numbers; or config or weights cannot be read.
+            floating-point numbers; or config or weights cannot be read; or the model holds other numbers than the file.
     """
     require_model_files([entry.name for entry in folder.iterdir()], what, tokenizer=False)
     config = read_config(folder, what)
@@ -106,6 +106,7 @@ def load_checked(folder: Path, what: str, **options: Any) -> PreTrainedModel:
     if recomputed:
         logger.info("%s: left out, since the model computes them itself: %s", what, some(recomputed))
     refuse_not_finite(hf, what)
+    _refuse_changed(hf, stored, folder, what)
     return hf
 
 
@@ -364,6 +365,37 @@ def _refuse_heads(folder: Path, raw: dict[str, Any], what: str) -> None:
                 f"{what}: {CONFIG} has {whole_name} {whole}, not a multiple of {part_name} {part}: take the {CONFIG} that "
                 "was saved with these weights"
             )
+
+
+def _refuse_changed(hf: PreTrainedModel, stored: dict[str, Stored], folder: Path, what: str) -> None:
+    """Refuse a model whose weights are other numbers than the file's, but for those that are converted on the way.
+
+    Some architectures set the padding token's row to zero when they are loaded; it is put back, as other models keep it.
+    """
+    own = hf.state_dict()
+    padded = {
+        f"{name}.weight": module.padding_idx
+        for name, module in hf.named_modules()
+        if isinstance(module, nn.Embedding) and module.padding_idx is not None
+    }
+    by_file: dict[str, list[tuple[str, str]]] = defaultdict(list)
+    for name, (key, by_converter) in _places(hf, stored).items():
+        if key in own and not by_converter and not own[key].is_meta:
+            by_file[stored[name].file].append((name, key))
+    changed = []
+    for file, names in by_file.items():
+        with safe_open(folder / file, framework="pt") as tensors, torch.no_grad():
+            for name, key in names:
+                held = tensors.get_tensor(name).to(own[key])
+                if key in padded and not own[key][padded[key]].any():
+                    own[key][padded[key]] = held[padded[key]]
+                if not torch.equal(own[key], held):
+                    changed.append(name)
+    if changed:
+        raise ValueError(
+            f"{what}: {len(changed)} weights are other numbers in the model than in the file ({some(changed)}): transformers "
+            "changes them when it loads this architecture, so that it is another model; please report it with the config"
+        )
 
 
 def refuse_not_finite(hf: PreTrainedModel, what: str) -> None:

@@ -493,11 +493,12 @@ _WIDE = {"head_dim": D_HEAD}
 _LATENT = {"q_lora_rank": 10, "kv_lora_rank": 8, "qk_rope_head_dim": 4, "qk_nope_head_dim": 6, "v_head_dim": D_HEAD}
 _EVEN = {"num_attention_heads": 4, "hidden_size": 4 * D_HEAD}
 _EXPERTS = {
+    "intermediate_size": 32,  # experts in groups ask for multiples of 16 bytes
     **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts"), 4),
     **dict.fromkeys(("n_group", "topk_group", "n_shared_experts", "first_k_dense_replace"), 1),
     **{
         "num_experts_per_tok": 2,
-        "moe_intermediate_size": 10,
+        "moe_intermediate_size": 12,
         "shared_expert_intermediate_size": 12,
         "head_dim": D_HEAD,
     },
@@ -505,7 +506,7 @@ _EXPERTS = {
 OWN_SIZES: dict[str, dict[str, Any]] = {
     "gpt2": {"attn_pdrop": 0, "embd_pdrop": 0, "resid_pdrop": 0, "n_inner": 30},
     "biogpt": {"hidden_dropout_prob": 0, "attention_probs_dropout_prob": 0, "activation_dropout": 0, "layerdrop": 0},
-    "codegen": {"n_inner": 30, "rotary_dim": 4, **_EVEN},
+    "codegen": {"n_inner": 30, "rotary_dim": 4, "num_key_value_heads": 4, **_EVEN},
     "falcon": {"alibi": False, "new_decoder_architecture": False, "multi_query": False, "parallel_attn": False},
     "gpt_bigcode": {"n_inner": 30},
     "gpt_neo": {"attention_types": [[["global", "local"], 1], [["global"], 1]], "window_size": 5},
@@ -796,6 +797,19 @@ def test_what_cannot_hold_is_refused_with_its_reason(refused: str) -> None:
     tokens, donors = prompts(LENGTH)
     with pytest.raises(ValueError, match=case.refused):
         selfrepair.ablate_heads(selfrepair.load_model(hf, dtype=case.dtype), tokens, donors)
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_a_saved_model_is_read_as_it_was(family: str, tmp_path: Path) -> None:
+    """Every weight of every covered architecture, the padding token's row too, and with torch's experts in groups."""
+    hf = make(CASES[family]).float()
+    hf.config._experts_implementation = "grouped_mm"
+    hf.save_pretrained(tmp_path)
+    read = selfrepair.load_model(tmp_path)
+    tokens, _ = prompts(LENGTH)
+    tokens[0, 3] = hf.config.pad_token_id or 0
+    with torch.no_grad():
+        torch.testing.assert_close(read.hf(input_ids=tokens).logits, hf(input_ids=tokens).logits, rtol=0, atol=1e-5)
 
 
 def test_the_table_holds_every_family() -> None:

@@ -5,6 +5,7 @@ import logging
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaForSequenceClassification, LlamaModel
 
 from selfrepair.model.loading import load_model
+from selfrepair.snapshots import weights
 from selfrepair.snapshots.folder import read_headers
 from selfrepair.snapshots.models import snapshot_model
 from selfrepair.snapshots.weights import compare, load_checked, load_gguf
@@ -382,6 +384,21 @@ def test_outline_reads_no_weights(tiny: Path, monkeypatch: pytest.MonkeyPatch) -
 def test_a_model_in_memory_is_the_users_own() -> None:
     """No file, no keys: what is in memory is measured, embeddings of a fresh random model too."""
     assert load_model(random_model("llama", torch.float32)).n_layers == 3
+
+
+def test_a_weight_that_loading_changes_is_refused(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = weights._load
+
+    def changes_one(*args: Any, **options: Any) -> Any:
+        hf, info = own(*args, **options)
+        with torch.no_grad():
+            hf.get_parameter(Q_PROJ)[0, 0] += 1
+        return hf, info
+
+    load_checked(tiny, "it", dtype=torch.float64)
+    monkeypatch.setattr(weights, "_load", changes_one)
+    with pytest.raises(ValueError, match=f"1 weights are other numbers in the model than in the file .{Q_PROJ}"):
+        load_checked(tiny, "it", dtype=torch.float64)
 
 
 def test_a_copy_of_a_snapshot_that_lost_a_tensor_is_refused(tiny: Path, tmp_path: Path) -> None:
