@@ -57,7 +57,7 @@ def as_formula(norm: nn.Module, d_model: int, like: Tensor) -> Norm:
     """
     weight, bias = (_detached(getattr(norm, name, None)) for name in ("weight", "bias"))
     zeros = torch.zeros(d_model, dtype=like.dtype, device=like.device)
-    kept = [float(getattr(norm, name)) for name in _EPS_NAMES if hasattr(norm, name)]
+    kept = [float(getattr(norm, name)) for name in _EPS_NAMES if getattr(norm, name, None) is not None]
     layernorm = "LayerNorm" in type(norm).__name__
     formulas = [
         Norm(
