@@ -124,6 +124,7 @@ USERS: dict[str, set[str]] = {
     "model/norm.py": RUNS_THE_MODEL,
     "model/observed.py": RUNS_THE_MODEL,
     "model/parts.py": RUNS_THE_MODEL,
+    "model/precision.py": RUNS_THE_MODEL,
     "model/token_ids.py": {"ablate_heads"},
     "quantities.py": OF_SHARD | SHOWS | TABLES - {"tabulate_token_noise"},
     "snapshots/corpora.py": {"snapshot_corpus"},
