@@ -17,6 +17,8 @@ import torch
 from filelock import FileLock
 from transformers import (
     AutoModelForCausalLM,
+    Gemma2Config,
+    Gemma3TextConfig,
     GemmaConfig,
     GPT2Config,
     GPTNeoXConfig,
@@ -67,6 +69,8 @@ CONFIGS = {
     "qwen2": Qwen2Config(**_SIZES, num_key_value_heads=2),
     "qwen3": Qwen3Config(**_SIZES, num_key_value_heads=2, head_dim=16),
     "gemma": GemmaConfig(**_SIZES, num_key_value_heads=1, head_dim=16),
+    "gemma2": Gemma2Config(**_SIZES, num_key_value_heads=1, head_dim=16, final_logit_softcapping=2.0),
+    "gemma3_text": Gemma3TextConfig(**_SIZES, num_key_value_heads=1, head_dim=16, sliding_window=6),
     "olmo": OlmoConfig(**_SIZES, num_key_value_heads=4),
     "smollm3": SmolLM3Config(**_SIZES, num_key_value_heads=2),
     "stablelm": StableLmConfig(**_SIZES, num_key_value_heads=2, use_qkv_bias=True),
@@ -78,13 +82,18 @@ CONFIGS = {
         word_embed_proj_dim=32,
     ),
 }
-"""Every covered architecture, small, and both layouts of those that have two."""
+"""Architectures of every kind, small, and both layouts of those that have two."""
+
+ONLY_EAGER = ("gemma2",)
+"""Those of them for which torch's own attention does not do."""
 
 
 def random_model(name: str, dtype: torch.dtype = torch.float64, seed: int = 0) -> PreTrainedModel:
     """A small random model with random biases and norm weights, so that nothing is zero or one by default."""
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(CONFIGS[name], dtype=dtype, attn_implementation="sdpa")
+    model = AutoModelForCausalLM.from_config(
+        CONFIGS[name], dtype=dtype, attn_implementation="eager" if name in ONLY_EAGER else "sdpa"
+    )
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim == 1:

@@ -50,17 +50,21 @@ class Run:
         resid: What enters each layer, and last what leaves the last one; each [prompt, pos, d_model].
         z: Of each layer [prompt, pos, head, d_head].
         attention: What each layer's attention writes [prompt, pos, d_model].
+        given: By (component, layer), what goes into a post-norm [prompt, pos, d_model]; nothing for other components.
         neurons: What the neurons of each layer's MLP give [prompt, pos, neuron]; no layer that is a mixture of experts.
         normed: What the final norm gives [prompt, pos, d_model].
         logits: Before they are capped, centred over the vocabulary [prompt, pos, vocab].
+        capped: The same with the model's cap, centred by what they were before it.
     """
 
     resid: list[Tensor] = field(default_factory=list)
     z: list[Tensor] = field(default_factory=list)
     attention: list[Tensor] = field(default_factory=list)
+    given: dict[tuple[str, int], Tensor] = field(default_factory=dict)
     neurons: dict[int, Tensor] = field(default_factory=dict)
     normed: Tensor = field(default_factory=lambda: torch.empty(0))
     logits: Tensor = field(default_factory=lambda: torch.empty(0))
+    capped: Tensor = field(default_factory=lambda: torch.empty(0))
 
     def mlp(self, layer: int) -> Tensor:
         """What the MLP of a layer writes [prompt, pos, d_model]."""
@@ -122,17 +126,29 @@ class Reference:
             hooks += [
                 _on_output(block.module, lambda x: seen.resid.append(x.clone())),
                 _on_input(block.out, lambda x: seen.z.append(x.unflatten(-1, (self.n_heads, -1)).clone())),
-                _on_output(block.out, self._keep_write(seen, block)),
+                _on_output(block.writing, self._keep_write(seen, block)),
+                *(_on_input(norm.module, self._keep_given(seen, key, at)) for key, norm in block.postnorms.items()),
             ]
             if block.neurons_out is not None:
                 hooks.append(_on_input(block.neurons_out, self._keep_neurons(seen, at)))
         hooks.append(_on_output(self.final_norm.module, lambda x: setattr(seen, "normed", x.clone())))
+        cap, config = getattr(self.hf.config, "final_logit_softcapping", None), self.hf.config
         with _registered(hooks), torch.no_grad(), InFloat64():
+            if cap is not None:
+                model_logits = self.hf(input_ids=tokens, use_cache=False).logits
+                seen.__init__()
+                config.final_logit_softcapping = None
             logits = self.hf(input_ids=tokens, use_cache=False).logits
-        cap = getattr(self.hf.config, "final_logit_softcapping", None)
-        logits = logits if cap is None else cap * torch.atanh(logits / cap)
-        seen.logits = logits - logits.mean(-1, keepdim=True)
+        mean = logits.mean(-1, keepdim=True)
+        seen.logits, seen.capped = logits - mean, logits - mean
+        if cap is not None:
+            config.final_logit_softcapping = cap
+            seen.capped = model_logits - mean
         return seen
+
+    @staticmethod
+    def _keep_given(seen: Run, component: str, layer: int) -> Callable[[Tensor], None]:
+        return lambda x: seen.given.__setitem__((component, layer), x.clone())
 
     def _keep_neurons(self, seen: Run, layer: int) -> Callable[[Tensor], None]:
         return lambda x: seen.neurons.__setitem__(layer, _as(self.tokens, x).clone())
@@ -170,7 +186,30 @@ class Reference:
         """What each head of a layer writes [head, prompt, pos, d_model]: (z - c) @ W_O."""
         z = (run.z[layer] - self.constants[layer]).movedim(2, 0)
         weight = _as_input_by_output(self.blocks[layer].out).unflatten(0, (self.n_heads, -1))
-        return self.blocks[layer].factor * (z @ weight[:, None])
+        return self._held("attention", layer, self.blocks[layer].factor * (z @ weight[:, None]))
+
+    def _held(self, component: str, layer: int, out: Tensor) -> Tensor:
+        """An output [..., prompt, pos, d_model] as the component's post-norm writes it by its clean scale."""
+        norm = self.blocks[layer].postnorms.get(component)
+        return out if norm is None else norm.weight * out / norm.scale(self.clean.given[component, layer])[..., None]
+
+    def _mlp_write(self, run: Run, layer: int) -> Tensor:
+        """What an MLP writes by the clean scale of its post-norm [prompt, pos, d_model]."""
+        if "mlp" not in self.blocks[layer].postnorms:
+            return run.mlp(layer)
+        return self._held("mlp", layer, self.blocks[layer].mlp_factor * run.given["mlp", layer])
+
+    def _by_postnorms(self, run: Run) -> dict[tuple[str, int], Tensor]:
+        """What the change of each post-norm's scale does, by component and layer [prompt, pos-1]."""
+        found = {}
+        for component, layer in run.given:
+            block = self.blocks[layer]
+            norm = block.postnorms[component]
+            factor = block.factor if component == "attention" else block.mlp_factor
+            before, now = (norm.scale(one.given[component, layer])[:, :-1] for one in (self.clean, run))
+            along = (factor * norm.weight * run.given[component, layer][:, :-1] * self.direction).sum(-1)
+            found[component, layer] = along * (1 / now - 1 / before) / self.scale
+        return found
 
     # --- ablations -----------------------------------------------------------------------------------------------
 
@@ -203,6 +242,9 @@ class Reference:
             run = self.run(self.tokens, _on_input(out, lambda _: donor.z[layer].flatten(-2)))
             return self._measured(run, "heads", (layer,))
         assert component == "mlp"
+        if (norm := self.blocks[layer].postnorms.get("mlp")) is not None:
+            run = self.run(self.tokens, _on_input(norm.module, lambda _: donor.given["mlp", layer]))
+            return self._measured(run, "mlps", (layer,))
         change = donor.mlp(layer) - clean.mlp(layer)
         run = self.run(self.tokens, _on_output(self.blocks[layer].module, lambda x: x + change))
         return self._measured(run, "mlps", (layer,))
@@ -225,7 +267,7 @@ class Reference:
         layers = range(len(self.blocks))
         return {
             "heads": torch.stack([self._effect(self.head_writes(run, at)) for at in layers]),
-            "mlps": torch.stack([self._effect(run.mlp(at)) for at in layers]),
+            "mlps": torch.stack([self._effect(self._mlp_write(run, at)) for at in layers]),
         }
 
     def _measured(self, run: Run, part: str, ablated: tuple[int, ...]) -> Measured:
@@ -245,6 +287,12 @@ class Reference:
         before, now = of_ablated(clean[part]), of_ablated(after[part])
         others = {"heads": by_head.sum((0, 1)), "mlps": by_mlp.sum(0)}
         others[part] = others[part] - (now - before)
+        by_postnorms = self._by_postnorms(run)
+        own = ("attention" if part == "heads" else "mlp", ablated[0])
+        more = {}
+        if by_postnorms:
+            more["self_repair_from_postnorms"] = sum(by_postnorms.values())
+            more["self_repair_from_own_postnorm"] = by_postnorms[own]
         return Measured(
             values={
                 "direct_effect": before,
@@ -256,6 +304,8 @@ class Reference:
                 "self_repair_from_layernorm": from_layernorm,
                 "ablated_scale": ablated_scale,
                 "frozen_layernorm_logit_change": logit_change - from_layernorm,
+                "capped_logit_change": (run.capped - self.clean.capped)[:, :-1].gather(-1, targets)[..., 0],
+                **more,
             },
             by_head=by_head,
             by_mlp=by_mlp,
@@ -266,7 +316,10 @@ class Reference:
         """Direct effects in a run of a layer's neurons [prompt, pos-1, neuron]."""
         block = self.blocks[layer]
         weight = block.mlp_factor * _as_input_by_output(block.neurons_out)
-        return run.neurons[layer][:, :-1] * (self.direction @ weight.T) / self.scale[..., None]
+        direction = self.direction
+        if (norm := block.postnorms.get("mlp")) is not None:
+            direction = direction * norm.weight / norm.scale(self.clean.given["mlp", layer][:, :-1])[..., None]
+        return run.neurons[layer][:, :-1] * (direction @ weight.T) / self.scale[..., None]
 
 
 # --- what is what ----------------------------------------------------------------------------------------------------
@@ -283,6 +336,7 @@ class Block:
         out: The attention's output projection.
         neurons_out: The MLP's; None for a mixture of experts.
         factor, mlp_factor: What the outputs of attention and MLP are multiplied by when they are added.
+        postnorms: By "attention" and "mlp", the norm that the output goes through first, if any.
     """
 
     module: nn.Module
@@ -292,6 +346,12 @@ class Block:
     neurons_out: nn.Module | None
     factor: float
     mlp_factor: float
+    postnorms: "dict[str, NormSeen]"
+
+    @property
+    def writing(self) -> nn.Module:
+        """What gives what the attention writes, but for the factor."""
+        return self.postnorms["attention"].module if "attention" in self.postnorms else self.out
 
 
 @dataclass(frozen=True)
@@ -353,10 +413,12 @@ def look(hf: PreTrainedModel, tokens: Tensor) -> tuple[list[Block], nn.Module]:
         hf(input_ids=tokens, use_cache=False)
     inside = {id(m) for layer in layers for m in layer.modules()}
     norms = [m for m in called if "Norm" in type(m).__name__ and id(m) not in inside]
-    return [_block(layer, called, copies) for layer in layers], norms[-1]
+    return [_block(hf, layer, called, copies) for layer in layers], norms[-1]
 
 
-def _block(layer: nn.Module, called: dict[nn.Module, tuple], copies: dict[nn.Module, tuple]) -> Block:
+def _block(
+    hf: PreTrainedModel, layer: nn.Module, called: dict[nn.Module, tuple], copies: dict[nn.Module, tuple]
+) -> Block:
     attention = next(m for m in layer.modules() if m is not layer and "Attention" in type(m).__name__ and m in called)
     of_attention = {id(m) for m in attention.modules()}
     linear = [m for m in called if isinstance(m, nn.Linear | Conv1D)]
@@ -366,11 +428,25 @@ def _block(layer: nn.Module, called: dict[nn.Module, tuple], copies: dict[nn.Mod
     experts = [m for m in children if any("Expert" in type(part).__name__ for part in m.modules())]
     down = None if experts else [m for m in linear if id(m) in {id(x) for x in layer.modules()} - of_attention][-1]
     resid = copies[layer][0]
-    writes = [_as(resid[..., 0], copies[m][1]).flatten() for m in (out, *(experts or [down]))]
+    writing = [out, *(experts or [down])]
+    after = {
+        name: norm
+        for name, m in zip(("attention", "mlp"), writing[:2], strict=True)
+        for norm in children
+        if "Norm" in type(norm).__name__ and _reads(copies[norm][0], copies[m][1])
+    }
+    writing[0] = after.get("attention", out)
+    writing[1] = after.get("mlp", writing[1])
+    writes = [_as(resid[..., 0], copies[m][1]).flatten() for m in writing]
     added = (copies[layer][1] - resid).flatten()
     factors = torch.linalg.lstsq(torch.stack(writes, 1), added[:, None]).solution[:, 0]
     assert torch.allclose(sum(f * w for f, w in zip(factors, writes, strict=True)), added, atol=1e-5)
-    return Block(layer, attention, norm, out, down, *factors.tolist())
+    postnorms = {name: NormSeen.of(norm, hf) for name, norm in after.items()}
+    return Block(layer, attention, norm, out, down, *factors.tolist(), postnorms)
+
+
+def _reads(read: Any, out: Tensor) -> bool:
+    return isinstance(read, Tensor) and read.numel() == out.numel() and bool(torch.equal(read.flatten(), out.flatten()))
 
 
 def _as(like: Tensor, values: Tensor) -> Tensor:

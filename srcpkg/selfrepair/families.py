@@ -60,13 +60,25 @@ FAMILIES = {
             *("arcee", "apertus", "cwm", "ernie4_5", "gemma", "glm", "granite", "granite_swa", "helium"),
             *("hunyuan_v1_dense", "hyperclovax", "internlm3", "iquestcoder", "jais2", "llama", "minicpm3", "ministral"),
             *("ministral3", "mistral", "nemotron", "olmo", "phi3", "qwen2", "qwen3", "seed_oss", "smollm3", "youtu"),
+            # What they write is normalised, or their logits are capped, or both: seen on the model.
+            *("exaone4", "gemma2", "gemma3_text", "glm4", "olmo2", "olmo3", "vaultgemma"),
         ),
         _LLAMA,
     ),
     **dict.fromkeys(
         (
-            *("deepseek_v2", "deepseek_v3", "dots1", "ernie4_5_moe", "exaone_moe", "glm4_moe", "hunyuan_v1_moe"),
-            *("mellum", "minimax_m2", "mixtral", "olmoe", "phimoe", "qwen2_moe", "qwen3_moe", "solar_open"),
+            *("afmoe", "deepseek_v2", "deepseek_v3", "dots1", "ernie4_5_moe", "exaone_moe", "flex_olmo", "glm4_moe"),
+            *(
+                "hunyuan_v1_moe",
+                "mellum",
+                "minimax_m2",
+                "mixtral",
+                "olmoe",
+                "phimoe",
+                "qwen2_moe",
+                "qwen3_moe",
+                "solar_open",
+            ),
         ),
         _LLAMA,
     ),
@@ -94,6 +106,7 @@ FAMILIES = {
         mlp="ffn.down_proj",
         mlp_out="ffn.down_proj",
     ),
+    "nanochat": replace(_LLAMA, mlp_out="mlp.fc2"),
     "opt": _OPT,
     "persimmon": replace(
         _LLAMA,
@@ -114,17 +127,10 @@ FAMILIES = {
 }
 """The architectures that tests hold to the definitions, by transformers' ``model_type``."""
 
-_POST_NORM = (
-    "it normalises a component's output before adding it to the residual stream, which makes a head's write non-linear"
-)
 _NO_HEADS = "it has no attention heads"
 _FEW_HEADS = "some of its layers have no attention heads"
-_CAPPED = "it caps its logits, which makes a write's effect non-linear"
 _NORMED_Z = "it normalises z over all heads before they write, so that no head's write is its own"
 REFUSED = {
-    **dict.fromkeys(
-        ("afmoe", "exaone4", "flex_olmo", "gemma2", "gemma3", "gemma3_text", "glm4", "olmo2", "olmo3"), _POST_NORM
-    ),
     **dict.fromkeys(("falcon_mamba", "mamba", "mamba2", "rwkv", "xlstm"), _NO_HEADS),
     **dict.fromkeys(
         (
@@ -133,7 +139,6 @@ REFUSED = {
         ),
         _FEW_HEADS,
     ),
-    **dict.fromkeys(("nanochat", "vaultgemma"), _CAPPED),
     "bitnet": _NORMED_Z,
     "diffllama": "each of its heads is a difference of two, normalised before it writes",
     "gpt_oss": "its attention has sinks, so that rows do not sum to one",

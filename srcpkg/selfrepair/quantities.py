@@ -5,6 +5,7 @@ spells each of them out. Everything here is per (head, token), a token being one
 the next one.
 """
 
+from collections.abc import Container, Iterable
 from dataclasses import dataclass
 
 
@@ -37,7 +38,25 @@ _ALL = (
     Quantity("self_repair", "self-repair", "logits", "logit_change - (ablated_direct_effect - direct_effect)"),
     Quantity("self_repair_from_heads", "self-repair from heads", "logits", "change of all other heads' direct effects"),
     Quantity("self_repair_from_mlps", "self-repair from MLPs", "logits", "change of all MLP layers' direct effects"),
+    Quantity(
+        "self_repair_from_postnorms",
+        "self-repair from post-norms",
+        "logits",
+        "what follows from the scales of the norms of components' outputs",
+    ),
+    Quantity(
+        "self_repair_from_own_postnorm",
+        "self-repair from own post-norm",
+        "logits",
+        "of self_repair_from_postnorms, that of the norm which the ablated output goes through",
+    ),
     Quantity("self_repair_from_layernorm", "self-repair from LayerNorm", "logits", "r' . d * (1/s' - 1/s)"),
+    Quantity(
+        "capped_logit_change",
+        "logit change after the cap",
+        "logits",
+        "logit_change, with the correct token's logit capped as the model caps it",
+    ),
     Quantity(
         "frozen_layernorm_logit_change",
         "logit change, LayerNorm frozen",
@@ -50,6 +69,12 @@ _ALL = (
         "clipped_fraction_from_heads", "heads' clipped fraction of direct effect", "", "mean clip(heads / DE, 0, 1)"
     ),
     Quantity("clipped_fraction_from_mlps", "MLPs' clipped fraction of direct effect", "", "mean clip(MLPs / DE, 0, 1)"),
+    Quantity(
+        "clipped_fraction_from_postnorms",
+        "post-norms' clipped fraction of direct effect",
+        "",
+        "mean clip(post-norms / DE, 0, 1)",
+    ),
     Quantity(
         "clipped_fraction_from_layernorm",
         "LayerNorm's clipped fraction of direct effect",
@@ -65,11 +90,35 @@ _ALL = (
 )
 QUANTITIES = {quantity.name: quantity for quantity in _ALL}
 
-PARTS = ("self_repair_from_heads", "self_repair_from_mlps", "self_repair_from_layernorm")
-"""The three parts whose sum is self_repair, exactly."""
+POSTNORMS, OWN_POSTNORM = "self_repair_from_postnorms", "self_repair_from_own_postnorm"
+"""Measured where a model normalises what its components write, and absent elsewhere."""
 
-HEAD_TOKEN = ("direct_effect", "ablated_direct_effect", "logit_change", "self_repair", *PARTS)
+CAPPED = "capped_logit_change"
+"""Measured where a model caps its logits, and absent elsewhere."""
+
+PARTS = ("self_repair_from_heads", "self_repair_from_mlps", POSTNORMS, "self_repair_from_layernorm")
+"""The parts whose sum is self_repair, exactly."""
+
+HEAD_TOKEN = (
+    "direct_effect",
+    "ablated_direct_effect",
+    "logit_change",
+    "self_repair",
+    *PARTS,
+    OWN_POSTNORM,
+    CAPPED,
+)
 """What an ablation gives for each (head, prompt, pos), in logits."""
+
+
+OF_SOME_MODELS = ("logit_cap",)
+"""Settings that files and tables carry where a model has such."""
+
+
+def held(names: Iterable[str], by: Container[str]) -> tuple[str, ...]:
+    """Those of some quantities that files or tables hold: some models have no post-norms, or no cap."""
+    return tuple(name for name in names if name in by)
+
 
 ABLATION_KINDS = ("resample", "mean", "zero")
 """How a head is ablated (definitions.md, Ablations)."""

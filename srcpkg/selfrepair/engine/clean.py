@@ -3,8 +3,8 @@
 Direct effects come from projected directions (``W_O[head] @ d / s``), so no head's d_model output and no logits are formed.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from selfrepair.model.allocator import block_of_its_own
 from selfrepair.model.calls import hooked
-from selfrepair.model.model import Model
+from selfrepair.model.model import COMPONENTS, Model
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,9 @@ class CleanRun:
         correct_logit: Correct logits [prompt, pos-1].
         head_direct_effect: [layer, prompt, pos-1, head], logits.
         mlp_direct_effect: [layer, prompt, pos-1], logits; the MLP's output bias is part of it.
+        postnorm_scales: Of "attention" and "mlp", the scale of each layer's post-norm [layer, prompt, pos-1], 1 where a layer
+            has none; empty for models without.
+        mean_logit: Mean over the vocabulary of the logits [prompt, pos-1], for models that cap them; 0 if they aren't centred.
     """
 
     resid_pre: OfLayers
@@ -59,6 +62,12 @@ class CleanRun:
     correct_logit: Float[Tensor, "prompt predicted"]
     head_direct_effect: Float[Tensor, "layer prompt predicted head"]
     mlp_direct_effect: Float[Tensor, "layer prompt predicted"]
+    postnorm_scales: Mapping[str, Float[Tensor, "layer prompt predicted"]] = field(default_factory=dict)
+    mean_logit: Float[Tensor, "prompt predicted"] | None = None
+
+    def postnorm_scale(self, component: str, layer: int) -> Float[Tensor, "prompt predicted"] | None:
+        """The scale of the post-norm of a layer's component; None for models without."""
+        return self.postnorm_scales[component][layer] if self.postnorm_scales else None
 
 
 def run_clean(model: Model, tokens: Int[Tensor, "prompt pos"]) -> CleanRun:
@@ -86,6 +95,7 @@ def run_clean(model: Model, tokens: Int[Tensor, "prompt pos"]) -> CleanRun:
         resid_pre = block(length, model.d_model)
         z = block(length, model.n_heads, model.d_head)
         mlp_along_d = block(length - 1)
+        scales = {component: block(length - 1) for component in COMPONENTS if model.has_postnorms}
 
         def keep_resid(layer: int, _: nn.Module, args: tuple[Any, ...]) -> None:
             resid_pre[layer] = args[0]
@@ -94,7 +104,18 @@ def run_clean(model: Model, tokens: Int[Tensor, "prompt pos"]) -> CleanRun:
             z[layer] = by_head(model, args[0])
 
         def keep_mlp(layer: int, _: nn.Module, __: Any, out: Tensor | tuple[Any, ...]) -> None:
-            mlp_along_d[layer] = (written(out, tokens.shape)[:, :-1] * directions.d).sum(-1)
+            write = output(out, tokens.shape)[:, :-1]
+            keep_scale("mlp", layer, write)
+            scale = scales["mlp"][layer] if scales else None
+            mlp_along_d[layer] = (write * model.written(directions.d, "mlp", layer, scale)).sum(-1)
+
+        def keep_attention(layer: int, _: nn.Module, __: Any, out: Tensor | tuple[Any, ...]) -> None:
+            keep_scale("attention", layer, output(out, tokens.shape)[:, :-1])
+
+        def keep_scale(component: str, layer: int, write: Tensor) -> None:
+            norm = model.postnorms[component][layer]
+            if scales:
+                scales[component][layer] = 1 if norm is None else norm.scale(write.to(model.dtype))
 
         def keep_final(_: nn.Module, args: tuple[Any, ...]) -> None:
             final.append(args[0][:, :-1])
@@ -107,23 +128,34 @@ def run_clean(model: Model, tokens: Int[Tensor, "prompt pos"]) -> CleanRun:
                     model.attention_out(at).register_forward_pre_hook(partial(keep_z, at)),
                     model.mlp(at).register_forward_hook(partial(keep_mlp, at)),
                 ]
+                if scales:
+                    handles.append(model.attention(at).register_forward_hook(partial(keep_attention, at)))
             return handles
 
         with hooked(register), model.running():
             model.decoder(input_ids=tokens.to(model.device), use_cache=False)
-        scale = model.final_norm.scale(final[0])
+        resid = final[-1]  # some models use their final norm before the first layer too
+        scale = model.final_norm.scale(resid)
         scaled = directions.d / scale[..., None]
         head_effects = [
-            head_direct_effects(z[layer, :, :-1] - model.value_constant[layer], project(model, layer, scaled))
+            head_direct_effects(
+                z[layer, :, :-1] - model.value_constant[layer],
+                project(model, layer, scaled, scales["attention"][layer] if scales else None),
+            )
             for layer in range(model.n_layers)
         ]
+        mean_logit = None
+        if model.logit_cap is not None:
+            mean_logit = resid @ model.mean_direction / scale + model.mean_constant
         return CleanRun(
             resid_pre=resid_pre,
             z=z,
             scale=scale,
-            correct_logit=(final[0] * scaled).sum(-1) + directions.constant,
+            correct_logit=(resid * scaled).sum(-1) + directions.constant,
             head_direct_effect=torch.stack(head_effects),
-            mlp_direct_effect=model.written(mlp_along_d) / scale,
+            mlp_direct_effect=mlp_along_d / scale,
+            postnorm_scales=scales,
+            mean_logit=mean_logit,
         )
 
 
@@ -133,8 +165,8 @@ def prompt_chunks(model: Model, n_prompts: int, length: int) -> list[slice]:
     return [slice(start, min(start + size, n_prompts)) for start in range(0, n_prompts, size)]
 
 
-def written(out: Tensor | tuple[Any, ...], shape: Sequence[int]) -> Tensor:
-    """A component's output as [*shape, d_model]; some models flatten prompts and positions before their MLP."""
+def output(out: Tensor | tuple[Any, ...], shape: Sequence[int]) -> Tensor:
+    """What a component's module gives as [*shape, d_model]; some models flatten prompts and positions before their MLP."""
     write = out[0] if isinstance(out, tuple) else out
     return write.reshape(*shape, write.shape[-1])
 
@@ -144,9 +176,16 @@ def by_head(model: Model, flat: Tensor) -> Tensor:
     return flat.unflatten(-1, (model.n_heads, model.d_head))
 
 
-def project(model: Model, layer: int, scaled: Tensor) -> Tensor:
-    """The layer's projected directions ``W_O[head] @ d / s`` [prompt, pos-1, head, d_head]."""
-    return torch.einsum("ptm,hdm->pthd", model.written(scaled), model.W_O[layer])
+def project(model: Model, layer: int, scaled: Tensor, postnorm_scale: Tensor | None) -> Tensor:
+    """The layer's projected directions ``W_O[head] @ d / s`` [prompt, pos-1, head, d_head].
+
+    Args:
+        model: The model.
+        layer: The layer.
+        scaled: d / s [prompt, pos-1, d_model].
+        postnorm_scale: Of the attention's post-norm [prompt, pos-1]; None for models without.
+    """
+    return torch.einsum("ptm,hdm->pthd", model.written(scaled, "attention", layer, postnorm_scale), model.W_O[layer])
 
 
 def head_direct_effects(z: Tensor, projected: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from selfrepair.engine.heads import Heads
 from selfrepair.engine.rounding import repeated_tolerance
 from selfrepair.model.model import Model
-from selfrepair.quantities import HEAD_TOKEN
+from selfrepair.quantities import CAPPED, OWN_POSTNORM, POSTNORMS
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +41,8 @@ class PlainRun:
     Attributes:
         resid: Per layer, the residual that enters it [pos, d_model].
         z: Per layer [pos, head, d_head].
-        mlp: Per layer, what its MLP writes [pos, d_model].
+        mlp: Per layer, what its MLP gives [pos, d_model].
+        attention: Likewise its attention; empty for models without post-norms.
         final: The final residual [pos, d_model]; None in a run that was stopped.
         normed: What the final norm gives [pos, d_model]; likewise.
         watched: What went into each module that was watched besides, [pos, width].
@@ -50,6 +51,7 @@ class PlainRun:
     resid: list[Tensor]
     z: list[Tensor]
     mlp: list[Tensor]
+    attention: list[Tensor]
     final: Tensor | None
     normed: Tensor | None
     watched: list[Tensor]
@@ -75,7 +77,7 @@ def plain_run(
         watch: More modules whose inputs are kept.
         until: Stop when this layer has run: what comes after it is not looked at.
     """
-    resid, z, mlp, final, watched = (list[Tensor]() for _ in range(5))
+    resid, z, mlp, attention, final, watched = (list[Tensor]() for _ in range(6))
     normed = None
 
     def stop(*_: Any) -> None:
@@ -98,6 +100,8 @@ def plain_run(
             stack.callback(handle.remove)
         for at in layers:
             stack.callback(model.mlp(at).register_forward_hook(partial(keep_output, mlp)).remove)
+            if model.has_postnorms:
+                stack.callback(model.attention_out(at).register_forward_hook(partial(keep_output, attention)).remove)
         if until is not None:
             stack.callback(model.layers[until].register_forward_hook(stop).remove)
         stack.enter_context(torch.inference_mode())
@@ -105,11 +109,24 @@ def plain_run(
             out = model.decoder(input_ids=tokens[None].to(model.device), use_cache=False)
             normed = out.last_hidden_state[0]
         heads = [each.unflatten(-1, (model.n_heads, model.d_head)) for each in z]
-        return PlainRun(resid, heads, mlp, final[0] if final else None, normed, watched)
+        # Some models use their final norm before the first layer too.
+        return PlainRun(resid, heads, mlp, attention, final[-1] if normed is not None else None, normed, watched)
 
 
-def correct_logits(model: Model, normed: Tensor, tokens: Int[Tensor, " pos"]) -> Float[Tensor, " predicted"]:
-    """Logits of the tokens that follow, centred over the vocabulary if the model's are, by its own unembedding."""
+def correct_logits(
+    model: Model, normed: Tensor, tokens: Int[Tensor, " pos"], capped: bool = False
+) -> Float[Tensor, " predicted"]:
+    """Logits of the tokens that follow, by the model's own unembedding.
+
+    Args:
+        model: The model.
+        normed: What its final norm gives [pos-1, d_model].
+        tokens: Token ids.
+        capped: Cap these logits, but not what they are centred by.
+
+    Returns:
+        Less the mean over the vocabulary, if the model's logits are centred.
+    """
     unembed = model.hf.get_output_embeddings()
     targets = tokens[1:].to(model.device)
     parts = []
@@ -117,6 +134,7 @@ def correct_logits(model: Model, normed: Tensor, tokens: Int[Tensor, " pos"]) ->
         for places in torch.arange(len(targets), device=model.device).split(UNEMBED_AT_ONCE):
             logits = model.logit_factor * unembed(normed[places])
             correct = logits.gather(-1, targets[places, None])[:, 0]
+            correct = model.capped(correct) if capped else correct
             parts.append(correct - logits.mean(-1) if model.center_unembed else correct)
     return torch.cat(parts)
 
@@ -186,18 +204,55 @@ class Seen:
     @cached_property
     def mlps(self) -> Tensor:
         """Direct effects of every MLP [layer, pos-1], likewise."""
+        return self._effects("mlp", self.run.mlp)
+
+    @cached_property
+    def postnorms(self) -> dict[str, Tensor]:
+        """Of "attention" and "mlp", scales of post-norms [layer, pos-1]; empty for models without."""
+        model = self.of.model
+        if not model.has_postnorms:
+            return {}
         with torch.inference_mode():
-            return torch.stack([(write[:-1] * self.of.model.written(self.of.scaled)).sum(-1) for write in self.run.mlp])
+            return {
+                component: torch.stack(
+                    [
+                        torch.ones_like(self.scale) if norm is None else norm.scale(out[:-1])
+                        for norm, out in zip(model.postnorms[component], outs, strict=True)
+                    ]
+                )
+                for component, outs in (("attention", self.run.attention), ("mlp", self.run.mlp))
+            }
+
+    @cached_property
+    def by_postnorm(self) -> dict[str, Tensor]:
+        """By component, what the change of each post-norm's scale does [layer, pos-1], logits; empty for models without."""
+        clean, outs = self.of.clean.postnorms, {"attention": self.run.attention, "mlp": self.run.mlp}
+        return {
+            component: self._effects(component, outs[component]) * (clean[component] / scales - 1)
+            for component, scales in self.postnorms.items()
+        }
+
+    def _effects(self, component: str, outs: list[Tensor]) -> Tensor:
+        """Direct effects of the whole output of each layer's component [layer, pos-1], logits, by clean scales."""
+        with torch.inference_mode():
+            along = [self.of.seen_by(component, layer) for layer in range(len(outs))]
+            return torch.stack([(out[:-1] * d).sum(-1) for out, d in zip(outs, along, strict=True)])
 
     @cached_property
     def logit(self) -> Tensor:
         """Correct logits [pos-1], by the model's own final norm and unembedding."""
         return correct_logits(self.of.model, self.normed, self.of.tokens)
 
+    @cached_property
+    def capped_logit(self) -> Tensor:
+        """The same with the cap, which does not reach what they are centred by."""
+        return correct_logits(self.of.model, self.normed, self.of.tokens, capped=True)
+
     @property
     def sizes(self) -> Tensor:
         """Sizes of all direct effects [pos-1]."""
-        return self.heads.abs().sum((0, 2)) + self.mlps.abs().sum(0)
+        sizes = self.heads.abs().sum((0, 2)) + self.mlps.abs().sum(0)
+        return sizes + sum(self._effects("attention", self.run.attention).abs()) if self.run.attention else sizes
 
 
 @dataclass(frozen=True)
@@ -205,7 +260,7 @@ class Effects:
     """Every quantity of an ablation on one prompt, from a clean and an ablated plain run (docs/definitions.md, Effects).
 
     Attributes:
-        values: By quantity of `HEAD_TOKEN`, and ablated_scale [pos-1].
+        values: By quantity of the model, and ablated_scale [pos-1].
         by_head, by_mlp: Change of every component's direct effect, the ablated one's left out [layer, pos-1, head],
             [layer, pos-1].
         summed: Sizes of the terms that cancel [pos-1].
@@ -239,8 +294,13 @@ class PlainPrompt:
         """Direct effects of a layer's heads in a run of the prompt, logits, by the clean scale."""
         model = self.model
         with torch.inference_mode():
-            z = run.z[layer][:-1] - model.value_constant[layer]
-            return torch.linalg.vecdot(z, torch.einsum("pm,hdm->phd", model.written(self.scaled), model.W_O[layer]))
+            z, along = run.z[layer][:-1] - model.value_constant[layer], self.seen_by("attention", layer)
+            return torch.linalg.vecdot(z, torch.einsum("pm,hdm->phd", along, model.W_O[layer]))
+
+    def seen_by(self, component: str, layer: int) -> Float[Tensor, "pos d_model"]:
+        """What gives the direct effect of an output of a layer's component at predicting positions, by clean scales."""
+        scales = self.clean.postnorms
+        return self.model.written(self.scaled, component, layer, scales[component][layer] if scales else None)
 
     def ablated(
         self,
@@ -279,6 +339,11 @@ class PlainPrompt:
                 "self_repair_from_layernorm": along * (1 / ablated.scale - 1 / clean.scale),
                 "ablated_scale": ablated.scale,
             }
+            if ablated.by_postnorm:
+                values[POSTNORMS] = sum(by.sum(0) for by in ablated.by_postnorm.values())
+                values[OWN_POSTNORM] = ablated.by_postnorm[component][layer]
+            if self.model.logit_cap is not None:
+                values[CAPPED] = ablated.capped_logit - clean.capped_logit
             longest = torch.stack([*(each[:-1] for each in ablated.run.resid), ablated.final]).norm(dim=-1).amax(0)
             along = self.scaled.norm(dim=-1) + self.model.offset_length / clean.scale
             sizes = clean.sizes + ablated.sizes + clean.logit.abs() + ablated.logit.abs()
@@ -471,7 +536,8 @@ def prove_heads(proof: Proof, repeated: Iterable[Repeated], found: Mapping[str, 
     """
     for each in repeated:
         at = each.row, each.prompt
-        prove_values(proof, each.where, each.effects, {name: np.asarray(found[name])[at] for name in HEAD_TOKEN})
+        values = {name: np.asarray(found[name])[at] for name in proof.model.quantities}
+        prove_values(proof, each.where, each.effects, values)
         if "ablated_scale" in found:
             scale = each.effects.values["ablated_scale"]
             proof.compare(f"ablated_scale {each.where}", np.asarray(found["ablated_scale"])[at], scale, scale)

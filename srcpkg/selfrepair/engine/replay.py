@@ -5,7 +5,7 @@ what the head would write to the clean output of that layer's attention, and cal
 The last position of a prompt predicts nothing and no other position reads it, so ablated runs leave it out.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -16,10 +16,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from selfrepair.engine.batches import Batch, cut_batches, whole_batches
-from selfrepair.engine.clean import CleanRun, Directions, by_head, head_direct_effects, project, written
+from selfrepair.engine.clean import CleanRun, Directions, by_head, head_direct_effects, output, project
 from selfrepair.model.allocator import block_of_its_own
 from selfrepair.model.calls import forward_is, gives, hooked
-from selfrepair.model.model import Model
+from selfrepair.model.model import COMPONENTS, Model
+from selfrepair.quantities import CAPPED, OWN_POSTNORM, POSTNORMS
 
 
 @dataclass(frozen=True)
@@ -27,8 +28,7 @@ class Ablated:
     """What a batch of ablations gives, in logits but for the scale; "head" and "prompt" are the batch's grid.
 
     Attributes:
-        direct_effect, ablated_direct_effect, logit_change, self_repair_from_heads, self_repair_from_mlps,
-            self_repair_from_layernorm: [head, prompt, pos-1] (docs/definitions.md, Effects).
+        values: By name of `selfrepair.model.model.Model.quantities` [head, prompt, pos-1] (docs/definitions.md, Effects).
         ablated_scale: Final norm's scale in the ablated run [head, prompt, pos-1].
         repair_by_head: [head, prompt, layer, head], summed over the selected tokens of the ablated head; logits.
         repair_by_mlp: [head, prompt, layer], likewise.
@@ -36,20 +36,11 @@ class Ablated:
             change by, the token's constant, and the longest residual of the run times |d| / s. Rounding errors grow with these.
     """
 
-    direct_effect: Float[Tensor, "row prompt predicted"]
-    ablated_direct_effect: Float[Tensor, "row prompt predicted"]
-    logit_change: Float[Tensor, "row prompt predicted"]
-    self_repair_from_heads: Float[Tensor, "row prompt predicted"]
-    self_repair_from_mlps: Float[Tensor, "row prompt predicted"]
-    self_repair_from_layernorm: Float[Tensor, "row prompt predicted"]
+    values: Mapping[str, Float[Tensor, "row prompt predicted"]]
     ablated_scale: Float[Tensor, "row prompt predicted"]
     repair_by_head: Float[Tensor, "row prompt layer head"]
     repair_by_mlp: Float[Tensor, "row prompt layer"]
     summed: Float[Tensor, "row prompt predicted"]
-
-
-LAYER_COMPONENTS = ("attention", "mlp")
-"""What a layer has that can be ablated as a whole."""
 
 
 class SuffixReplay:
@@ -75,7 +66,8 @@ class SuffixReplay:
             shape = (model.n_layers, *self.scaled.shape[:2], model.n_heads, model.d_head)
             self.projected = block_of_its_own(shape, model.dtype, model.device)
             for layer in range(model.n_layers):
-                self.projected[layer] = project(model, layer, self.scaled)
+                scale = clean.postnorm_scale("attention", layer)
+                self.projected[layer] = project(model, layer, self.scaled, scale)
 
     def ablate(
         self,
@@ -154,13 +146,20 @@ class SuffixReplay:
             with torch.inference_mode():
                 yield batch, self._ablate_batch(start, batch, replacement, selected)
 
-    def ablate_layer(self, layer: int, component: str, change: Float[Tensor, "prompt pos d_model"]) -> Ablated:
-        """Let the whole attention or the whole MLP of a layer write something else, on every prompt.
+    def ablate_layer(
+        self,
+        layer: int,
+        component: str,
+        change: Float[Tensor, "prompt pos d_model"],
+        clean_output: Float[Tensor, "prompt pos d_model"] | None = None,
+    ) -> Ablated:
+        """Let the whole attention or the whole MLP of a layer give something else, on every prompt.
 
         Args:
             layer: The layer.
             component: "attention" or "mlp".
-            change: What it writes, less what it writes in the clean run.
+            change: What it gives, less what it gives in the clean run.
+            clean_output: What it gives in the clean run; wanted of an MLP that has a post-norm.
 
         Returns:
             Results of one row, where "self_repair_from_*" is what later components and the final norm change by, and
@@ -169,23 +168,32 @@ class SuffixReplay:
         Raises:
             ValueError: Another component.
         """
-        clean, change = self.clean, _predicting(change)
-        if component not in LAYER_COMPONENTS:
-            raise ValueError(f"component is {component!r}; wanted one of {', '.join(LAYER_COMPONENTS)}")
+        model, clean, change = self.model, self.clean, _predicting(change)
+        if component not in COMPONENTS:
+            raise ValueError(f"component is {component!r}; wanted one of {', '.join(COMPONENTS)}")
         with torch.inference_mode():
+            batch = Batch(rows=[0], heads=[0])
+            changes = _Changes(self, batch, torch.ones(1, self.n_prompts, self.length, dtype=torch.bool))
+            write = model.written(change, component, layer, clean.postnorm_scale(component, layer))
+            removed = (write * self.scaled).sum(-1)
             if component == "attention":
                 start, effect = self._start(layer), clean.head_direct_effect[layer].sum(-1)
             else:
                 start = _Start(layer, _predicting(clean.z[layer]), resid=self._after(layer), attention=None)
                 effect = clean.mlp_direct_effect[layer]
-            batch = Batch(rows=[0], heads=[0])
-            changes = _Changes(self, batch, torch.ones(1, self.n_prompts, self.length, dtype=torch.bool))
+            if start.attention is None:  # what is added to the residual that leaves the layer
+                if model.postnorms[component][layer] is not None:
+                    assert clean_output is not None
+                    before = _predicting(clean_output)
+                    changes.see_postnorm(component, layer, (before + change)[None], own=True)
+                    write = model.normed(before + change, component, layer) - model.normed(before, component, layer)
+                change = write
             return self._measure(
                 batch,
                 self._run_changed(start, batch, change[None], changes),
                 changes,
                 direct_effect=effect[None],
-                ablated_direct_effect=(effect + (self.model.written(change) * self.scaled).sum(-1))[None],
+                ablated_direct_effect=(effect + removed)[None],
             )
 
     def _start(self, layer: int) -> "_Start":
@@ -227,13 +235,22 @@ class SuffixReplay:
         frozen_logit = (final * batch.of_prompts(self.scaled)).sum(-1)  # r' . d / s
         to_ablated = scale / ablated_scale
         clean_logit = batch.of_prompts(self.clean.correct_logit - self.directions.constant)
+        logit_change = frozen_logit * to_ablated - clean_logit
+        values = {
+            "direct_effect": direct_effect,
+            "ablated_direct_effect": ablated_direct_effect,
+            "logit_change": logit_change,
+            "self_repair": logit_change - (ablated_direct_effect - direct_effect),
+            "self_repair_from_heads": changes.from_heads,
+            "self_repair_from_mlps": changes.from_mlps,
+            POSTNORMS: changes.from_postnorms,
+            "self_repair_from_layernorm": frozen_logit * (to_ablated - 1),
+            OWN_POSTNORM: changes.from_own_postnorm,
+        }
+        if self.model.logit_cap is not None:
+            values[CAPPED] = logit_change + self._capped_off(batch, final, ablated_scale, logit_change)
         return Ablated(
-            direct_effect=direct_effect,
-            ablated_direct_effect=ablated_direct_effect,
-            logit_change=frozen_logit * to_ablated - clean_logit,
-            self_repair_from_heads=changes.from_heads,
-            self_repair_from_mlps=changes.from_mlps,
-            self_repair_from_layernorm=frozen_logit * (to_ablated - 1),
+            values={name: values[name] for name in self.model.quantities},
             ablated_scale=ablated_scale,
             repair_by_head=changes.by_head,
             repair_by_mlp=changes.by_mlp,
@@ -242,21 +259,38 @@ class SuffixReplay:
             + changes.longest * batch.of_prompts(self.d_length),
         )
 
+    def _capped_off(self, batch: Batch, final: Tensor, ablated_scale: Tensor, logit_change: Tensor) -> Tensor:
+        """What the cap makes of a change of the correct logit, less that change [row, prompt, pos-1].
+
+        It caps logits that are not centred.
+        """
+        model, clean = self.model, self.clean
+        assert clean.mean_logit is not None
+        ablated_mean = final @ model.mean_direction / ablated_scale + model.mean_constant
+        before = batch.of_prompts(clean.correct_logit + clean.mean_logit)
+        after = batch.of_prompts(clean.correct_logit) + logit_change + ablated_mean
+        return (model.capped(after) - after) - (model.capped(before) - before)
+
     def _run(
         self, start: "_Start", batch: Batch, replacement: Tensor, changes: "_Changes"
     ) -> Float[Tensor, "row prompt predicted d_model"]:
         """The final residual with each head ablated; ``changes`` sees every component on the way."""
-        write = batch.write(batch.of_heads(replacement - start.z), self.model.W_O[start.layer])
-        return self._run_changed(start, batch, write, changes)
+        change = batch.write(batch.of_heads(replacement - start.z), self.model.W_O[start.layer])
+        if start.attention is None:
+            change = self.model.written(change, "attention", start.layer, None)
+        return self._run_changed(start, batch, change, changes)
 
     def _run_changed(
         self, start: "_Start", batch: Batch, change: Tensor, changes: "_Changes"
     ) -> Float[Tensor, "row prompt predicted d_model"]:
-        """The final residual with ``change`` added where it starts; ``changes`` sees every component on the way."""
+        """The final residual with ``change`` added to what is changed first; ``changes`` sees every component on the way.
+
+        That is the output of the layer's attention, or the residual that leaves the layer.
+        """
         model, layer = self.model, start.layer
         clean_resid = batch.of_prompts(start.resid)
         if start.attention is None:
-            first, resid, attention = layer + 1, clean_resid + model.written(change), None
+            first, resid, attention = layer + 1, clean_resid + change, None
         else:
             first, resid = layer, clean_resid.expand_as(change)
             attention = batch.of_prompts(start.attention) + change
@@ -301,7 +335,7 @@ class _Changes:
     def __init__(self, replay: SuffixReplay, batch: Batch, selected: Tensor) -> None:
         model = replay.model
         self.replay, self.batch = replay, batch
-        self.d, self.scale = batch.of_prompts(model.written(replay.directions.d)), batch.of_prompts(replay.clean.scale)
+        self.d, self.scale = batch.of_prompts(replay.directions.d), batch.of_prompts(replay.clean.scale)
         shape = batch.shape(replay.n_prompts)
         self.shape = (*shape, replay.length - batch.cut)
         self.selected = batch.of_selection(selected).to(model.device)
@@ -311,17 +345,23 @@ class _Changes:
             return torch.zeros(shape, dtype=model.dtype, device=model.device)
 
         self.from_heads, self.from_mlps = zeros(*self.shape), zeros(*self.shape)
+        self.from_postnorms, self.from_own_postnorm = zeros(*self.shape), zeros(*self.shape)
         self.sizes, self.longest = zeros(*self.shape), zeros(*self.shape)
         self.by_head, self.by_mlp = zeros(*shape, model.n_layers, model.n_heads), zeros(*shape, model.n_layers)
 
     def hooks(self, layer: int) -> list[Any]:
         """Watch every component that can change when a head of ``layer`` is ablated."""
         model = self.replay.model
-        later = range(layer + 1, model.n_layers)
-        mlps = later if model.parallel else range(layer, model.n_layers)
+        later, with_own = range(layer + 1, model.n_layers), range(layer, model.n_layers)
+        mlps = later if model.parallel else with_own
+        normed = [at for at in with_own if model.postnorms["attention"][at] is not None]
         return [
             *(model.attention_out(at).register_forward_pre_hook(partial(self._see_heads, at)) for at in later),
             *(model.mlp(at).register_forward_hook(partial(self._see_mlp, at)) for at in mlps),
+            *(
+                model.attention(at).register_forward_hook(partial(self._see_attention, at, own=at == layer))
+                for at in normed
+            ),
         ]
 
     def meet(self, resid: Tensor) -> None:
@@ -339,12 +379,44 @@ class _Changes:
             self.by_head[:, :, layer] = torch.einsum("rpth,rpt->rph", change, self.weight)
 
     def _see_mlp(self, layer: int, _: nn.Module, __: Any, out: Tensor | tuple[Any, ...]) -> None:
-        write = written(out, self.shape)
-        clean = self.batch.of_prompts(self.replay.clean.mlp_direct_effect[layer])
-        change = (write * self.d).sum(-1) / self.scale - clean
+        given = output(out, self.shape)
+        change = self._effect("mlp", layer, given) - self.batch.of_prompts(self.replay.clean.mlp_direct_effect[layer])
         self.from_mlps += change
         self.sizes += change.abs()
         self.by_mlp[:, :, layer] = (change * self.weight).sum(-1)
+        self.see_postnorm("mlp", layer, given)
+
+    def _see_attention(self, layer: int, _: nn.Module, __: Any, out: Tensor | tuple[Any, ...], *, own: bool) -> None:
+        self.see_postnorm("attention", layer, output(out, self.shape), own=own)
+
+    def see_postnorm(
+        self, component: str, layer: int, given: Float[Tensor, "row prompt predicted d_model"], own: bool = False
+    ) -> None:
+        """Add what the change of a post-norm's scale does, from the whole output that goes through it.
+
+        Args:
+            component: "attention" or "mlp".
+            layer: The layer.
+            given: The output.
+            own: It is what was ablated.
+        """
+        norm = self.replay.model.postnorms[component][layer]
+        if norm is None:
+            return
+        given = given.to(self.replay.model.dtype)
+        effect = self._effect(component, layer, given)
+        scale = self.replay.clean.postnorm_scale(component, layer)
+        change = effect * (self.batch.of_prompts(scale) / norm.scale(given) - 1)
+        self.from_postnorms += change
+        self.sizes += effect.abs() + change.abs()
+        if own:
+            self.from_own_postnorm += change
+
+    def _effect(self, component: str, layer: int, given: Tensor) -> Tensor:
+        """Direct effect of a component's output [row, prompt, pos-1], by the clean scales."""
+        scale = self.replay.clean.postnorm_scale(component, layer)
+        scale = None if scale is None else self.batch.of_prompts(scale)
+        return (given * self.replay.model.written(self.d, component, layer, scale)).sum(-1) / self.scale
 
 
 @contextmanager

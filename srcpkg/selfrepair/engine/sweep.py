@@ -12,7 +12,7 @@ from selfrepair.engine.replacements import Replacement
 from selfrepair.engine.replay import SuffixReplay
 from selfrepair.engine.rounding import identity_tolerance
 from selfrepair.model.model import Model
-from selfrepair.quantities import HEAD_TOKEN, PARTS, QUANTITIES
+from selfrepair.quantities import PARTS, QUANTITIES, held
 from selfrepair.workflow.progress import Progress
 
 
@@ -44,13 +44,13 @@ def sweep(
         [head, prompt, by_layer], logits, and the number of tokens summed over, n_selected [head, prompt].
 
     Raises:
-        ValueError: The identity of the three parts does not hold.
+        ValueError: The identity of the parts does not hold.
     """
     replay = SuffixReplay(model, tokens, clean)
     index = {pair: row for row, pair in enumerate(heads)}
     shape = (len(heads), tokens.shape[0], tokens.shape[1] - 1)
     dtype = torch.zeros(0, dtype=model.dtype).numpy().dtype
-    values = {name: np.full(shape, np.nan, dtype) for name in (*HEAD_TOKEN, "ablated_scale")}
+    values = {name: np.full(shape, np.nan, dtype) for name in (*model.quantities, "ablated_scale")}
     sums = {
         "repair_by_head": np.zeros((*shape[:2], model.n_layers, model.n_heads), dtype),
         "repair_by_mlp": np.zeros((*shape[:2], model.n_layers), dtype),
@@ -61,8 +61,8 @@ def sweep(
         run = replay.ablate_selected if only_selected else replay.ablate
         for batch, result in run(layer, of_layer, replacement(layer), mask):
             here = rows[batch.rows]
-            found = {name: getattr(result, name).cpu().numpy() for name in values if name != "self_repair"}
-            found["self_repair"] = found["logit_change"] - (found["ablated_direct_effect"] - found["direct_effect"])
+            found = {name: value.cpu().numpy() for name, value in result.values.items()}
+            found["ablated_scale"] = result.ablated_scale.cpu().numpy()
             check_identity(found, result.summed.cpu().numpy(), model)
             _place(values, found, here, batch, batch.of_selection(mask).numpy() if only_selected else None)
             for name, value in sums.items():
@@ -103,7 +103,7 @@ def _place(
 
 
 def check_identity(values: dict[str, np.ndarray], summed: np.ndarray, model: Model) -> None:
-    """Check self_repair = from_heads + from_mlps + from_layernorm on every token.
+    """Check that self_repair is the sum of its parts (`selfrepair.quantities.PARTS`) on every token.
 
     Args:
         values: Arrays of one shape, by quantity, in logits.
@@ -113,7 +113,7 @@ def check_identity(values: dict[str, np.ndarray], summed: np.ndarray, model: Mod
     Raises:
         ValueError: A difference beyond float rounding, or values that are not finite.
     """
-    off = np.abs(values["self_repair"] - sum(values[part] for part in PARTS))
+    off = np.abs(values["self_repair"] - sum(values[part] for part in held(PARTS, values)))
     allowed = identity_tolerance(model) * summed
     if not (off <= allowed).all():
         worst = np.unravel_index(np.argmax(np.nan_to_num(off - allowed, nan=np.inf)), off.shape)

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from selfrepair.figures.shared.kinds import given_kinds
 from selfrepair.figures.style import footers, guides, inputs, layout, looks, marks, ranges
 from selfrepair.figures.wording import head_name, largest, measured, signs
+from selfrepair.quantities import CAPPED
 
 X, Y = "direct_effect", "logit_change"
 
@@ -58,12 +59,17 @@ def finding(tables: dict[str, pd.DataFrame]) -> list[str]:
             f"{kind} ablation, means over all {int(heads['n_tokens'].max()):,} tokens: self-repair is "
             f"{signs(heads, 'self_repair', 'heads')}. The head of largest direct effect, {head_name(strongest)}, writes "
             f"{measured(strongest, X)}, and {measured(strongest, 'ablated_direct_effect')} when ablated; the logit changes by "
-            f"{measured(strongest, Y)}."
+            f"{measured(strongest, Y)}{_capped(strongest, heads)}."
         )
     lines[-1] += (
         " Rushing & Nanda 2024 see self-repair of single heads over the full training distribution, not on top tokens alone."
     )
     return lines
+
+
+def _capped(row: pd.Series, heads: pd.DataFrame) -> str:
+    """What the cap makes of it, where the model caps its logits."""
+    return f", and by {measured(row, CAPPED)} after the cap of {heads.attrs['logit_cap']:g}" if CAPPED in heads else ""
 
 
 def _panel(ax: Axes, heads: pd.DataFrame) -> list[str]:

@@ -54,6 +54,10 @@ def _head(run: Mapping[Any, Any], checks: str) -> str:
         "Intervals": f"{100 * run['confidence']:g}%, {run['n_bootstrap']:,} resamples, seed {run['bootstrap_seed']}",
         "Checked": checks,
     }
+    if "logit_cap" in run:
+        facts["Logits"] = (
+            f"before the cap of {run['logit_cap']:g} that the model puts on them; with it: `capped_logit_change` of table heads"
+        )
     rows = [f"| {name} | {text} |" for name, text in facts.items()]
     introduction = INTRODUCTION.format(level=100 * run["confidence"], top=100 * run["top_fraction"])
     return "\n".join(

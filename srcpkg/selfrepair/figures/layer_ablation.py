@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 
 from selfrepair.figures.style import footers, guides, inputs, layout, looks, marks, ranges
 from selfrepair.figures.wording import largest, measured, signs
+from selfrepair.quantities import POSTNORMS
 
 COMPONENTS = {
     "attention": ("attention", looks.LOOKS["self_repair_from_heads"]),
@@ -85,6 +86,7 @@ def finding(tables: dict[str, pd.DataFrame]) -> list[str]:
     names = inputs.with_interval(SLOPE, R_SQUARED, "slope_layernorm", "removed", "compensation")
     table = inputs.table(tables, "layers", ["component", "layer", "n_tokens", *names])
     lines = []
+    who = "later heads, MLPs and post-norms" if POSTNORMS in table else "later heads and MLPs"
     for key, (name, _) in COMPONENTS.items():
         rows = table[(table["component"] == key) & table[R_SQUARED].notna()]
         if rows.empty:
@@ -92,7 +94,7 @@ def finding(tables: dict[str, pd.DataFrame]) -> list[str]:
             continue
         best = largest(rows, R_SQUARED)
         lines.append(
-            f"A whole {name} ablated by resampling, over all {int(best['n_tokens']):,} tokens: what later heads and MLPs "
+            f"A whole {name} ablated by resampling, over all {int(best['n_tokens']):,} tokens: what {who} "
             f"make up follows the removed direct effect most closely in layer {int(best['layer'])}, with R² "
             f"{measured(best, R_SQUARED)} and slope {measured(best, SLOPE)}; the final LayerNorm's slope is "
             f"{measured(best, 'slope_layernorm')}. Mean removed there: {measured(best, 'removed', 'logits')}, mean "

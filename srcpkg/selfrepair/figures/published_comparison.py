@@ -8,9 +8,9 @@ from matplotlib.figure import Figure
 
 from selfrepair.figures.style import footers, guides, inputs, layout, looks, marks, ranges
 from selfrepair.figures.wording import measured
-from selfrepair.quantities import PARTS, QUANTITIES
+from selfrepair.quantities import PARTS, POSTNORMS, QUANTITIES
 
-SHOWN = ("self_repair", "direct_effect", "logit_change", *PARTS)
+SHOWN = ("self_repair", "direct_effect", "logit_change", *(part for part in PARTS if part != POSTNORMS))
 DEPTHS = ("first", "middle", "last")
 OURS = "this run"
 

@@ -6,10 +6,10 @@ from matplotlib.figure import Figure
 
 from selfrepair.figures.style import footers, guides, inputs, layout, looks, marks, ranges
 from selfrepair.figures.wording import largest, measured, signs
-from selfrepair.quantities import PARTS, QUANTITIES
+from selfrepair.quantities import OWN_POSTNORM, PARTS, POSTNORMS, QUANTITIES, held
 
 EFFECTS = ("direct_effect", "ablated_direct_effect", "logit_change")
-_SOURCES = dict(zip(PARTS, ("other heads", "MLPs", "LayerNorm"), strict=True))
+_SOURCES = dict(zip(PARTS, ("other heads", "MLPs", "post-norms", "LayerNorm"), strict=True))
 
 
 def draw(tables: dict[str, pd.DataFrame]) -> Figure:
@@ -24,7 +24,8 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
     Raises:
         ValueError: The table, a column or a setting is missing.
     """
-    names = ("self_repair", *PARTS, *EFFECTS)
+    parts = _parts(tables)
+    names = ("self_repair", *parts, *EFFECTS)
     layers = inputs.table(tables, "layers", ["relative_depth", *inputs.with_interval(*names)], selection="top")
     layers = layers.sort_values("relative_depth")
     run = inputs.settings(tables, "layers")
@@ -32,10 +33,10 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
         figure = layout.new_figure(looks.TWO_COLUMNS, 78.0)
         left, right = figure.subplots(1, 2, sharey=True)
         left.set_ylim(ranges.bulk_range(include=[0.0, layers[inputs.with_interval(*names)]]))
-        _panel(left, layers, (*PARTS, "self_repair"), int(run["n_layers"]))
+        _panel(left, layers, (*parts, "self_repair"), int(run["n_layers"]))
         left.plot(
             layers["relative_depth"],
-            layers[list(PARTS)].sum(axis=1, skipna=False),
+            layers[list(parts)].sum(axis=1, skipna=False),
             linestyle="none",
             marker="o",
             markersize=4.5,
@@ -58,13 +59,15 @@ def finding(tables: dict[str, pd.DataFrame]) -> list[str]:
 
     Takes the tables of `draw` and raises what it raises. Gives lines of Markdown.
     """
-    names = ("self_repair", *PARTS, *EFFECTS)
+    parts = _parts(tables)
+    own = (OWN_POSTNORM,) if POSTNORMS in parts else ()
+    names = ("self_repair", *parts, *own, *EFFECTS)
     layers = inputs.table(tables, "layers", ["layer", "n_heads", *inputs.with_interval(*names)], selection="top")
     best, last = largest(layers, "self_repair"), largest(layers, "layer")
-    lines = [_of_layer(best, "of largest self-repair")]
+    lines = [_of_layer(best, "of largest self-repair", parts)]
     if int(last["layer"]) != int(best["layer"]):
-        lines.append(_of_layer(last, "last"))
-    told = "; ".join(f"from {_SOURCES[part]}, {signs(layers, part, 'layers')}" for part in PARTS)
+        lines.append(_of_layer(last, "last", parts))
+    told = "; ".join(f"from {_SOURCES[part]}, {signs(layers, part, 'layers')}" for part in parts)
     return [
         *lines,
         f"Layer means of self-repair: {told}. Rushing & Nanda 2024 name LayerNorm scaling and sparse MLP neurons as "
@@ -72,11 +75,17 @@ def finding(tables: dict[str, pd.DataFrame]) -> list[str]:
     ]
 
 
-def _of_layer(row: pd.Series, which: str) -> str:
-    parts = ", ".join(f"{measured(row, part)} from {source}" for part, source in _SOURCES.items())
+def _parts(tables: dict[str, pd.DataFrame]) -> tuple[str, ...]:
+    """The parts that the model has; the one of post-norms it may not have."""
+    return held(PARTS, tables["layers"].columns) if "layers" in tables else PARTS
+
+
+def _of_layer(row: pd.Series, which: str, parts: tuple[str, ...]) -> str:
+    told = ", ".join(f"{measured(row, part)} from {_SOURCES[part]}" for part in parts)
+    own = f" (from its own attention's {measured(row, OWN_POSTNORM)})" if POSTNORMS in parts else ""
     return (
         f"Layer {int(row['layer'])}, {which}, mean over {int(row['n_heads'])} heads: self-repair "
-        f"{measured(row, 'self_repair')}, of which {parts}. Direct effect {measured(row, 'direct_effect')}, "
+        f"{measured(row, 'self_repair')}, of which {told}{own}. Direct effect {measured(row, 'direct_effect')}, "
         f"{measured(row, 'ablated_direct_effect')} when ablated; logit change {measured(row, 'logit_change')}."
     )
 

@@ -46,7 +46,8 @@ def ablate_heads(
     Returns:
         Dims ("head", "prompt", "pos"), pos being the predicting positions 0 .. T-2; coords layer and head_index of each
         head; variables as in docs/definitions.md, logits all but clean_scale [prompt, pos] and ablated_scale. The identity
-        self_repair = from_heads + from_mlps + from_layernorm has been checked on every token.
+        self_repair = from_heads + from_mlps + from_postnorms + from_layernorm has been checked on every token (post-norms where
+        the model has some).
 
     Raises:
         ValueError: Shapes that differ, ids outside the vocabulary, a head that does not exist, an unknown kind, or an
@@ -129,6 +130,7 @@ def measure_ablations(
         "ablation": kind,
         "tokens": which,
         "parallel_attention_mlp": int(shard.model.parallel),
+        **({} if shard.model.logit_cap is None else {"logit_cap": shard.model.logit_cap}),
         # Tells xarray which variables label the heads.
         "coordinates": "layer head_index",
         **repeats.proof.attrs(),

@@ -16,7 +16,7 @@ from selfrepair.files.hdf5 import MADE_BY, open_hdf5, write_hdf5
 from selfrepair.files.sealed import advice_for
 from selfrepair.measure.tokens import read_shard
 from selfrepair.model.loading import load_model
-from selfrepair.model.model import Model
+from selfrepair.model.model import COMPONENTS, Model
 from selfrepair.workflow.progress import Progress
 
 
@@ -34,7 +34,8 @@ def cache_activations(
     Args:
         model_manifest: Of the model snapshot.
         tokens: Tokens file.
-        out: HDF5 file: resid_pre, z, scale, correct_logit, head_direct_effect, mlp_direct_effect (`CleanRun`).
+        out: HDF5 file: resid_pre, z, scale, correct_logit, head_direct_effect, mlp_direct_effect, and scales of post-norms and
+            mean logits where the model has such (`CleanRun`).
         prompts: First prompt of the shard, and the one after its last.
         compute: device, dtype, center_unembed.
         provenance: From `selfrepair.workflow.jobs.job`.
@@ -60,6 +61,10 @@ def cache_activations(
             variables["correct_logit"][chunk] = clean.correct_logit.cpu().numpy()
             variables["head_direct_effect"][:, :, chunk] = clean.head_direct_effect.movedim(-1, 1).cpu().numpy()
             variables["mlp_direct_effect"][:, chunk] = clean.mlp_direct_effect.cpu().numpy()
+            for component, scales in clean.postnorm_scales.items():
+                variables[f"{component}_postnorm_scale"][:, chunk] = scales.cpu().numpy()
+            if clean.mean_logit is not None:
+                variables["mean_logit"][chunk] = clean.mean_logit.cpu().numpy()
             bar.advance()
 
 
@@ -87,6 +92,11 @@ def _declare(file: Any, model: Model, n_prompts: int, length: int) -> dict[str, 
             "o . d / s of each MLP, its bias included",
         ),
     }
+    for component in COMPONENTS if model.has_postnorms else ():
+        text = f"scale of the post-norm of each {component}"
+        declared[f"{component}_postnorm_scale"] = (("layer", "prompt", "predicting_pos"), "", text)
+    if model.logit_cap is not None:
+        declared["mean_logit"] = (("prompt", "predicting_pos"), "logits", "mean over the vocabulary, before the cap")
     return {
         name: file.variable(name, dims, dtype, chunk=one, units=units, description=text)
         for name, (dims, units, text) in declared.items()
@@ -117,6 +127,12 @@ class CachedActivations:
             correct_logit=self._read("correct_logit", prompt=prompts),
             head_direct_effect=effects.movedim(1, -1),
             mlp_direct_effect=self._read("mlp_direct_effect", prompt=prompts),
+            postnorm_scales={
+                component: self._read(f"{component}_postnorm_scale", prompt=prompts)
+                for component in COMPONENTS
+                if f"{component}_postnorm_scale" in self._dataset
+            },
+            mean_logit=self._read("mean_logit", prompt=prompts) if "mean_logit" in self._dataset else None,
         )
 
     def donor_z(self, layer: int, donors: np.ndarray) -> Float[Tensor, "prompt pos head d_head"]:

@@ -16,7 +16,6 @@ from selfrepair.engine.sweep import arrays, sweep
 from selfrepair.files.hdf5 import write_hdf5
 from selfrepair.measure.shard import Shard
 from selfrepair.measure.tokens import assign_donors
-from selfrepair.quantities import HEAD_TOKEN
 
 
 def measure_donor_noise(shard: Shard, *, heads: Heads, donors: int, out: Path, provenance: dict[str, Any]) -> None:
@@ -47,7 +46,7 @@ def measure_donor_noise(shard: Shard, *, heads: Heads, donors: int, out: Path, p
             part = sweep(model, batch.tokens, batch.clean, z, heads, batch.progress, of_batch, only_selected=True)
             if donor == proven:
                 prove_heads(repeats.proof, repeats.of(alone), {**arrays(part), "selected": of_batch})
-            found[donor].append(part[list(HEAD_TOKEN)])
+            found[donor].append(part[list(model.quantities)])
     dataset = xr.concat([xr.concat(parts, dim="prompt") for parts in found], dim="donor")
     attrs = {"coordinates": "layer head_index", **repeats.proof.attrs()}
     with write_hdf5(out, kind="donor_noise", provenance=provenance, attrs=attrs) as file:

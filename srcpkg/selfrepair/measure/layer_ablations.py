@@ -12,15 +12,15 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from selfrepair.engine.clean import CleanRun, written
+from selfrepair.engine.clean import CleanRun, output
 from selfrepair.engine.proof import PlainPrompt, Proof, plain_run, prove_values, replaced_mlp, replaced_z
-from selfrepair.engine.replay import LAYER_COMPONENTS, SuffixReplay
+from selfrepair.engine.replay import SuffixReplay
 from selfrepair.engine.sweep import check_identity
 from selfrepair.files.hdf5 import write_hdf5
 from selfrepair.measure.shard import PromptBatch, Shard
 from selfrepair.model.calls import gives, hooked
-from selfrepair.model.model import Model
-from selfrepair.quantities import HEAD_TOKEN, QUANTITIES
+from selfrepair.model.model import COMPONENTS, Model
+from selfrepair.quantities import QUANTITIES
 from selfrepair.workflow.progress import Progress
 
 OfLayer = Callable[[int], Tensor]
@@ -36,15 +36,15 @@ def measure_layer_ablations(shard: Shard, *, out: Path, provenance: dict[str, An
     """
     model, (n_prompts, length) = shard.model, shard.tokens.shape
     proof = shard.proof("ablations of layers")
-    repeated = proof.draw(np.ones((len(LAYER_COMPONENTS) * model.n_layers, n_prompts), bool), layers_run(model))
+    repeated = proof.draw(np.ones((len(COMPONENTS) * model.n_layers, n_prompts), bool), layers_run(model))
     with write_hdf5(out, kind="layer_ablations", provenance=provenance, attrs={"ablation": "resample"}) as file:
-        file.dims(component=len(LAYER_COMPONENTS), layer=model.n_layers, prompt=n_prompts, pos=length - 1)
+        file.dims(component=len(COMPONENTS), layer=model.n_layers, prompt=n_prompts, pos=length - 1)
         dims, chunk = ("component", "layer", "prompt", "pos"), {"component": 1, "layer": 1, "prompt": 1}
         variables = {
             name: file.variable(
                 name, dims, shard.dtype, chunk=chunk, units="logits", description=QUANTITIES[name].description
             )
-            for name in HEAD_TOKEN
+            for name in model.quantities
         }
         for batch in shard.batches("ablation of layers", "layer", model.n_layers):
             found = ablate_layers(
@@ -57,7 +57,7 @@ def measure_layer_ablations(shard: Shard, *, out: Path, provenance: dict[str, An
 
 
 def _donor_mlp(batch: PromptBatch) -> OfLayer:
-    """Gives, for a layer, what the MLP of each prompt's donors writes, averaged [prompt, pos, d_model]."""
+    """Gives, for a layer, what the MLP of each prompt's donors gives, averaged [prompt, pos, d_model]."""
     rows, of_donor = np.unique(batch.donors, return_inverse=True)
     donor = batch.shard.cached.clean_run(rows)
     at = torch.from_numpy(of_donor.reshape(batch.donors.shape)).to(batch.shard.model.device)
@@ -66,7 +66,7 @@ def _donor_mlp(batch: PromptBatch) -> OfLayer:
 
 def layers_run(model: Model) -> np.ndarray:
     """Layers that run again for the ablation of each component of each layer, components first."""
-    return np.tile(np.arange(model.n_layers, 0, -1), len(LAYER_COMPONENTS))
+    return np.tile(np.arange(model.n_layers, 0, -1), len(COMPONENTS))
 
 
 def prove_layers(
@@ -94,7 +94,7 @@ def prove_layers(
         runs = [plain_run(model, donor, until=until) for donor in donors[prompt]]
         for number in numbers:
             row, layer = divmod(number, model.n_layers)
-            component = LAYER_COMPONENTS[row]
+            component = COMPONENTS[row]
             if component == "mlp":
                 edit = replaced_mlp(model, layer, torch.stack([run.mlp[layer] for run in runs]).mean(0))
             else:
@@ -120,29 +120,29 @@ def ablate_layers(
         tokens: Token ids [prompt, pos].
         clean: Their clean run.
         donor_z: Gives, for a layer, the donors' ``z`` [prompt, pos, head, d_head].
-        donor_mlp: Gives, for a layer, what the donors' MLP writes [prompt, pos, d_model].
+        donor_mlp: Gives, for a layer, what the donors' MLP gives [prompt, pos, d_model], before its post-norm.
         progress: Told of every finished layer.
 
     Returns:
-        By quantity of `HEAD_TOKEN`, in logits, components in the order of `LAYER_COMPONENTS`. The direct effect of an attention
+        By quantity of the model, in logits, components in the order of `COMPONENTS`. The direct effect of an attention
         is that of all its heads; ``self_repair_from_*`` are changes of later components and of the final norm.
 
     Raises:
         ValueError: The parts do not add up.
     """
     replay = SuffixReplay(model, tokens, clean)
-    shape = (len(LAYER_COMPONENTS), model.n_layers, tokens.shape[0], tokens.shape[1] - 1)
-    values = {name: np.zeros(shape, torch.zeros(0, dtype=model.dtype).numpy().dtype) for name in HEAD_TOKEN}
+    shape = (len(COMPONENTS), model.n_layers, tokens.shape[0], tokens.shape[1] - 1)
+    values = {name: np.zeros(shape, torch.zeros(0, dtype=model.dtype).numpy().dtype) for name in model.quantities}
     for layer in range(model.n_layers):
         with torch.inference_mode():
+            own = mlp_output(model, layer, clean)
             changes = {
                 "attention": torch.einsum("pthd,hdm->ptm", donor_z(layer) - clean.z[layer], model.W_O[layer]),
-                "mlp": donor_mlp(layer) - mlp_output(model, layer, clean),
+                "mlp": donor_mlp(layer) - own,
             }
-        for row, component in enumerate(LAYER_COMPONENTS):
-            result = replay.ablate_layer(layer, component, changes[component])
-            found = {name: getattr(result, name)[0].cpu().numpy() for name in HEAD_TOKEN if name != "self_repair"}
-            found["self_repair"] = found["logit_change"] - (found["ablated_direct_effect"] - found["direct_effect"])
+        for row, component in enumerate(COMPONENTS):
+            result = replay.ablate_layer(layer, component, changes[component], own if component == "mlp" else None)
+            found = {name: value[0].cpu().numpy() for name, value in result.values.items()}
             check_identity(found, result.summed[0].cpu().numpy(), model)
             for name, value in values.items():
                 value[row, layer] = found[name]
@@ -151,13 +151,13 @@ def ablate_layers(
 
 
 def mlp_output(model: Model, layer: int, clean: CleanRun) -> Float[Tensor, "prompt pos d_model"]:
-    """What the MLP of a layer writes in a clean run, which holds no such thing: the layer is run again from its residual."""
+    """What the MLP of a layer gives in a clean run, which holds no such thing: the layer is run again from its residual."""
     captured: list[Tensor] = []
     resid = clean.resid_pre[layer]
     call = model.layer_calls(resid.shape[1])[layer]
 
     def keep(_: nn.Module, __: Any, out: Tensor | tuple[Any, ...]) -> None:
-        captured.append(written(out, resid.shape[:2]).to(model.dtype, copy=True))  # some layers add in place
+        captured.append(output(out, resid.shape[:2]).to(model.dtype, copy=True))  # some layers add in place
 
     with torch.inference_mode(), model.running():
         attention = model.attention_out(layer)(clean.z[layer].flatten(-2)).to(model.dtype)

@@ -75,7 +75,8 @@ def moved_changes(
         after = layer + 1
         with torch.inference_mode():
             z = attentions.z(after, clean.resid_pre[layer])[:, :-1] - model.value_constant[after]
-            change = head_direct_effects(z, project(model, after, scaled)) - clean.head_direct_effect[after]
+            projected = project(model, after, scaled, clean.postnorm_scale("attention", after))
+            change = head_direct_effects(z, projected) - clean.head_direct_effect[after]
         values = change.cpu().numpy().astype(float)
         for row, (of, _) in enumerate(heads):
             if of == layer:

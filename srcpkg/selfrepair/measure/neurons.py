@@ -102,7 +102,9 @@ def neuron_effects(
                 if len(ablated_post) != len(pair):  # the last layer's MLP runs at the selected tokens alone
                     ablated_post = ablated_post.unflatten(0, (len(batch.rows), -1))[pair, pos]
                 with torch.inference_mode():
-                    scaled = replay.scaled[prompt, pos]
+                    scale = clean.postnorm_scale("mlp", neuron_layer)
+                    scale = None if scale is None else scale[prompt, pos]
+                    scaled = model.written(replay.scaled[prompt, pos], "mlp", neuron_layer, scale)
                     projected = scaled @ W_out.T
                     effects = NeuronEffects(
                         row=row,
@@ -111,7 +113,7 @@ def neuron_effects(
                         clean=post[prompt, pos] * projected,
                         ablated=ablated_post * projected,
                         mlp_clean=clean.mlp_direct_effect[neuron_layer][prompt, pos],
-                        head_clean=result.direct_effect[0, pair, pos],
+                        head_clean=result.values["direct_effect"][0, pair, pos],
                     )
                     sizes = (post[prompt, pos].abs() + ablated_post.abs()) @ lengths * scaled.norm(dim=-1)
                     mlp_repair = result.repair_by_mlp[0, :, neuron_layer]
@@ -133,14 +135,14 @@ def _check_neurons(
     Args:
         model: The model.
         effects: Of some tokens.
-        scaled: d / s of each token [token, d_model].
+        scaled: d / s of each token as the MLP's output meets it [token, d_model].
         neuron_layer: The MLP's layer.
         summed: Sizes of what the neurons write along d, clean and ablated, that cancel [token].
         pair: Of each token, its place in ``mlp_repair`` [token].
         mlp_repair: The MLP's repair, summed over the tokens of each (head, prompt) [pair].
     """
     bias = getattr(model.mlp_out(neuron_layer), "bias", None)
-    total = effects.clean.sum(-1) + (0 if bias is None else model.written(scaled @ cast(Tensor, bias)))
+    total = effects.clean.sum(-1) + (0 if bias is None else scaled @ cast(Tensor, bias))
     repair, sizes = torch.zeros_like(mlp_repair), torch.zeros_like(mlp_repair)
     repair.index_add_(0, pair, (effects.ablated - effects.clean).sum(-1))
     sizes.index_add_(0, pair, summed)
@@ -334,7 +336,7 @@ def prove_neurons(proof: Proof, repeated: Iterable[Repeated], found: NeuronEffec
             continue
         pos = found.pos[of_batch]
         with torch.inference_mode():
-            along = each.of.scaled[pos] @ W_out.T
+            along = each.of.seen_by("mlp", layer)[pos] @ W_out.T
             clean, ablated = (seen.run.watched[0][pos] * along for seen in (each.of.clean, each.effects.seen))
         summed = each.effects.summed[pos, None]
         proof.compare(f"neurons before the ablation {each.where}", found.clean[of_batch].cpu(), clean, summed)

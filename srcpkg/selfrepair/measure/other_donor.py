@@ -37,7 +37,8 @@ def ablated_direct_effect(
         Logits [prompt, pos-1, head].
     """
     scaled = Directions.of(model, tokens).d / clean.scale[..., None]
-    return head_direct_effects(replacement[:, :-1] - model.value_constant[layer], project(model, layer, scaled))
+    projected = project(model, layer, scaled, clean.postnorm_scale("attention", layer))
+    return head_direct_effects(replacement[:, :-1] - model.value_constant[layer], projected)
 
 
 def measure_other_donor(shard: Shard, *, out: Path, provenance: dict[str, Any]) -> None:

@@ -111,14 +111,17 @@ def reinforce_heads(
     scaled = Directions.of(model, tokens).d / clean.scale[..., None]
     for layer in range(model.n_layers):
         resid, z = clean.resid_pre[layer], clean.z[layer] - model.value_constant[layer]
+        scale = clean.postnorm_scale("attention", layer)
         for prompt, number in enumerate(numbers.tolist()):
             head, pos = np.nonzero(selected[layer, :, prompt])
             if not len(head):
                 continue
             with torch.inference_mode():
-                write = model.written(torch.einsum("rhd,hdm->rhm", z[prompt, pos], model.W_O[layer]))
-                added = _added(write, head, np.random.default_rng([seed, layer, number]))
                 here = torch.from_numpy(pos).to(model.device)
+                held = None if scale is None else scale[prompt, here]
+                write = torch.einsum("rhd,hdm->rhm", z[prompt, pos], model.W_O[layer])
+                write = model.written(write, "attention", layer, None if held is None else held[:, None])
+                added = _added(write, head, np.random.default_rng([seed, layer, number]))
                 changed = resid[prompt, here, None, None] + added[:, :, None] * times[:, None]
                 each = changed.shape[1] * changed.shape[2]
                 flat = here.repeat_interleave(each)
@@ -126,7 +129,8 @@ def reinforce_heads(
                 own = torch.from_numpy(head).to(model.device)
                 z_own = reinforced[torch.arange(len(flat), device=model.device), own.repeat_interleave(each)]
                 z_own = z_own.unflatten(0, changed.shape[:3]) - model.value_constant[layer, own][:, None, None]
-                projected = torch.einsum("rm,rdm->rd", model.written(scaled[prompt, here]), model.W_O[layer][own])
+                along = model.written(scaled[prompt, here], "attention", layer, held)
+                projected = torch.einsum("rm,rdm->rd", along, model.W_O[layer][own])
                 effect = torch.einsum("rasd,rd->ras", z_own, projected).cpu().numpy().astype(float)
                 length = added[:, 0].norm(dim=-1) / resid[prompt, here].norm(dim=-1)
             if model.n_heads == 1:
@@ -169,17 +173,19 @@ def prove_reinforcement(
             of_prompt.clean.run.z[layer][:, head] - model.value_constant[layer, head],
             of_prompt.clean.run.resid[layer],
         )
-        W_O = model.written(model.W_O[layer][head])
+        W_O, scales_of = model.W_O[layer][head], of_prompt.clean.postnorms
         effect = summed = torch.zeros((), dtype=model.dtype, device=model.device)
         for pos in np.flatnonzero(selected[layer, head, prompt]).tolist():
-            changed = resid[pos] + scales[scale] * (z[pos] @ W_O)
+            held = scales_of["attention"][layer, pos] if scales_of else None
+            changed = resid[pos] + scales[scale] * model.written(z[pos] @ W_O, "attention", layer, held)
             with model.running():
                 hidden = model.read_by_attention(layer, changed[None])
             edit = replaced_attention_input(model, layer, hidden, slice(pos, pos + 1))
             run = plain_run(model, tokens[prompt], [edit], until=layer)
             written = run.z[layer][pos, head] - model.value_constant[layer, head]
-            effect = effect + (written @ W_O) @ of_prompt.scaled[pos]
-            summed = summed + written.norm() * W_O.norm() * of_prompt.scaled[pos].norm()
+            along = of_prompt.seen_by("attention", layer)[pos]
+            effect = effect + (written @ W_O) @ along
+            summed = summed + written.norm() * W_O.norm() * along.norm()
     where = f"of head (layer {layer}, head {head})"
     at = (layer, head, prompt)
     proof.compare(f"reinforced_direct_effect {where}", found["reinforced_direct_effect"][at][0, scale], effect, summed)

@@ -12,9 +12,10 @@ from selfrepair.model.model import Model, check_tokens
 from selfrepair.model.observed import (
     attention_norms,
     check_definitions_hold,
-    observed_logit_factor,
+    observed_logits,
     observed_parallel,
     observed_write_factor,
+    postnorms,
     short_run,
     value_constant,
 )
@@ -76,10 +77,11 @@ def load_model(
             model.check_causal(check_tokens(model)[0])
             model.parallel = observed_parallel(model)
             model.attention_norms = attention_norms(model)
+            model.postnorms = postnorms(model)
             model.value_constant = value_constant(model)
             run = short_run(model)
-            model.write_factor = observed_write_factor(run)
-            model.logit_factor = observed_logit_factor(model, run)
+            model.write_factor = observed_write_factor(model, run)
+            model.logit_factor, model.logit_cap = observed_logits(model, run)
             check_definitions_hold(model, run)
     except RuntimeError as error:
         if type(error) is not RuntimeError:  # out of memory, for one

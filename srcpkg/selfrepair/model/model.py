@@ -4,6 +4,7 @@ A head is a query head; it writes ``(z - c) @ W_O`` into the residual stream, wh
 layer (docs/definitions.md). The tensors are the model's own: nothing is folded, copied or changed.
 """
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cached_property, reduce
@@ -18,11 +19,15 @@ from selfrepair.families import Family
 from selfrepair.model.calls import LENGTHS, Call, Recorder, hooked
 from selfrepair.model.norm import Norm
 from selfrepair.model.precision import Float64
+from selfrepair.quantities import CAPPED, HEAD_TOKEN, OWN_POSTNORM, POSTNORMS
 
 BATCH_TOKENS = 1024
 """Tokens that go through the layers at a time on a CPU: enough for full matmul speed, few enough for its caches."""
 ACCELERATOR_BATCH_TOKENS = 16384
 """The same elsewhere: enough to fill a card, and some GiB of activations for a model of 7 billion weights."""
+
+COMPONENTS = ("attention", "mlp")
+"""What a layer has, by the names of `Family`'s paths."""
 
 CHECK_LENGTH = LENGTHS[0]
 """Of the prompts by which a model is checked when it is loaded."""
@@ -50,7 +55,11 @@ class Model:
         bfloat16: The model's own matrix products run in bfloat16.
         write_factor: What the outputs of attentions and MLPs are multiplied by when they are added to the residual stream.
         logit_factor: What the unembedding of the final norm's output is multiplied by.
+        logit_cap: What logits are capped at after that, as ``cap * tanh(logit / cap)``; None in most models. Logits are
+            measured before it.
         attention_norms: Per layer, the norm whose output its attention reads; None where that reads the residual itself.
+        postnorms: Of "attention" and "mlp", per layer, the RMSNorm that its output goes through before it is added to the
+            residual stream; None in most models.
     """
 
     hf: PreTrainedModel
@@ -66,10 +75,13 @@ class Model:
     bfloat16: bool
     write_factor: float = 1.0
     logit_factor: float = 1.0
+    logit_cap: float | None = None
     attention_norms: list[nn.Module | None] = field(init=False)
+    postnorms: Mapping[str, list[Norm | None]] = field(init=False)
     value_constant: Float[Tensor, "layer head d_head"] = field(init=False)
     _unembed_mean: Float[Tensor, " d_model"] = field(init=False)
     _token_constant: Float[Tensor, " vocab"] = field(init=False)
+    _mean_constant: Float[Tensor, ""] = field(init=False)
 
     def __post_init__(self) -> None:
         """Derive what depends on the unembedding alone."""
@@ -79,6 +91,8 @@ class Model:
         if bias is not None:
             constant = constant + bias
         self._token_constant = constant - constant.mean() if self.center_unembed else constant
+        self._mean_constant = constant.mean() if self.center_unembed else torch.zeros_like(constant[0])
+        self.postnorms = {component: [None] * self.n_layers for component in COMPONENTS}
 
     @property
     def n_layers(self) -> int:
@@ -148,9 +162,39 @@ class Model:
         norm = self.attention_norms[layer]
         return resid if norm is None else norm(resid)
 
-    def written(self, out: Tensor) -> Tensor:
-        """What an attention or MLP whose output this is adds to the residual stream."""
+    @property
+    def has_postnorms(self) -> bool:
+        """Whether any component's output is normalised before it is added to the residual stream."""
+        return any(norm is not None for norms in self.postnorms.values() for norm in norms)
+
+    @property
+    def quantities(self) -> tuple[str, ...]:
+        """What an ablation gives for each (head, token): `selfrepair.quantities.HEAD_TOKEN` without what the model lacks."""
+        absent = {POSTNORMS, OWN_POSTNORM} if not self.has_postnorms else set()
+        absent |= {CAPPED} if self.logit_cap is None else set()
+        return tuple(name for name in HEAD_TOKEN if name not in absent)
+
+    def written(self, out: Tensor, component: str, layer: int, scale: Tensor | None) -> Tensor:
+        """What a layer's component adds to the residual stream for an output, its post-norm's scale being held.
+
+        It multiplies each dimension by a number, so that directions go through it too: ``written(o) . d = o . written(d)``.
+
+        Args:
+            out: The output, or a direction of the residual stream [..., d_model].
+            component: "attention" or "mlp".
+            layer: The layer.
+            scale: Of its post-norm [...] (`selfrepair.engine.clean.CleanRun.postnorm_scale`); None where it has none.
+        """
+        norm = self.postnorms[component][layer]
+        if norm is not None:
+            assert scale is not None
+            out = norm.weight * out / scale[..., None]
         return out if self.write_factor == 1 else self.write_factor * out
+
+    def normed(self, out: Tensor, component: str, layer: int) -> Tensor:
+        """What a layer's component adds to the residual stream for an output [..., d_model], by that output's own scale."""
+        norm = self.postnorms[component][layer]
+        return self.written(out, component, layer, None if norm is None else norm.scale(out))
 
     def attention_out(self, layer: int) -> nn.Module:
         """The attention's output projection of a layer: its input is [batch, pos, head * d_head]."""
@@ -161,7 +205,7 @@ class Model:
         return module_at(self.layers[layer], self.family.mlp)
 
     def neurons_write(self, layer: int) -> Float[Tensor, "neuron d_model"]:
-        """What each neuron of a layer's MLP adds to the residual stream for each unit that it gives.
+        """What each neuron of a layer's MLP adds to the MLP's output for each unit that it gives.
 
         Raises:
             ValueError: The layer is a mixture of experts.
@@ -174,7 +218,7 @@ class Model:
                 f"layer {layer} of {self.name} is a mixture of experts: which of its neurons run differs from token to token, "
                 f"so that they have no direct effects to compare; {other}leave the figures of neurons out of run.figures"
             )
-        return self.written(W_out)
+        return W_out
 
     def mlp_out(self, layer: int) -> nn.Module:
         """The MLP's output projection of a layer: its input [..., neuron] is what the neurons give, gates included."""
@@ -191,9 +235,26 @@ class Model:
         Final-norm weight times the (centred) unembedding column; for LayerNorm also centred over d_model, which does
         the norm's own centring once and for all (docs/definitions.md, One prediction).
         """
-        d = self.final_norm.weight * (self.W_U[targets] - self._unembed_mean)
+        return self._centred(self.final_norm.weight * (self.W_U[targets] - self._unembed_mean))
+
+    def _centred(self, d: Tensor) -> Tensor:
+        """A direction [..., d_model] with the centring of the final norm, and the logits' factor."""
         d = d - d.mean(dim=-1, keepdim=True) if self.final_norm.centred else d
         return d if self.logit_factor == 1 else self.logit_factor * d
+
+    @property
+    def mean_direction(self) -> Float[Tensor, " d_model"]:
+        """What gives the mean over the vocabulary that logits are centred by: ``r . this / s + mean_constant``."""
+        return self._centred(self.final_norm.weight * self._unembed_mean)
+
+    @property
+    def mean_constant(self) -> Float[Tensor, ""]:
+        """What the biases of the final norm and the unembedding add to that mean, in logits."""
+        return self.logit_factor * self._mean_constant
+
+    def capped(self, logits: Tensor) -> Tensor:
+        """Logits as the model caps them; those before centring are meant."""
+        return logits if self.logit_cap is None else self.logit_cap * torch.tanh(logits / self.logit_cap)
 
     @property
     def offset_length(self) -> float:

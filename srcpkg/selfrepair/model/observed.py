@@ -11,8 +11,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from selfrepair.model.calls import Call, gives, hooked
-from selfrepair.model.model import CHECK_LENGTH, Model, check_tokens
+from selfrepair.model.model import CHECK_LENGTH, COMPONENTS, Model, check_tokens
+from selfrepair.model.norm import Norm, as_formula
 
+SMALL, LARGE = 2.0**-30, 2.0**20
+"""Numbers that a cap of logits leaves as they are, and that it leaves nothing of; exact in every dtype."""
 CHECK_TOLERANCE = 1e-4
 """Of the sizes of the terms that are summed, what sums of a short prompt's run may be off by, in any dtype."""
 
@@ -114,6 +117,64 @@ def _attention_norm(model: Model, number: int, call: Call, resid: Tensor) -> nn.
     return feeds[0] if feeds else None
 
 
+def postnorms(model: Model) -> dict[str, list[Norm | None]]:
+    """Of "attention" and "mlp", per layer, the norm that its output goes through before it is added.
+
+    It is the module of a layer that reads the component's own output and gives another thing.
+
+    Raises:
+        ValueError: A module that is no RMSNorm without a bias, or post-norms where attention and MLP run side by side.
+    """
+    resid = _noise(model)
+    found: dict[str, list[Norm | None]] = {component: [] for component in COMPONENTS}
+    for number, call in enumerate(model.layer_calls(CHECK_LENGTH)):
+        for component, module in zip(COMPONENTS, (model.attention(number), model.mlp(number)), strict=True):
+            found[component].append(_postnorm(model, number, component, module, call, resid))
+    if model.parallel and any(norm is not None for norms in found.values() for norm in norms):
+        raise ValueError(
+            f"{model.name} does not fit the definitions: its attentions and MLPs run side by side and are normalised after"
+        )
+    return found
+
+
+def _postnorm(model: Model, number: int, component: str, module: nn.Module, call: Call, resid: Tensor) -> Norm | None:
+    layer = model.layers[number]
+    inside = set(module.modules())
+    others = [other for other in layer.modules() if other is not layer and other not in inside]
+    wrote: list[Tensor] = []
+    seen: list[tuple[nn.Module, Tensor, Any]] = []
+
+    def keep_written(_: nn.Module, __: Any, out: Any) -> None:
+        wrote.append((out[0] if isinstance(out, tuple) else out).clone())  # some layers add in place
+
+    def keep(other: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+        read = args[0] if args else kwargs.get("hidden_states")
+        if isinstance(read, Tensor):
+            seen.append((other, read.clone(), out))
+
+    def register() -> list[Any]:
+        handles = [other.register_forward_hook(keep, with_kwargs=True) for other in others]
+        return [*handles, module.register_forward_hook(keep_written)]
+
+    with hooked(register):
+        call.replay(layer, resid)
+    # Dropout reads an output too, and gives it back as it is.
+    norms = [
+        other
+        for other, read, out in seen
+        if torch.equal(read, wrote[0]) and not (isinstance(out, Tensor) and torch.equal(out, read))
+    ]
+    if not norms:
+        return None
+    formula = as_formula(norms[0], model.d_model, model.W_U)
+    if len(norms) > 1 or formula.centred or bool(formula.bias.any()):
+        raise ValueError(
+            f"{model.name} does not fit the definitions: what the {component} of layer {number} gives goes through "
+            f"{', '.join(type(norm).__name__ for norm in norms)}; wanted one RMSNorm without a bias, or none"
+        )
+    return formula
+
+
 @dataclass(frozen=True)
 class ShortRun:
     """What hooks see in the model's own run of a short prompt.
@@ -122,7 +183,9 @@ class ShortRun:
         tokens: Token ids [prompt, pos].
         first, final: The residual that enters the first layer, and that the final norm reads [prompt, pos, d_model].
         normed: What the final norm gives [prompt, pos, d_model].
-        z, attention, mlp: Of each layer, what its attention's output projection reads and gives, and what its MLP gives.
+        z, attention, mlp: Of each layer, what its attention's output projection reads and gives, and what its MLP gives, before
+            post-norms.
+        unembedded: What the unembedding gives [prompt, pos, vocab].
         logits: [prompt, pos, vocab].
     """
 
@@ -133,13 +196,14 @@ class ShortRun:
     z: list[Tensor]
     attention: list[Tensor]
     mlp: list[Tensor]
+    unembedded: Tensor
     logits: Tensor
 
 
 def short_run(model: Model) -> ShortRun:
     """Run a short prompt as the model does."""
     tokens = check_tokens(model)[2:]
-    seen: dict[str, list[Tensor]] = {"z": [], "attention": [], "mlp": [], "resid": [], "normed": []}
+    seen: dict[str, list[Tensor]] = {name: [] for name in ("z", "attention", "mlp", "resid", "normed", "unembedded")}
 
     # Clones: some layers add in place.
     def keep_input(name: str) -> Callable[..., None]:
@@ -153,6 +217,7 @@ def short_run(model: Model) -> ShortRun:
             model.layers[0].register_forward_pre_hook(keep_input("resid")),
             model.final_norm_module.register_forward_pre_hook(keep_input("resid")),
             model.final_norm_module.register_forward_hook(keep_output("normed")),
+            model.hf.get_output_embeddings().register_forward_hook(keep_output("unembedded")),
         ]
         for layer in range(model.n_layers):
             handles += [
@@ -164,32 +229,69 @@ def short_run(model: Model) -> ShortRun:
 
     with hooked(register):
         logits = model.hf(input_ids=tokens, use_cache=False).logits
-    first, final = seen["resid"]
+    first, final = seen["resid"][-2:]  # some models use their final norm before the first layer too
     # Some models flatten prompts and positions before their MLP.
     attention, mlp = ([write.reshape(final.shape) for write in seen[name]] for name in ("attention", "mlp"))
-    return ShortRun(tokens, first, final, seen["normed"][0], seen["z"], attention, mlp, logits)
+    return ShortRun(tokens, first, final, seen["normed"][-1], seen["z"], attention, mlp, seen["unembedded"][0], logits)
 
 
-def observed_write_factor(run: ShortRun) -> float:
-    """What the outputs of attentions and MLPs are multiplied by when they are added; 1 in most models."""
-    return _factor(run.final - run.first, torch.stack([*run.attention, *run.mlp]).sum(0))
+def observed_write_factor(model: Model, run: ShortRun) -> float:
+    """What the outputs of attentions and MLPs, after post-norms, are multiplied by when they are added; 1 in most models."""
+    return _factor(run.final - run.first, torch.stack(_writes(model, run)).sum(0))
 
 
-def observed_logit_factor(model: Model, run: ShortRun) -> float:
-    """What the logits are, as a multiple of the unembedding of what the final norm gives; 1 in most models."""
-    return _factor(run.logits, model.hf.get_output_embeddings()(run.normed))
+def _writes(model: Model, run: ShortRun) -> list[Tensor]:
+    """What every component adds to the residual stream, by the factor known so far."""
+    of = zip(COMPONENTS, (run.attention, run.mlp), strict=True)
+    return [model.normed(out, component, layer) for component, outs in of for layer, out in enumerate(outs)]
+
+
+def observed_logits(model: Model, run: ShortRun) -> tuple[float, float | None]:
+    """What the logits are, as a multiple of the unembedding of what the final norm gives, and what they are capped at then.
+
+    The unembedding is made to give known numbers, small and large, and the model's logits are looked at. What is multiplied
+    before it is seen in the run.
+
+    Returns:
+        The factor, 1 in most models; the cap, None in most models.
+
+    Raises:
+        ValueError: Logits that are neither a multiple of these numbers, nor ``cap * tanh(multiple / cap)``.
+    """
+    numbers = torch.linspace(-1, 1, CHECK_LENGTH * model.vocab_size, dtype=model.dtype, device=model.device)
+    numbers = numbers.reshape(1, CHECK_LENGTH, model.vocab_size)
+    unembed = model.hf.get_output_embeddings()
+
+    def logits(size: float) -> Tensor:
+        with hooked(lambda: [unembed.register_forward_hook(lambda _, __, out: size * numbers[:, : out.shape[1]])]):
+            return model.hf(input_ids=check_tokens(model)[2:], use_cache=False).logits
+
+    factor = _neat(float(logits(SMALL)[0, -1, -1]) / SMALL, model.dtype)
+    largest = float(logits(LARGE)[0, -1, -1])
+    cap = None if abs(largest - factor * LARGE) <= CHECK_TOLERANCE * LARGE else largest
+    for size in (1.0, 10.0, 100.0):
+        given = factor * size * numbers
+        wanted = given if cap is None else cap * torch.tanh(given / cap)
+        _refuse_if_off(
+            model,
+            logits(size) - wanted,
+            given.abs().amax() + torch.zeros_like(given),
+            "its logits are neither a multiple of what the unembedding gives, nor such a multiple capped by tanh",
+        )
+    return factor * _factor(run.unembedded, unembed(run.normed)), cap
 
 
 def _factor(product: Tensor, of: Tensor) -> float:
     """The number that ``of`` is multiplied by to give ``product``, as far as it is one: `check_definitions_hold` decides."""
-    eps = torch.finfo(product.dtype).eps
-    product, of = product.double(), of.double()
+    dtype, product, of = product.dtype, product.double(), of.double()
     found = float((product * of).sum() / (of * of).sum())
-    if abs(found - 1) <= CHECK_TOLERANCE:
-        return 1.0
-    # Rounding errors of thousands of numbers leave about one: what is that near to a number of few digits is that number.
+    return 1.0 if abs(found - 1) <= CHECK_TOLERANCE else _neat(found, dtype)
+
+
+def _neat(found: float, dtype: torch.dtype) -> float:
+    """A number without the rounding of a type: what is near to one of few digits is that one."""
     rounded = float(f"{found:.6g}")
-    return rounded if abs(rounded - found) <= 2 * eps * abs(found) else found
+    return rounded if abs(rounded - found) <= 2 * torch.finfo(dtype).eps * abs(found) else found
 
 
 def check_definitions_hold(model: Model, run: ShortRun) -> None:
@@ -207,7 +309,7 @@ def check_definitions_hold(model: Model, run: ShortRun) -> None:
         write, summed = _sum_of_heads(z, model.W_O[layer], bias), _sum_of_heads(z.abs(), model.W_O[layer].abs(), None)
         off = write.reshape(final.shape) - run.attention[layer]
         _refuse_if_off(model, off, summed, f"heads of layer {layer} do not add up to its attention")
-    terms = torch.stack([first, *(model.written(write) for write in (*run.attention, *run.mlp))])
+    terms = torch.stack([first, *_writes(model, run)])
     summed = terms.abs().sum(0)
     _refuse_if_off(model, terms.sum(0) - final, summed, "components do not add up to the final residual")
     resid = first
@@ -219,12 +321,12 @@ def check_definitions_hold(model: Model, run: ShortRun) -> None:
     )
     direction, scale = model.direction(tokens), model.final_norm.scale(final)
     direct = (final * direction).sum(-1) / scale + model.token_constant(tokens)
-    own = logits.gather(-1, tokens[..., None])[..., 0]
-    own = own - logits.mean(-1) if model.center_unembed else own
-    summed = final.norm(dim=-1) * direction.norm(dim=-1) / scale + own.abs() + logits.abs().mean(-1)
-    _refuse_if_off(
-        model, direct - own, summed, "its logits are not r . d / s + const (a norm, cap or factor in between)"
-    )
+    uncapped = model.logit_factor * model.hf.get_output_embeddings()(run.normed)
+    own, mean = uncapped.gather(-1, tokens[..., None])[..., 0], uncapped.mean(-1)
+    summed = final.norm(dim=-1) * direction.norm(dim=-1) / scale + own.abs() + uncapped.abs().mean(-1)
+    reason = "its logits are not r . d / s + const (a norm, cap or factor in between)"
+    _refuse_if_off(model, direct - (own - mean if model.center_unembed else own), summed, reason)
+    _refuse_if_off(model, model.capped(uncapped) - logits, summed[..., None].expand_as(logits), reason)
     _check_mlp_by_position(model, first)
 
 

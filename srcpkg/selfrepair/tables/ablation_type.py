@@ -8,7 +8,7 @@ import pandas as pd
 
 from selfrepair.files.tables import read_settings, write_table
 from selfrepair.measure.chosen_heads import read_chosen_heads
-from selfrepair.quantities import PARTS
+from selfrepair.quantities import PARTS, held
 from selfrepair.tables.counted_tokens import read_ablations
 from selfrepair.tables.statistics import ratios, run_weights, with_interval
 
@@ -42,7 +42,7 @@ def tabulate_ablation_type(
     listed = []
     sums: dict[str, list[np.ndarray]] = {}
     for shard in read_ablations(shards, thresholds, run, [strongest], chosen_heads):
-        values = {name: shard.dataset[name].values[0] for name in MEANS}
+        values = {name: shard.dataset[name].values[0] for name in held(MEANS, shard.dataset)}
         values["residual_norm_ratio"] = shard.dataset["ablated_scale"].values[0] / shard.dataset["clean_scale"].values
         computed = next(reversed(shard.counted.values()))[0]
         prompt, pos = np.nonzero(computed)

@@ -9,7 +9,7 @@ import pandas as pd
 from selfrepair.files.hdf5 import open_shards, same_heads
 from selfrepair.files.tables import read_settings, write_table
 from selfrepair.measure.chosen_heads import read_chosen_heads
-from selfrepair.quantities import PARTS
+from selfrepair.quantities import PARTS, held
 from selfrepair.tables.columns import ranked_heads
 from selfrepair.tables.counted_tokens import read_ablations
 from selfrepair.tables.statistics import ratios, run_weights, with_interval
@@ -49,7 +49,8 @@ def tabulate_frozen_layernorm(
     for shard, path, (dataset, _) in zip(ablations, frozen, runs, strict=True):
         same_heads(path, dataset, chosen, chosen_heads)
         values = {
-            name: shard.dataset[name].values.astype(np.float64) for name in (*measured, *PARTS, "ablated_direct_effect")
+            name: shard.dataset[name].values.astype(np.float64)
+            for name in held((*measured, *PARTS, "ablated_direct_effect"), shard.dataset)
         }
         really, rounding = dataset["frozen_layernorm_logit_change"].values, dataset["rounding"].values
         values["really_frozen_logit_change"] = really
@@ -60,7 +61,7 @@ def tabulate_frozen_layernorm(
                 f"{path} has other tokens than the heads' top tokens: remake it with `snakemake --forcerun {path}`"
             )
         difference = np.abs(really - values["frozen_layernorm_logit_change"])
-        by_others = values["self_repair_from_heads"] + values["self_repair_from_mlps"]
+        by_others = sum(values[part] for part in held(PARTS, values) if part != "self_repair_from_layernorm")
         rest = really - (values["ablated_direct_effect"] - values["direct_effect"]) - by_others
         beyond = np.where(counted, difference - rounding, -np.inf)
         if not (beyond <= 0).all():

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from selfrepair.files.tables import write_table
-from selfrepair.quantities import MEANS, SELECTIONS
+from selfrepair.quantities import MEANS, OF_SOME_MODELS, SELECTIONS, held
 from selfrepair.snapshots.manifest import verify_manifest
 from selfrepair.tables.columns import relative_depth
 from selfrepair.tables.counted_tokens import read_ablations
@@ -52,6 +52,7 @@ def tabulate_heads(
         heads, n_prompts = shard.heads, shard.first + shard.dataset.sizes["prompt"]
         n_pos, computed = shard.dataset.sizes["pos"], shard.dataset.attrs["tokens"]
         parallel = bool(shard.dataset.attrs["parallel_attention_mlp"])
+        of_some = {name: float(shard.dataset.attrs[name]) for name in held(OF_SOME_MODELS, shard.dataset.attrs)}
         tokens = token_values(shard.dataset)
         for selection, counted in shard.counted.items():
             sums[selection].append(PromptSums.of(tokens, counted))
@@ -60,6 +61,7 @@ def tabulate_heads(
         **labels,
         **config,
         "parallel_attention_mlp": parallel,
+        **of_some,
         "tokens": computed,
         "n_prompts": n_prompts,
         "prompt_length": n_pos + 1,
@@ -119,7 +121,7 @@ def _model_config(manifest: Path) -> dict[str, Any]:
 
 def _over_heads(by_head: dict[str, np.ndarray], heads: np.ndarray) -> dict[str, np.ndarray]:
     """Every quantity over some heads: the mean, and for the pooled fraction the ratio of the heads' sums."""
-    result = {name: mean_over_heads(by_head[name][:, heads]) for name in MEANS}
+    result = {name: mean_over_heads(by_head[name][:, heads]) for name in held(MEANS, by_head)}
     with np.errstate(divide="ignore", invalid="ignore"):
         removed = result["direct_effect"] - result["ablated_direct_effect"]
         return {**result, "pooled_repair_fraction": result["self_repair"] / removed}

@@ -8,16 +8,16 @@ import pandas as pd
 
 from selfrepair.files.hdf5 import join_shards
 from selfrepair.files.tables import read_settings, write_table
-from selfrepair.quantities import HEAD_TOKEN
+from selfrepair.quantities import HEAD_TOKEN, POSTNORMS, held
 from selfrepair.tables.columns import relative_depth
 from selfrepair.tables.statistics import ratios, run_weights, with_interval
 
 COMPENSATIONS = {
-    "compensation": ("self_repair_from_heads", "self_repair_from_mlps"),
+    "compensation": ("self_repair_from_heads", "self_repair_from_mlps", POSTNORMS),
     "layernorm": ("self_repair_from_layernorm",),
     "self_repair": ("self_repair",),
 }
-"""What is regressed on the removed direct effect: later components, the final norm, and both."""
+"""What is regressed on the removed direct effect: later components with post-norms, the final norm, and all."""
 
 
 def tabulate_layer_ablations(*, shards: Sequence[Path], heads_table: Path, out: Path) -> None:
@@ -27,14 +27,14 @@ def tabulate_layer_ablations(*, shards: Sequence[Path], heads_table: Path, out: 
         shards: Layer ablations files in the order of their prompts.
         heads_table: Table "heads" of the run; its settings are taken over.
         out: Parquet file; a CSV is written beside it. Means of each quantity; ``removed`` = direct effect - ablated direct
-            effect; ``compensation`` = changes of later heads and MLPs; ``slope_X`` and ``r_squared_X`` of the regression over
-            tokens of X on ``removed``, X being compensation, layernorm or self_repair.
+            effect; ``compensation`` = changes of later heads and MLPs, and what post-norms make of them; ``slope_X`` and
+            ``r_squared_X`` of the regression over tokens of X on ``removed``, X being compensation, layernorm or self_repair.
     """
     run = read_settings(heads_table)
-    whole = join_shards(shards, "layer_ablations", n_prompts=run["n_prompts"], names=list(HEAD_TOKEN))
-    tokens = {name: whole[name].values[..., run["first_position"] :].astype(float) for name in HEAD_TOKEN}
+    whole = join_shards(shards, "layer_ablations", n_prompts=run["n_prompts"])
+    tokens = {name: whole[name].values[..., run["first_position"] :].astype(float) for name in held(HEAD_TOKEN, whole)}
     tokens["removed"] = tokens["direct_effect"] - tokens["ablated_direct_effect"]
-    tokens["compensation"] = tokens["self_repair_from_heads"] + tokens["self_repair_from_mlps"]
+    tokens["compensation"] = np.sum([tokens[part] for part in held(COMPENSATIONS["compensation"], tokens)], axis=0)
     n_components, n_layers, n_prompts, n_pos = tokens["removed"].shape
     weights = run_weights(run)
 
@@ -45,7 +45,7 @@ def tabulate_layer_ablations(*, shards: Sequence[Path], heads_table: Path, out: 
 
     values = {name: mean(of) for name, of in tokens.items()}
     for name, of in COMPENSATIONS.items():
-        y = np.sum([tokens[part] for part in of], axis=0)
+        y = np.sum([tokens[part] for part in held(of, tokens)], axis=0)
         values[f"slope_{name}"], values[f"r_squared_{name}"] = _regression(tokens["removed"], y, mean)
     component, layer = (at.ravel() for at in np.indices((n_components, n_layers)))
     columns = {

@@ -9,11 +9,11 @@ import pandas as pd
 from jaxtyping import Float
 
 from selfrepair.files.tables import read_table, write_table
-from selfrepair.quantities import PARTS
+from selfrepair.quantities import PARTS, POSTNORMS
 from selfrepair.tables.columns import relative_depth
 from selfrepair.tables.statistics import estimate_weights, estimated, with_interval
 
-COMPARED = ("self_repair", "direct_effect", "logit_change", *PARTS)
+COMPARED = ("self_repair", "direct_effect", "logit_change", *(part for part in PARTS if part != POSTNORMS))
 """Condensed values that both have."""
 
 AGREEMENT = ("correlation", "rank_correlation", "slope", "difference")

@@ -1,6 +1,6 @@
 """Who repairs whom: each head's repair by every later component, summed over its top tokens."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +12,18 @@ from jaxtyping import Float
 from selfrepair.files.hdf5 import heads_of, join_shards
 from selfrepair.files.tables import read_settings, write_table
 from selfrepair.measure.chosen_heads import read_chosen_heads
+from selfrepair.quantities import POSTNORMS
 from selfrepair.tables.counted_tokens import read_ablations
 from selfrepair.tables.statistics import mean_over_heads, ratios, run_weights, with_interval
 
 N_PAIRS = 6
 """Pairs that are listed, of heads and of MLPs each."""
-WHOLE = {"layernorm": "self_repair_from_layernorm", "all": "self_repair"}
+WHOLE = {"postnorms": POSTNORMS, "layernorm": "self_repair_from_layernorm", "all": "self_repair"}
 """What repairs a head beside single components, and the quantity of its tokens that says how much."""
 
 Head = tuple[int, int]
 Repairer = tuple[Head, str, int | None, int | None]
-"""An ablated head, what repairs it ("head", "mlp", "layernorm" or "all"), and the layer and head of that."""
+"""An ablated head, what repairs it ("head", "mlp", "postnorms", "layernorm" or "all"), and the layer and head of that."""
 
 
 def tabulate_repair(
@@ -41,7 +42,8 @@ def tabulate_repair(
         chosen_heads: The heads whose repair is written in full.
         heads_table: Table "heads" of the same ablations; its settings are taken over.
         tables: "by_layer", "rows" and "pairs": Parquet files to write; a CSV is written beside each. In "rows" the repairs of a
-            head by heads, MLPs and the final norm add up to the row whose ``by`` is "all", its condensed self-repair.
+            head by heads, MLPs, post-norms and the final norm add up to the row whose ``by`` is "all", its condensed
+            self-repair.
     """
     run = read_settings(heads_table)
     chosen = read_chosen_heads(chosen_heads)
@@ -51,7 +53,7 @@ def tabulate_repair(
     parallel = run["parallel_attention_mlp"]
     weights = run_weights(run)
     write_table(repair_by_layer(repair, parallel, weights), tables["by_layer"], run)
-    rows = [key for head in chosen for key in _components(head, repair, parallel)]
+    rows = [key for head in chosen for key in _components(head, repair, parallel, {by for _, by in whole})]
     write_table(_repairs(rows, repair, whole, weights), tables["rows"], run)
     table = _repairs(strongest_pairs(repair, N_PAIRS), repair, {}, weights)
     table.insert(0, "rank", table.groupby("by").cumcount() + 1)
@@ -114,19 +116,21 @@ def _whole_repair(
     sums: dict[str, list[np.ndarray]] = {by: [] for by in WHOLE}
     for shard in read_ablations(shards, thresholds, run, heads, whose):
         for by, quantity in WHOLE.items():
+            if quantity not in shard.dataset:
+                continue
             values = np.where(shard.counted["top"], shard.dataset[quantity].values, 0)
             sums[by].append(values.sum(-1, dtype=float))
-    joined = {by: np.concatenate(of, axis=1) for by, of in sums.items()}
+    joined = {by: np.concatenate(of, axis=1) for by, of in sums.items() if of}
     return {(head, by): of[row] for by, of in joined.items() for row, head in enumerate(heads)}
 
 
-def _components(head: Head, repair: xr.Dataset, parallel: bool) -> list[Repairer]:
+def _components(head: Head, repair: xr.Dataset, parallel: bool, whole: Container[str]) -> list[Repairer]:
     """All that can repair a head, and the sum of it."""
     layer, n_layers, n_heads = head[0], repair.sizes["by_layer"], repair.sizes["by_head"]
     return [
         *((head, "head", at, of) for at in range(layer + 1, n_layers) for of in range(n_heads)),
         *((head, "mlp", at, None) for at in range(layer + parallel, n_layers)),
-        *((head, by, None, None) for by in WHOLE),
+        *((head, by, None, None) for by in WHOLE if by in whole),
     ]
 
 

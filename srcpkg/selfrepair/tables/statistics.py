@@ -8,7 +8,7 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Bool, Float, Int
 
-from selfrepair.quantities import HEAD_TOKEN, MEANS, PARTS
+from selfrepair.quantities import HEAD_TOKEN, MEANS, PARTS, held
 
 CONFIDENCE = 0.95
 """Level of every interval."""
@@ -30,7 +30,9 @@ class PromptSums:
     def of(cls, tokens: dict[str, np.ndarray], selected: Bool[np.ndarray, "head prompt predicted"]) -> "PromptSums":
         """Sum per-token values [head, prompt, pos-1] over the selected tokens of each prompt."""
         return cls(
-            totals={name: np.where(selected, tokens[name], 0).sum(-1, dtype=np.float64) for name in MEANS},
+            totals={
+                name: np.where(selected, tokens[name], 0).sum(-1, dtype=np.float64) for name in held(MEANS, tokens)
+            },
             counts=selected.sum(-1).astype(np.float64),
         )
 
@@ -38,7 +40,7 @@ class PromptSums:
     def join(cls, parts: "list[PromptSums]") -> "PromptSums":
         """Sums of successive prompts as one."""
         return cls(
-            totals={name: np.concatenate([part.totals[name] for part in parts], axis=1) for name in MEANS},
+            totals={name: np.concatenate([part.totals[name] for part in parts], axis=1) for name in parts[0].totals},
             counts=np.concatenate([part.counts for part in parts], axis=1),
         )
 
@@ -49,10 +51,10 @@ def token_values(ablations: xr.Dataset) -> dict[str, np.ndarray]:
     The clipped fraction of a part X is ``clip(X / DE, 0, 1)`` of each token (definitions.md, Selecting and condensing); it
     counts as 0 where both are exactly zero. Tokens that were not computed are NaN; no selection may hold one.
     """
-    values = {name: ablations[name].values for name in HEAD_TOKEN}
+    values = {name: ablations[name].values for name in held(HEAD_TOKEN, ablations)}
     values["frozen_layernorm_logit_change"] = values["logit_change"] - values["self_repair_from_layernorm"]
     effect = values["direct_effect"]
-    for part in PARTS:
+    for part in held(PARTS, values):
         with np.errstate(divide="ignore", invalid="ignore"):
             fraction = np.nan_to_num(values[part] / effect, nan=0.0)
         values[f"clipped_fraction_{part.removeprefix('self_repair_')}"] = fraction.clip(0, 1)

@@ -11,6 +11,7 @@ from transformers import GemmaConfig, PreTrainedModel
 import selfrepair
 from selfrepair.engine import replay
 from selfrepair.engine.proof import Proof
+from selfrepair.measure import ablations
 from selfrepair.model.calls import Call
 from selfrepair.model.model import Model
 from selfrepair.quantities import ABLATION_KINDS
@@ -27,8 +28,9 @@ def test_sound_runs_are_proven(name: str, kind: str, tokens: np.ndarray, donors:
     model = selfrepair.load_model(random_model(name, torch.float32))
     found = selfrepair.ablate_heads(model, tokens, donors if kind == "resample" else None, kind=kind).attrs
     assert found["proof_ablations"] >= 1
-    # Seven quantities and the ablated scale, at every position that predicts.
-    assert found["proof_numbers"] == found["proof_ablations"] * 8 * (tokens.shape[1] - 1)
+    # Every quantity and the ablated scale, at every position that predicts.
+    numbers = len(model.quantities) + 1
+    assert found["proof_numbers"] == found["proof_ablations"] * numbers * (tokens.shape[1] - 1)
     assert 0 < found["proof_largest_difference"] < 1e-4
 
 
@@ -84,6 +86,25 @@ def test_a_cause_that_is_not_refused_is_noticed(
     model = selfrepair.load_model(hf, dtype="float64")
     with pytest.raises(ValueError, match=NOTICED):
         selfrepair.ablate_heads(model, tokens, np.roll(tokens, 1, 0), heads=[(0, 1)])
+
+
+@pytest.mark.parametrize("component", ["attention", "mlp"])
+def test_a_wrong_postnorm_is_noticed(
+    component: str, tokens: np.ndarray, donors: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Scales of the clean run, from which a layer's post-norm was forgotten."""
+    model = selfrepair.load_model(random_model("gemma3_text"), dtype="float64")
+    own = ablations.run_clean
+
+    def forgets_one(*args: Any) -> Any:
+        clean = own(*args)
+        with torch.inference_mode():
+            clean.postnorm_scales[component][2] = 1
+        return clean
+
+    monkeypatch.setattr(ablations, "run_clean", forgets_one)
+    with pytest.raises(ValueError, match=f"{NOTICED}|not the sum of its parts"):
+        selfrepair.ablate_heads(model, tokens, donors, heads=[(1, 2)])
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "gpt_neox_sequential"])

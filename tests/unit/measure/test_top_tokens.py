@@ -9,7 +9,6 @@ import selfrepair
 from selfrepair.engine.clean import run_clean
 from selfrepair.engine.heads import check_heads
 from selfrepair.engine.sweep import sweep
-from selfrepair.quantities import HEAD_TOKEN
 from selfrepair.workflow.progress import Progress
 
 from conftest import VOCAB, random_model
@@ -29,7 +28,7 @@ def test_selected_tokens_alone(name: str, share: float, rng: np.random.Generator
             return sweep(model, tokens, clean, donor.z.__getitem__, heads, bar, selected, only_selected)
 
     everything, alone = run(False), run(True)
-    for quantity in (*HEAD_TOKEN, "ablated_scale"):
+    for quantity in (*model.quantities, "ablated_scale"):
         wanted = np.where(selected, everything[quantity], np.nan)
         # Tables of rotary angles are float32, and so differ a little between prompt lengths.
         assert np.allclose(alone[quantity], wanted, atol=1e-6, equal_nan=True), quantity

@@ -24,7 +24,7 @@ import selfrepair
 from selfrepair.engine.batches import cut_batches
 from selfrepair.engine.clean import run_clean
 from selfrepair.engine.heads import group_by_layer
-from selfrepair.engine.replay import LAYER_COMPONENTS, SuffixReplay
+from selfrepair.engine.replay import SuffixReplay
 from selfrepair.engine.single_attention import Attentions
 from selfrepair.engine.sweep import sweep
 from selfrepair.families import FAMILIES
@@ -33,8 +33,8 @@ from selfrepair.measure.frozen_layernorm import frozen_layernorm_change
 from selfrepair.measure.layer_ablations import ablate_layers, mlp_output
 from selfrepair.measure.neurons import neuron_effects, reads_head
 from selfrepair.model import model as models
-from selfrepair.model.model import Model
-from selfrepair.quantities import ABLATION_KINDS, HEAD_TOKEN
+from selfrepair.model.model import COMPONENTS, Model
+from selfrepair.quantities import ABLATION_KINDS
 from selfrepair.workflow.progress import Progress
 from unit.model.models_table import Line, architectures, write
 
@@ -461,6 +461,52 @@ CASES = {
     "hyperclovax": Case("hyperclovax", {"use_post_norm": False, "residual_multiplier": 0.4, "logits_scaling": 0.3}),
     "minicpm3": Case("minicpm3", {"scale_depth": 1.4, "scale_emb": 3, "dim_model_base": 7}),
     "minicpm3 float32": Case("minicpm3", {"scale_depth": 1.4, "dim_model_base": 7}, dtype="float32"),
+    # --- post-norms and capped logits ---
+    "afmoe": Case("afmoe"),
+    "exaone4": Case("exaone4", lengths=EVERY_LENGTH),
+    "exaone4 window": Case("exaone4", {"sliding_window": 5, "sliding_window_pattern": 2}),
+    "flex_olmo": Case("flex_olmo"),
+    "gemma2": Case("gemma2", attention="eager", lengths=EVERY_LENGTH),
+    "gemma2 float32": Case("gemma2", attention="eager", dtype="float32"),
+    "gemma2 low caps": Case(
+        "gemma2", {"final_logit_softcapping": 1.5, "attn_logit_softcapping": 0.7}, attention="eager"
+    ),
+    "gemma2 no caps, one key-value head, biases": Case(
+        "gemma2",
+        {
+            "final_logit_softcapping": None,
+            "attn_logit_softcapping": None,
+            "num_key_value_heads": 1,
+            "attention_bias": True,
+        },
+        attention="eager",
+    ),
+    "gemma2 with a stray flag of both directions": Case(
+        "gemma2", {"use_bidirectional_attention": True}, attention="eager"
+    ),
+    "gemma3_text": Case("gemma3_text", lengths=EVERY_LENGTH),
+    "gemma3_text float32": Case("gemma3_text", dtype="float32"),
+    "gemma3_text eager, capped": Case("gemma3_text", {"final_logit_softcapping": 2.0}, attention="eager"),
+    "gemma3_text window, one key-value head": Case(
+        "gemma3_text", {"sliding_window": 5, "sliding_window_pattern": 2, "num_key_value_heads": 1}
+    ),
+    "gemma3_text large eps": Case("gemma3_text", {"rms_norm_eps": 0.2}),
+    "gemma3_text bidirectional": Case("gemma3_text", {"use_bidirectional_attention": True}, refused="causal"),
+    "glm4": Case("glm4"),
+    "glm4 biases, float32": Case("glm4", {"attention_bias": True}, dtype="float32"),
+    "hyperclovax post-norms": Case(
+        "hyperclovax", {"use_post_norm": True, "residual_multiplier": 0.4, "logits_scaling": 0.3}
+    ),
+    "nanochat": Case("nanochat", lengths=EVERY_LENGTH),
+    "nanochat float32, low cap": Case("nanochat", {"final_logit_softcapping": 2.5}, dtype="float32"),
+    "nanochat no cap": Case("nanochat", {"final_logit_softcapping": None}),
+    "olmo2": Case("olmo2", lengths=EVERY_LENGTH),
+    "olmo2 float32, biases": Case("olmo2", {"attention_bias": True}, dtype="float32"),
+    "olmo2 one layer": Case("olmo2", {"num_hidden_layers": 1}),
+    "olmo3": Case("olmo3"),
+    "olmo3 window": Case("olmo3", {"sliding_window": 5}),
+    "vaultgemma": Case("vaultgemma", attention="eager"),
+    "vaultgemma low cap": Case("vaultgemma", {"final_logit_softcapping": 1.5}, attention="eager"),
     "nemotron": Case("nemotron"),
     "nemotron biases, one key-value head": Case(
         "nemotron", {"attention_bias": True, "mlp_bias": True, "num_key_value_heads": 1}
@@ -520,7 +566,19 @@ OWN_SIZES: dict[str, dict[str, Any]] = {
     "deepseek_v3": {**_EXPERTS, **_LATENT, "head_dim": 4},
     **dict.fromkeys(
         (
-            *("dots1", "exaone_moe", "glm4_moe", "granitemoe", "mellum", "minimax_m2", "mixtral", "olmoe", "phimoe"),
+            *(
+                "afmoe",
+                "dots1",
+                "flex_olmo",
+                "exaone_moe",
+                "glm4_moe",
+                "granitemoe",
+                "mellum",
+                "minimax_m2",
+                "mixtral",
+                "olmoe",
+                "phimoe",
+            ),
             *("qwen2_moe", "qwen3_moe", "solar_open"),
         ),
         _EXPERTS,
@@ -533,7 +591,8 @@ OWN_SIZES: dict[str, dict[str, Any]] = {
     "hunyuan_v1_moe": {**_EXPERTS, "moe_topk": 2, "num_shared_expert": 1},
     **dict.fromkeys(
         (
-            *("apertus", "arcee", "cohere2", "cwm", "ernie4_5", "gemma", "glm", "granite_swa", "helium"),
+            *("apertus", "arcee", "cohere2", "cwm", "ernie4_5", "gemma", "gemma2", "gemma3_text"),
+            *("glm", "glm4", "granite_swa", "helium", "vaultgemma"),
             *(
                 "hunyuan_v1_dense",
                 "internlm3",
@@ -541,6 +600,7 @@ OWN_SIZES: dict[str, dict[str, Any]] = {
                 "ministral",
                 "ministral3",
                 "nemotron",
+                "olmo3",
                 "qwen3",
                 "seed_oss",
             ),
@@ -670,7 +730,7 @@ def test_ablations_give_the_numbers_of_a_hooked_run(name: str) -> None:
             given = donors if kind == "resample" else None
             dataset = selfrepair.ablate_heads(model, tokens, given, heads=heads, kind=kind)
             for row, (layer, head) in enumerate(heads):
-                for quantity in (*HEAD_TOKEN, "ablated_scale"):
+                for quantity in (*model.quantities, "ablated_scale"):
                     label = f"{quantity}, {kind}, {length} tokens"
                     compared.add(label, dataset[quantity].values[row], wanted[layer, head, kind].values[quantity])
     compared.check()
@@ -733,7 +793,7 @@ def check_top_tokens(
             dataset = sweep(model, tokens, clean, donor_z.__getitem__, heads, bar, selected, only)
         for row, measured in enumerate(wanted):
             at = torch.from_numpy(selected[row])
-            for quantity in (*HEAD_TOKEN, "ablated_scale"):
+            for quantity in (*model.quantities, "ablated_scale"):
                 compared.add(
                     f"{quantity}, top tokens",
                     dataset[quantity].values[row][selected[row]],
@@ -758,10 +818,10 @@ def test_whole_layers_and_single_attentions_give_the_same(name: str) -> None:
         values = ablate_layers(
             model, tokens, clean, donor.z.__getitem__, lambda layer: mlp_output(model, layer, donor), bar
         )
-    for row, component in enumerate(LAYER_COMPONENTS):
+    for row, component in enumerate(COMPONENTS):
         for layer in {0, model.n_layers - 1}:
             wanted = found.ablate_component(layer, component).values
-            for quantity in HEAD_TOKEN:
+            for quantity in model.quantities:
                 compared.add(f"{quantity}, whole {component}", values[quantity][row, layer], wanted[quantity])
     attentions = Attentions(model, length)
     positions = torch.tensor([length - 1, length // 2, 0])

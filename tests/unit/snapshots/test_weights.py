@@ -480,7 +480,7 @@ def test_a_gguf_file_of_other_tensors_is_refused(
     assert len(str(caught.value).splitlines()) == 1
 
 
-@pytest.mark.parametrize("name", ["gemma2", "bloom", "unheard-of"])
+@pytest.mark.parametrize("name", ["mamba", "bloom", "unheard-of"])
 def test_a_gguf_architecture_is_refused_before_its_weights_are_read(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -67,4 +67,4 @@ def test_projection_of_a_donor_is_what_ablation_gives(name: str, tokens: np.ndar
         found = ablated_direct_effect(model, ids, clean, layer, donor.z[layer])
         replayed = SuffixReplay(model, ids, clean).ablate(layer, range(model.n_heads), donor.z[layer], selected)
         for batch, result in replayed:
-            torch.testing.assert_close(found[..., batch.heads].movedim(-1, 0), result.ablated_direct_effect)
+            torch.testing.assert_close(found[..., batch.heads].movedim(-1, 0), result.values["ablated_direct_effect"])

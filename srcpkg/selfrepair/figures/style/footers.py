@@ -46,6 +46,8 @@ def footer(figure: Figure, width_mm: float, run: Mapping[str, Any], *what: str, 
             for text in what
         ),
     ]
+    if "logit_cap" in run:
+        items.append(f"logits before their cap of {run['logit_cap']:g}")
     if int(run["first_position"]) > 0:
         first = int(run["first_position"])
         items.append("position 0 left out" if first == 1 else f"positions below {first} left out")

@@ -5,6 +5,8 @@ from typing import Any
 
 import pandas as pd
 
+from selfrepair.quantities import OF_SOME_MODELS, held
+
 SETTINGS = (
     "model",
     "weights",
@@ -92,4 +94,4 @@ def settings(tables: Mapping[str, pd.DataFrame], *keys: str, differing: Sequence
         if other:
             told = "; ".join(f"{name} {first[name]!r} and {attrs[name]!r}" for name in other)
             raise ValueError(f"tables {keys[0]!r} and {key!r} are of different runs ({told}): make both from one run")
-    return {name: first[name] for name in SETTINGS}
+    return {name: first[name] for name in (*SETTINGS, *held(OF_SOME_MODELS, first))}

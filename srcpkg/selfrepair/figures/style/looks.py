@@ -29,6 +29,7 @@ SINGLE = "#8C613C"
 """Single measurements whose mean is drawn in the quantity's own colour."""
 
 _BLUE, _ORANGE, _GREEN, _VERMILION, _PINK, _TAN, *_, _SKY = sns.color_palette("colorblind").as_hex()
+_PURPLE = "#6A3D9A"  # darker than every colour of the palette, so that it is told from blue without its hue
 
 # The light end of cividis is lost on white paper.
 DEPTH_COLOURS = LinearSegmentedColormap.from_list("depth", mpl.colormaps["cividis"](np.linspace(0, 0.9, 256)))
@@ -52,6 +53,7 @@ LOOKS = {
     "self_repair": Look(INK, "-", "D"),
     "self_repair_from_heads": Look(_BLUE, (0, (4, 1.2)), "o"),
     "self_repair_from_mlps": Look(_ORANGE, (0, (6, 1.2, 1.2, 1.2)), "s"),
+    "self_repair_from_postnorms": Look(_PURPLE, (0, (3, 1.2, 1, 1.2, 1, 1.2)), "P"),
     "self_repair_from_layernorm": Look(_GREEN, (0, (1.6, 1)), "^"),
     "direct_effect": Look(_VERMILION, "-", "o"),
     "ablated_direct_effect": Look(_VERMILION, (0, (3, 1.2)), "o", hollow=True),
