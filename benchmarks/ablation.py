@@ -339,7 +339,7 @@ def measure_all_cores(
     """Figures of one process with a thread a core, as a notebook runs it, and ratios of ways to run."""
     middle = model.n_layers // 2
     case = Case.of(model, tokens)
-    rounded = Case.of(selfrepair.load_model(options.model, dtype="bfloat16"), tokens)
+    rounded = Case.of(selfrepair.load_model(options.model, weights="bfloat16"), tokens)
     times: dict[str, list[float]] = {"float32": [], "bfloat16": []}
     rates = []
     for _ in range(options.repeats):

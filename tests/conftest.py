@@ -103,6 +103,15 @@ def random_model(name: str, dtype: torch.dtype = torch.float64, seed: int = 0) -
     return model.eval()
 
 
+def in_bfloat16(hf: PreTrainedModel) -> PreTrainedModel:
+    """A model whose matrices are bfloat16."""
+    with torch.no_grad():
+        for parameter in hf.parameters():
+            if parameter.ndim > 1:
+                parameter.data = parameter.data.bfloat16()
+    return hf
+
+
 @pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(0)

@@ -7,6 +7,7 @@ the next one.
 
 from collections.abc import Container, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -111,11 +112,14 @@ HEAD_TOKEN = (
 """What an ablation gives for each (head, prompt, pos), in logits."""
 
 
-OF_SOME_MODELS = ("logit_cap",)
+NOISE_OF = "noise_of_"
+"""Begins the name of what files and tables hold of a quantity's noise, where matrices are bfloat16."""
+
+OF_SOME_MODELS = ("logit_cap", "matrices")
 """Settings that files and tables carry where a model has such."""
 
 
-def held(names: Iterable[str], by: Container[str]) -> tuple[str, ...]:
+def held(names: Iterable[str], by: Container[Any]) -> tuple[str, ...]:
     """Those of some quantities that files or tables hold: some models have no post-norms, or no cap."""
     return tuple(name for name in names if name in by)
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from selfrepair.engine.heads import Heads
 from selfrepair.engine.rounding import repeated_tolerance
 from selfrepair.model.model import Model
-from selfrepair.quantities import CAPPED, OWN_POSTNORM, POSTNORMS
+from selfrepair.quantities import CAPPED, NOISE_OF, OWN_POSTNORM, POSTNORMS
 
 logger = logging.getLogger(__name__)
 
@@ -105,7 +105,7 @@ def plain_run(
         if until is not None:
             stack.callback(model.layers[until].register_forward_hook(stop).remove)
         stack.enter_context(torch.inference_mode())
-        with model.running(), suppress(_Stopped):
+        with model.running(exact=True), suppress(_Stopped):
             out = model.decoder(input_ids=tokens[None].to(model.device), use_cache=False)
             normed = out.last_hidden_state[0]
         heads = [each.unflatten(-1, (model.n_heads, model.d_head)) for each in z]
@@ -130,7 +130,7 @@ def correct_logits(
     unembed = model.hf.get_output_embeddings()
     targets = tokens[1:].to(model.device)
     parts = []
-    with torch.inference_mode():
+    with torch.inference_mode(), model.running(exact=True):
         for places in torch.arange(len(targets), device=model.device).split(UNEMBED_AT_ONCE):
             logits = model.logit_factor * unembed(normed[places])
             correct = logits.gather(-1, targets[places, None])[:, 0]
@@ -340,7 +340,7 @@ class PlainPrompt:
                 "ablated_scale": ablated.scale,
             }
             if ablated.by_postnorm:
-                values[POSTNORMS] = sum(by.sum(0) for by in ablated.by_postnorm.values())
+                values[POSTNORMS] = torch.cat(list(ablated.by_postnorm.values())).sum(0)
                 values[OWN_POSTNORM] = ablated.by_postnorm[component][layer]
             if self.model.logit_cap is not None:
                 values[CAPPED] = ablated.capped_logit - clean.capped_logit
@@ -375,6 +375,8 @@ class Proof:
         ablations: How many (ablation, prompt) pairs were repeated.
         numbers: How many numbers were compared.
         largest: Their largest difference, in logits.
+        noise: Of a bfloat16 model, by quantity, what the job's values are off by from those of the same weights in float32: how
+            many were compared, the sum of the differences, and that of their squares.
     """
 
     model: Model
@@ -383,6 +385,7 @@ class Proof:
     ablations: int = 0
     numbers: int = 0
     largest: float = 0.0
+    noise: dict[str, np.ndarray] = field(default_factory=dict)
     rng: np.random.Generator = field(init=False)
 
     def __post_init__(self) -> None:
@@ -454,7 +457,16 @@ class Proof:
             "proof_ablations": self.ablations,
             "proof_numbers": self.numbers,
             "proof_largest_difference": self.largest,
+            **{f"{NOISE_OF}{name}": noise for name, noise in self.noise.items()},
         }
+
+    def hear(self, name: str, found: Any, wanted: Tensor) -> None:
+        """Add to the `noise` of a quantity, if the model is bfloat16: plain runs of such a model compute in float32."""
+        if self.model.bfloat16:
+            off = (torch.as_tensor(np.asarray(found)).to(wanted) - wanted).double()
+            off = off[~off.isnan()]
+            heard = np.array([len(off), float(off.sum()), float((off**2).sum())])
+            self.noise[name] = self.noise.get(name, 0) + heard
 
 
 PlainReplacement = Callable[[int], Tensor]
@@ -549,6 +561,7 @@ def prove_values(proof: Proof, where: str, plain: Effects, found: Mapping[str, A
     """Hold the quantities of one ablation on one prompt [pos-1] against those of plain runs."""
     for name in found:
         proof.compare(f"{name} {where}", found[name], plain.values[name], plain.summed)
+        proof.hear(name, found[name], plain.values[name])
 
 
 def _prove_sums(proof: Proof, repeated: Repeated, found: Mapping[str, Any]) -> None:

@@ -406,6 +406,7 @@ class _Changes:
         given = given.to(self.replay.model.dtype)
         effect = self._effect(component, layer, given)
         scale = self.replay.clean.postnorm_scale(component, layer)
+        assert scale is not None
         change = effect * (self.batch.of_prompts(scale) / norm.scale(given) - 1)
         self.from_postnorms += change
         self.sizes += effect.abs() + change.abs()

@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from selfrepair.quantities import QUANTITIES
+from selfrepair.quantities import NOISE_OF, QUANTITIES
 
 Row = Mapping[Any, Any] | pd.Series
 """A row of a table: for each quantity X also X_low and X_high, the ends of its interval."""
@@ -24,7 +24,10 @@ def measured(row: Row, name: str, unit: str | None = None) -> str:
         unit = QUANTITIES[name].unit if name in QUANTITIES else ""
     value, low, high = (float(row[name + end]) for end in ("", "_low", "_high"))
     digits = _decimals(high - low, significant=2)
-    return f"{decimal(value, digits)}{f' {unit}' if unit else ''} ({decimal(low, digits)} to {decimal(high, digits)})"
+    told = f"{decimal(value, digits)}{f' {unit}' if unit else ''} ({decimal(low, digits)} to {decimal(high, digits)})"
+    if abs(value) < (noise := row.get(NOISE_OF + name, 0)):
+        return f"{told}, not told from zero by the noise of bfloat16 ({noise:.1g})"
+    return told
 
 
 def percentage(row: Row, name: str) -> str:

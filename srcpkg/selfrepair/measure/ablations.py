@@ -131,6 +131,7 @@ def measure_ablations(
         "tokens": which,
         "parallel_attention_mlp": int(shard.model.parallel),
         **({} if shard.model.logit_cap is None else {"logit_cap": shard.model.logit_cap}),
+        **({"matrices": "bfloat16"} if shard.model.bfloat16 else {}),
         # Tells xarray which variables label the heads.
         "coordinates": "layer head_index",
         **repeats.proof.attrs(),

@@ -64,7 +64,8 @@ def own_correct_logit(
     # The norm sees all tokens at once, as a frozen scale has one number for each of them.
     normed = model.final_norm_module(resid)
     for some in torch.arange(len(targets)).split(UNEMBED_AT_ONCE):
-        logits = model.logit_factor * unembed(normed[some])
+        with model.running(exact=True):
+            logits = model.logit_factor * unembed(normed[some])
         correct = logits.gather(-1, targets[some, None])[:, 0]
         parts.append(correct - logits.mean(-1) if model.center_unembed else correct)
     return torch.cat(parts)

@@ -141,8 +141,8 @@ def _check_neurons(
         pair: Of each token, its place in ``mlp_repair`` [token].
         mlp_repair: The MLP's repair, summed over the tokens of each (head, prompt) [pair].
     """
-    bias = getattr(model.mlp_out(neuron_layer), "bias", None)
-    total = effects.clean.sum(-1) + (0 if bias is None else scaled @ cast(Tensor, bias))
+    bias = cast(Tensor | None, getattr(model.mlp_out(neuron_layer), "bias", None))
+    total = effects.clean.sum(-1) + (0 if bias is None else scaled @ bias.to(scaled))
     repair, sizes = torch.zeros_like(mlp_repair), torch.zeros_like(mlp_repair)
     repair.index_add_(0, pair, (effects.ablated - effects.clean).sum(-1))
     sizes.index_add_(0, pair, summed)

@@ -1,11 +1,11 @@
 """Models are loaded here, from a snapshot or from memory, and refused where a measurement would not hold."""
 
-from contextlib import nullcontext
 from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel
 
+from selfrepair.families import refuse_architecture
 from selfrepair.model.allocator import keep_freed_memory
 from selfrepair.model.calls import left_as_it_was
 from selfrepair.model.model import Model, check_tokens
@@ -19,14 +19,14 @@ from selfrepair.model.observed import (
     short_run,
     value_constant,
 )
-from selfrepair.model.parts import find_parts
-from selfrepair.model.precision import Float64
+from selfrepair.model.parts import find_layers, find_parts
+from selfrepair.model.placing import keep_matrices_in_bfloat16, place
 from selfrepair.snapshots.folder import some
 from selfrepair.snapshots.manifest import verify_manifest
 from selfrepair.snapshots.weights import load_checked
 
-DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.float32}
-"""Type of weights, residuals and measured values by the name in the config; "bfloat16" is that of matrix products alone."""
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
+"""Types of residuals and measured values by the name in the config."""
 
 
 def load_model(
@@ -34,6 +34,8 @@ def load_model(
     device: str = "cpu",
     dtype: str = "float32",
     center_unembed: bool = True,
+    weights: str | None = None,
+    offload: bool = False,
 ) -> Model:
     """Load a model for measurement, or take one that is in memory.
 
@@ -41,9 +43,12 @@ def load_model(
         source: A snapshot folder, another folder that save_pretrained wrote, or a transformers causal language model. A
             model in memory is used as it is and never changed.
         device: Torch device, such as "cpu" or "cuda".
-        dtype: "float32" or "float64"; the type of weights and of every measured value. "bfloat16" is float32 with the
-            model's own matrix products in bfloat16: faster on a GPU, and off by its rounding, some hundredths of a logit.
+        dtype: "float32" or "float64"; the type of residuals and of every measured value, and of the weights.
         center_unembed: Centre logits over the vocabulary, as the definitions do.
+        weights: "bfloat16" keeps matrices in that type, with dtype "float32": half the memory, and faster on a GPU, as the
+            model's own products of them are bfloat16 too. What that is off by is measured with everything.
+        offload: Leave the layers' weights in memory, and copy each to the device while it runs: for a model that the device
+            does not hold. Of a folder alone.
 
     Returns:
         The model with the parts that the definitions name, checked on a short prompt: writes add up to the final
@@ -57,23 +62,29 @@ def load_model(
         raise ValueError(
             f"dtype is {dtype!r}; wanted one of {', '.join(DTYPES)}: self-repair is a small difference of logits"
         )
-    weights = "in memory"
+    bfloat16 = weights is not None
+    if bfloat16 and (weights, dtype) != ("bfloat16", "float32"):
+        raise ValueError(
+            f"weights are {weights!r} with dtype {dtype!r}; wanted 'bfloat16' with 'float32', or None: as dtype says"
+        )
+    named = "in memory"
     if isinstance(source, PreTrainedModel):
+        if offload:
+            raise ValueError("a model in memory is used where it is: save it and name the folder to have it offloaded")
         hf = source
     elif isinstance(source, str | Path):
-        hf, weights = _read_folder(Path(source), device, DTYPES[dtype])
+        hf, named = _read_folder(Path(source), torch.device(device), DTYPES[dtype], bfloat16, offload)
     else:
         raise ValueError(
             f"source is a {type(source).__name__}; wanted a snapshot folder or a transformers PreTrainedModel"
         )
-    _check_settings(hf, torch.device(device), DTYPES[dtype])
+    _check_settings(hf, torch.device(device), DTYPES[dtype], bfloat16, offload)
     if device == "cpu":
         keep_freed_memory()
-    model = find_parts(hf, center_unembed, weights, bfloat16=dtype == "bfloat16")
+    model = find_parts(hf, center_unembed, named, bfloat16, offload)
     try:
         # Not in bfloat16: what is looked at is the model, not its rounding.
-        exact = Float64() if dtype == "float64" else nullcontext()
-        with left_as_it_was(hf), torch.inference_mode(), exact:
+        with left_as_it_was(hf), torch.inference_mode(), model.running(exact=True):
             model.check_causal(check_tokens(model)[0])
             model.parallel = observed_parallel(model)
             model.attention_norms = attention_norms(model)
@@ -93,7 +104,9 @@ def load_model(
     return model
 
 
-def _read_folder(folder: Path, device: str, dtype: torch.dtype) -> tuple[PreTrainedModel, str]:
+def _read_folder(
+    folder: Path, device: torch.device, dtype: torch.dtype, bfloat16: bool, offload: bool
+) -> tuple[PreTrainedModel, str]:
     if not (folder / "config.json").is_file():
         raise ValueError(
             f"{folder} holds no model (no config.json): name a snapshot, as results/snapshots/models/NAME that "
@@ -104,12 +117,17 @@ def _read_folder(folder: Path, device: str, dtype: torch.dtype) -> tuple[PreTrai
         weights = verify_manifest(folder / "manifest.json", kind="model")["weights"]
     # Experts in groups know no float64.
     experts = {"experts_implementation": "eager"} if dtype == torch.float64 else {}
-    hf = load_checked(folder, str(folder), dtype=dtype, **experts)
-    hf.eval().to(torch.device(device))
+    hf = load_checked(folder, str(folder), dtype=torch.bfloat16 if bfloat16 else dtype, **experts)
+    if bfloat16:
+        keep_matrices_in_bfloat16(hf)
+    refuse_architecture(hf.config.model_type, type(hf).__name__)
+    place(hf.eval(), find_layers(hf), device, offload)
     return hf, weights
 
 
-def _check_settings(hf: PreTrainedModel, device: torch.device, dtype: torch.dtype) -> None:
+def _check_settings(
+    hf: PreTrainedModel, device: torch.device, dtype: torch.dtype, bfloat16: bool, offload: bool
+) -> None:
     """Refuse a model any part of which is without values, in training mode, or of another dtype or device than asked for."""
     unread = [name for name, tensor in (*hf.named_parameters(), *hf.named_buffers()) if tensor.is_meta]
     if unread:
@@ -123,12 +141,13 @@ def _check_settings(hf: PreTrainedModel, device: torch.device, dtype: torch.dtyp
             f"the model is in training mode ({some(training)}), where dropout changes every run: call model.eval() first"
         )
     for name, weight in hf.named_parameters():
-        if weight.dtype != dtype:
+        wanted = torch.bfloat16 if bfloat16 and weight.ndim > 1 else dtype
+        if weight.dtype != wanted:
             raise ValueError(
-                f"the model in memory is {weight.dtype} ({name}), asked for {dtype}: convert it first (model.to({dtype})) or "
+                f"the model in memory is {weight.dtype} ({name}), asked for {wanted}: convert it first (model.to({wanted})) or "
                 "pass its dtype"
             )
-        if weight.device.type != device.type:
+        if weight.device.type != device.type and not offload:
             raise ValueError(
                 f"the model in memory is on {weight.device} ({name}), asked for {device}: move it first, or pass its device"
             )

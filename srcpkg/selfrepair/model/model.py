@@ -4,8 +4,8 @@ A head is a query head; it writes ``(z - c) @ W_O`` into the residual stream, wh
 layer (docs/definitions.md). The tensors are the model's own: nothing is folded, copied or changed.
 """
 
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, reduce
 from typing import Any
@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from selfrepair.families import Family
 from selfrepair.model.calls import LENGTHS, Call, Recorder, hooked
 from selfrepair.model.norm import Norm
+from selfrepair.model.placing import Weights, weights_as
 from selfrepair.model.precision import Float64
 from selfrepair.quantities import CAPPED, HEAD_TOKEN, OWN_POSTNORM, POSTNORMS
 
@@ -44,7 +45,9 @@ class Model:
         family: Its architecture's paths.
         layers: Its decoder layers.
         final_norm: The norm before the unembedding, as a formula.
-        W_O: Per layer [head, d_head, d_model], views of the model's own weights.
+        dtype: Floating-point type of everything measured; of the weights too, but where they are bfloat16.
+        device: Where everything runs.
+        W_O: Per layer [head, d_head, d_model], of that type and there: views of the model's own weights, or copies.
         W_out: Per layer [neuron, d_model], likewise: what each neuron of the MLP gives for each unit; None for a layer that is
             a mixture of experts.
         W_U: Unembedding [vocab, d_model], as the model keeps it.
@@ -52,7 +55,8 @@ class Model:
         parallel: Attention and MLP of a layer read the same residual.
         center_unembed: Logits are mean-centred over the vocabulary.
         weights: What the weights are, for captions.
-        bfloat16: The model's own matrix products run in bfloat16.
+        bfloat16: The model's matrices are bfloat16, and its own products of them.
+        offloaded: The layers' weights are not on the device, but while a module runs.
         write_factor: What the outputs of attentions and MLPs are multiplied by when they are added to the residual stream.
         logit_factor: What the unembedding of the final norm's output is multiplied by.
         logit_cap: What logits are capped at after that, as ``cap * tanh(logit / cap)``; None in most models. Logits are
@@ -66,13 +70,16 @@ class Model:
     family: Family
     layers: list[nn.Module]
     final_norm: Norm
-    W_O: list[Float[Tensor, "head d_head d_model"]]
+    dtype: torch.dtype
+    device: torch.device
+    W_O: Weights
     W_out: list[Float[Tensor, "neuron d_model"] | None]
     W_U: Float[Tensor, "vocab d_model"]
     parallel: bool
     center_unembed: bool
     weights: str
-    bfloat16: bool
+    bfloat16: bool = False
+    offloaded: bool = False
     write_factor: float = 1.0
     logit_factor: float = 1.0
     logit_cap: float | None = None
@@ -85,8 +92,9 @@ class Model:
 
     def __post_init__(self) -> None:
         """Derive what depends on the unembedding alone."""
-        self._unembed_mean = self.W_U.mean(dim=0) if self.center_unembed else torch.zeros_like(self.W_U[0])
-        constant = self.W_U @ self.final_norm.bias
+        mean = self.W_U.mean(dim=0, dtype=self.dtype)
+        self._unembed_mean = mean if self.center_unembed else torch.zeros_like(mean)
+        constant = self.W_U.to(self.dtype) @ self.final_norm.bias
         bias = getattr(self.hf.get_output_embeddings(), "bias", None)
         if bias is not None:
             constant = constant + bias
@@ -102,12 +110,12 @@ class Model:
     @property
     def n_heads(self) -> int:
         """Number of query heads a layer."""
-        return self.W_O[0].shape[0]
+        return self.W_O.kept[0].shape[0]
 
     @property
     def d_head(self) -> int:
         """Width of a head's ``z``."""
-        return self.W_O[0].shape[1]
+        return self.W_O.kept[0].shape[1]
 
     @property
     def d_model(self) -> int:
@@ -120,28 +128,34 @@ class Model:
         return self.W_U.shape[0]
 
     @property
-    def device(self) -> torch.device:
-        """Where the weights are."""
-        return self.W_U.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Floating-point type of the weights and of everything measured."""
-        return self.W_U.dtype
-
-    @property
     def batch_tokens(self) -> int:
         """Tokens that go through the layers at a time; the peak of memory beside the weights is proportional to it."""
         return BATCH_TOKENS if self.device.type == "cpu" else ACCELERATOR_BATCH_TOKENS
 
-    def running(self) -> AbstractContextManager[Any]:
+    @contextmanager
+    def running(self, exact: bool = False) -> Iterator[None]:
         """What the model's own modules run in.
 
-        Activations are bfloat16 where that is asked for, residuals never; a float64 model computes nothing in float32.
+        Activations are bfloat16 where the matrices are, residuals never; a float64 model computes nothing in float32.
+
+        Args:
+            exact: A bfloat16 model computes in float32 too, with the same weights; slow.
         """
-        if self.dtype == torch.float64:
-            return Float64()
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16)
+        with ExitStack() as stack:
+            if self.dtype == torch.float64:
+                stack.enter_context(Float64())
+            if self.bfloat16:
+                stack.enter_context(torch.autocast(self.device.type, torch.bfloat16, enabled=not exact))
+                embeddings = [module for module in self.hf.modules() if isinstance(module, nn.Embedding)]
+                modules = self.hf.modules() if exact else embeddings
+                stack.enter_context(weights_as(modules, self.device, self.dtype))
+            if self.offloaded:
+                stack.enter_context(weights_as(self._modules_of_layers, self.device))
+            yield
+
+    @cached_property
+    def _modules_of_layers(self) -> list[nn.Module]:
+        return [module for layer in self.layers for module in layer.modules()]
 
     def measuring(self) -> AbstractContextManager[Any]:
         """What a hook computes in while the model runs: nothing that is measured is a matrix product in bfloat16."""
@@ -218,7 +232,7 @@ class Model:
                 f"layer {layer} of {self.name} is a mixture of experts: which of its neurons run differs from token to token, "
                 f"so that they have no direct effects to compare; {other}leave the figures of neurons out of run.figures"
             )
-        return W_out
+        return W_out.to(self.device, self.dtype)
 
     def mlp_out(self, layer: int) -> nn.Module:
         """The MLP's output projection of a layer: its input [..., neuron] is what the neurons give, gates included."""
@@ -235,7 +249,7 @@ class Model:
         Final-norm weight times the (centred) unembedding column; for LayerNorm also centred over d_model, which does
         the norm's own centring once and for all (docs/definitions.md, One prediction).
         """
-        return self._centred(self.final_norm.weight * (self.W_U[targets] - self._unembed_mean))
+        return self._centred(self.final_norm.weight * (self.W_U[targets].to(self.dtype) - self._unembed_mean))
 
     def _centred(self, d: Tensor) -> Tensor:
         """A direction [..., d_model] with the centring of the final norm, and the logits' factor."""

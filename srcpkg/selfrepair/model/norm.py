@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from selfrepair.model.placing import weights_as
+
 
 @dataclass(frozen=True)
 class Norm:
@@ -44,19 +46,20 @@ _TOLERANCE = 1e-4
 """Of the largest number that a norm gives, what a formula may be off by."""
 
 
-def as_formula(norm: nn.Module, d_model: int, like: Tensor) -> Norm:
+def as_formula(norm: nn.Module, d_model: int, dtype: torch.dtype, device: torch.device) -> Norm:
     """The formula of a norm module: whichever gives what the module gives, on long vectors and on short ones.
 
     Args:
         norm: The module. On the meta device, where nothing can be seen, its class decides.
         d_model: What it takes.
-        like: A tensor of the model, for dtype and device.
+        dtype: Of the formula.
+        device: Where it is.
 
     Raises:
         ValueError: No formula does.
     """
-    weight, bias = (_detached(getattr(norm, name, None)) for name in ("weight", "bias"))
-    zeros = torch.zeros(d_model, dtype=like.dtype, device=like.device)
+    weight, bias = (_detached(getattr(norm, name, None), dtype, device) for name in ("weight", "bias"))
+    zeros = torch.zeros(d_model, dtype=dtype, device=device)
     kept = [float(getattr(norm, name)) for name in _EPS_NAMES if getattr(norm, name, None) is not None]
     layernorm = "LayerNorm" in type(norm).__name__
     formulas = [
@@ -70,11 +73,11 @@ def as_formula(norm: nn.Module, d_model: int, like: Tensor) -> Norm:
         for offset in (_WEIGHT_OFFSETS if weight is not None else _WEIGHT_OFFSETS[:1])
         for eps in kept or _USUAL_EPS
     ]
-    if like.is_meta:
+    if device.type == "meta":
         return formulas[0]
-    vectors = torch.randn(4, d_model, generator=torch.Generator().manual_seed(0), dtype=like.dtype).to(like.device)
-    vectors = (vectors + 0.5) * torch.tensor([1.0, 1.0, 1e-3, 1e-3], dtype=like.dtype, device=like.device)[:, None]
-    with torch.inference_mode():
+    vectors = torch.randn(4, d_model, generator=torch.Generator().manual_seed(0), dtype=dtype).to(device)
+    vectors = (vectors + 0.5) * torch.tensor([1.0, 1.0, 1e-3, 1e-3], dtype=dtype, device=device)[:, None]
+    with torch.inference_mode(), weights_as([norm], device):
         given = norm(vectors)
         for formula in formulas:
             if bool(((formula(vectors) - given).abs() <= _TOLERANCE * given.abs().max()).all()):
@@ -85,5 +88,5 @@ def as_formula(norm: nn.Module, d_model: int, like: Tensor) -> Norm:
     )
 
 
-def _detached(parameter: Tensor | None) -> Tensor | None:
-    return None if parameter is None else parameter.detach()
+def _detached(parameter: Tensor | None, dtype: torch.dtype, device: torch.device) -> Tensor | None:
+    return None if parameter is None else parameter.detach().to(device, dtype)

@@ -166,7 +166,7 @@ def _postnorm(model: Model, number: int, component: str, module: nn.Module, call
     ]
     if not norms:
         return None
-    formula = as_formula(norms[0], model.d_model, model.W_U)
+    formula = as_formula(norms[0], model.d_model, model.dtype, model.device)
     if len(norms) > 1 or formula.centred or bool(formula.bias.any()):
         raise ValueError(
             f"{model.name} does not fit the definitions: what the {component} of layer {number} gives goes through "
@@ -343,7 +343,7 @@ def _watch(module: nn.Module, hook: Callable[..., None]) -> list[Any]:
 def _sum_of_heads(z: Tensor, W_O: Tensor, bias: Any) -> Tensor:
     """What the heads of a layer write together, [..., d_model]."""
     write = torch.einsum("...hd,hdm->...m", z, W_O)
-    return write if bias is None else write + bias
+    return write if bias is None else write + bias.to(write)
 
 
 def _check_mlp_by_position(model: Model, resid: Tensor) -> None:

@@ -2,6 +2,7 @@
 
 from typing import cast
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -9,12 +10,26 @@ from transformers.pytorch_utils import Conv1D
 from selfrepair.families import FAMILIES, is_parallel, refuse_architecture
 from selfrepair.model.model import Model, module_at
 from selfrepair.model.norm import as_formula
+from selfrepair.model.placing import Weights
 
 
-def find_parts(hf: PreTrainedModel, center_unembed: bool = True, weights: str = "", bfloat16: bool = False) -> Model:
+def find_parts(
+    hf: PreTrainedModel,
+    center_unembed: bool = True,
+    weights: str = "",
+    bfloat16: bool = False,
+    offloaded: bool = False,
+) -> Model:
     """The parts of a model, as `load_model` gives them but unchecked and without value constants; no weight is read.
 
     So a model on the meta device will do, to count its operations.
+
+    Args:
+        hf: The model.
+        center_unembed: As in `Model`, like the rest.
+        weights: What the weights are, for captions.
+        bfloat16: Its matrices are bfloat16.
+        offloaded: The weights of its layers are not on the device.
 
     Raises:
         ValueError: The definitions do not cover its architecture.
@@ -31,7 +46,8 @@ def find_parts(hf: PreTrainedModel, center_unembed: bool = True, weights: str = 
             f"{type(hf).__name__} has no final norm before its unembedding, or a projection between them: "
             "the definitions do not cover it"
         )
-    layers = list(cast(nn.ModuleList, module_at(hf, family.layers)))
+    layers = find_layers(hf)
+    dtype, device = torch.float32 if bfloat16 else unembed.weight.dtype, unembed.weight.device
     W_O = []
     for layer in layers:
         weight = _input_by_output(module_at(layer, family.attention_out))
@@ -40,15 +56,23 @@ def find_parts(hf: PreTrainedModel, center_unembed: bool = True, weights: str = 
         hf=hf,
         family=family,
         layers=layers,
-        final_norm=as_formula(final_norm, config.hidden_size, unembed.weight),
-        W_O=W_O,
+        dtype=dtype,
+        device=device,
+        final_norm=as_formula(final_norm, config.hidden_size, dtype, device),
+        W_O=Weights(W_O, dtype, device),
         W_out=[_neurons_write(layer, family.mlp_out) for layer in layers],
         W_U=unembed.weight.detach(),
         parallel=is_parallel(config),
         center_unembed=center_unembed,
         weights=weights,
         bfloat16=bfloat16,
+        offloaded=offloaded,
     )
+
+
+def find_layers(hf: PreTrainedModel) -> list[nn.Module]:
+    """A covered model's decoder layers."""
+    return list(cast(nn.ModuleList, module_at(hf, FAMILIES[hf.config.model_type].layers)))
 
 
 def _neurons_write(layer: nn.Module, path: str) -> Tensor | None:

@@ -12,6 +12,7 @@ from selfrepair.quantities import MEANS, OF_SOME_MODELS, SELECTIONS, held
 from selfrepair.snapshots.manifest import verify_manifest
 from selfrepair.tables.columns import relative_depth
 from selfrepair.tables.counted_tokens import read_ablations
+from selfrepair.tables.noise import Noise
 from selfrepair.tables.statistics import (
     CONFIDENCE,
     PromptSums,
@@ -48,11 +49,13 @@ def tabulate_heads(
         bootstrap_seed: Of the resampling.
     """
     sums: dict[str, list[PromptSums]] = {selection: [] for selection in SELECTIONS}
+    noise = Noise()
     for shard in read_ablations(shards, thresholds, {"first_position": first_position}):
         heads, n_prompts = shard.heads, shard.first + shard.dataset.sizes["prompt"]
         n_pos, computed = shard.dataset.sizes["pos"], shard.dataset.attrs["tokens"]
         parallel = bool(shard.dataset.attrs["parallel_attention_mlp"])
-        of_some = {name: float(shard.dataset.attrs[name]) for name in held(OF_SOME_MODELS, shard.dataset.attrs)}
+        of_some = {name: _plain(shard.dataset.attrs[name]) for name in held(OF_SOME_MODELS, shard.dataset.attrs)}
+        noise.add(shard.dataset.attrs)
         tokens = token_values(shard.dataset)
         for selection, counted in shard.counted.items():
             sums[selection].append(PromptSums.of(tokens, counted))
@@ -88,7 +91,7 @@ def tabulate_heads(
             "n_tokens": joined.counts.sum(1).astype(int),
             "n_prompts": (joined.counts > 0).sum(1),
         }
-        rows["heads"].append(pd.DataFrame({**columns, **with_interval(by_head)}))
+        rows["heads"].append(pd.DataFrame({**columns, **with_interval(by_head), **noise.columns(columns["n_tokens"])}))
         layers = np.unique(layer)
         each_layer = [_over_heads(by_head, layer == at) for at in layers]
         by_layer = {name: np.stack([of[name] for of in each_layer], axis=1) for name in by_head}
@@ -99,12 +102,21 @@ def tabulate_heads(
             "relative_depth": relative_depth(layers, config["n_layers"]),
             "n_heads": [int((layer == at).sum()) for at in layers],
         }
-        rows["layers"].append(pd.DataFrame({**columns, **with_interval(by_layer)}))
+        n_tokens = joined.counts.sum(1)
+        of_layer = noise.columns(np.array([n_tokens[layer == at].sum() for at in layers]))
+        rows["layers"].append(pd.DataFrame({**columns, **with_interval(by_layer), **of_layer}))
         by_model = {name: values[:, None] for name, values in _over_heads(by_head, layer >= 0).items()}
         columns = {"selection": [selection], "computed_tokens": computed, "n_heads": len(heads)}
-        rows["model"].append(pd.DataFrame({**columns, **with_interval(by_model)}))
+        rows["model"].append(
+            pd.DataFrame({**columns, **with_interval(by_model), **noise.columns(n_tokens.sum(keepdims=True))})
+        )
     for name, parts in rows.items():
         write_table(pd.concat(parts, ignore_index=True), tables[name], attrs)
+
+
+def _plain(value: Any) -> Any:
+    """A file's attribute as what a table keeps."""
+    return value if isinstance(value, str) else float(value)
 
 
 def _model_config(manifest: Path) -> dict[str, Any]:

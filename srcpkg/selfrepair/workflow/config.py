@@ -39,6 +39,7 @@ def check_config(config: dict[str, Any], schema: Path) -> None:
             *_chosen(config["ablations"]),
             *_prompts(config["tokens"]),
             *_no_tokens(config["tokens"], config["statistics"]),
+            *_weights(config["compute"]),
         ]
     if problems:
         raise ValueError(
@@ -159,6 +160,15 @@ def _prompts(tokens: dict[str, Any]) -> list[str]:
     if tokens["donors"] >= size:
         problems.append(f"tokens.donors is {tokens['donors']}, but a shard of {size} prompts holds {size - 1} others")
     return problems
+
+
+def _weights(compute: Mapping[str, Any]) -> list[str]:
+    if "weights" in compute and compute["dtype"] != "float32":
+        return [
+            f"compute.weights is {compute['weights']}, which goes with compute.dtype float32, not {compute['dtype']}: "
+            "leave one out"
+        ]
+    return []
 
 
 def _no_tokens(tokens: dict[str, Any], statistics: dict[str, Any]) -> list[str]:

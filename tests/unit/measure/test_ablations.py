@@ -1,10 +1,12 @@
 """The library interface: identities in every architecture, known answers, and errors."""
 
+import copy
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, PreTrainedModel
 
 import selfrepair
@@ -13,7 +15,7 @@ from selfrepair.model.calls import hooked
 from selfrepair.model.model import Model
 from selfrepair.quantities import ABLATION_KINDS, PARTS, held
 
-from conftest import CONFIGS, VOCAB, random_model
+from conftest import CONFIGS, VOCAB, in_bfloat16, random_model
 
 
 def load(name: str, **options: bool) -> Model:
@@ -120,16 +122,45 @@ def test_head_that_writes_nothing_changes_nothing(tokens: np.ndarray, donors: np
 def test_bfloat16_rounds_activations_and_nothing_that_is_measured(
     name: str, tokens: np.ndarray, donors: np.ndarray
 ) -> None:
-    hf = random_model(name, torch.float32)
-    exact = selfrepair.ablate_heads(selfrepair.load_model(hf), tokens, donors)
-    rounded = selfrepair.ablate_heads(selfrepair.load_model(hf, dtype="bfloat16"), tokens, donors)
-    for quantity in ("direct_effect", "ablated_direct_effect", "logit_change", *PARTS, "ablated_scale"):
+    hf = in_bfloat16(random_model(name, torch.float32))
+    exact = selfrepair.ablate_heads(selfrepair.load_model(copy.deepcopy(hf).float()), tokens, donors)
+    rounded = selfrepair.ablate_heads(selfrepair.load_model(hf, weights="bfloat16"), tokens, donors)
+    for quantity in ("direct_effect", "ablated_direct_effect", "logit_change", *held(PARTS, exact), "ablated_scale"):
         assert rounded[quantity].dtype == np.float32
         off = np.abs(rounded[quantity] - exact[quantity]).values
         assert 0 < off.mean() < 0.01 * np.abs(exact[quantity].values).max(), quantity
         # A value that was rounded itself would be one of few.
         mantissas = np.frexp(rounded[quantity].values)[0] * 2**8
         assert (mantissas[mantissas != 0] % 1 != 0).mean() > 0.9, quantity
+        if quantity == "ablated_scale":
+            continue
+        # What is heard of the noise on the ablations that are repeated is about what there is on all.
+        count, _, squares = rounded.attrs[f"noise_of_{quantity}"]
+        assert count == rounded.attrs["proof_ablations"] * (tokens.shape[1] - 1)
+        heard, there = np.sqrt(squares / count), np.sqrt((off**2).mean())
+        assert 0.3 * there < heard < 3 * there, quantity
+    assert not any(name.startswith("noise") for name in exact.attrs)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "bfloat16"])
+def test_weights_that_are_offloaded_are_the_same(
+    dtype: str, tokens: np.ndarray, donors: np.ndarray, tmp_path: Path
+) -> None:
+    random_model("gpt2", torch.float32).save_pretrained(tmp_path)
+    options = {"dtype": "float32", "weights": "bfloat16"} if dtype == "bfloat16" else {"dtype": dtype}
+    here, away = (
+        selfrepair.ablate_heads(selfrepair.load_model(tmp_path, offload=offload, **options), tokens, donors)
+        for offload in (False, True)
+    )
+    xr.testing.assert_identical(here, away)
+    with pytest.raises(ValueError, match="a model in memory is used where it is"):
+        selfrepair.load_model(random_model("gpt2", torch.float32), offload=True)
+
+
+@pytest.mark.parametrize(("weights", "dtype"), [("float16", "float32"), ("bfloat16", "float64")])
+def test_weights_of_another_type_are_refused(weights: str, dtype: str) -> None:
+    with pytest.raises(ValueError, match=f"weights are '{weights}' with dtype '{dtype}'; wanted 'bfloat16' with"):
+        selfrepair.load_model(random_model("llama", torch.float32), dtype=dtype, weights=weights)
 
 
 def without_mlps_and_later_attention(hf: PreTrainedModel) -> PreTrainedModel:

@@ -1,5 +1,6 @@
 """Neurons of one MLP: they add up to it in every architecture, and are what the authors' own functions give."""
 
+import copy
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from selfrepair.measure.neurons import (
 )
 from selfrepair.model.model import Model
 
-from conftest import CONFIGS, ORACLE, random_model
+from conftest import CONFIGS, ORACLE, in_bfloat16, random_model
 
 HEADS = [(0, 2), (1, 1)]
 EFFECTS = ("clean", "ablated")
@@ -136,11 +137,9 @@ def test_bfloat16_is_off_by_its_rounding(tokens: np.ndarray, donors: np.ndarray)
     ids, donor_ids = torch.from_numpy(tokens), torch.from_numpy(donors)
     selected = np.ones((2, 6, 9), bool)
     shape = (2, 6, 9, 48)
-    hf = random_model("llama", torch.float32)
-    exact, rounded = (
-        on_grid(measure(selfrepair.load_model(hf, dtype=dtype), ids, donor_ids, HEADS, 2, selected), "ablated", shape)
-        for dtype in ("float32", "bfloat16")
-    )
+    hf = in_bfloat16(random_model("llama", torch.float32))
+    models = selfrepair.load_model(copy.deepcopy(hf).float()), selfrepair.load_model(hf, weights="bfloat16")
+    exact, rounded = (on_grid(measure(model, ids, donor_ids, HEADS, 2, selected), "ablated", shape) for model in models)
     off = np.abs(rounded - exact).max() / np.abs(exact).max()
     assert 1e-4 < off < 0.1
 

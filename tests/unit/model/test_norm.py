@@ -70,7 +70,7 @@ def randomised(norm: nn.Module) -> nn.Module:
     ids=["LayerNorm", "no weight", "RMSNorm", "by another name", "offset"],
 )
 def test_the_formula_is_what_the_norm_does(norm: nn.Module, centred: bool, eps: float) -> None:
-    formula = as_formula(norm, WIDTH, torch.zeros(1))
+    formula = as_formula(norm, WIDTH, torch.float32, torch.device("cpu"))
     assert (formula.centred, formula.eps) == (centred, eps)
     x = 3 * torch.randn(5, WIDTH) + 2
     torch.testing.assert_close(formula(x), norm(x).detach(), rtol=1e-5, atol=1e-5)
@@ -79,4 +79,4 @@ def test_the_formula_is_what_the_norm_does(norm: nn.Module, centred: bool, eps: 
 @pytest.mark.parametrize("norm", [Saturating(), HalfAnEps()], ids=["no norm", "another eps"])
 def test_what_no_formula_gives_is_refused(norm: nn.Module) -> None:
     with pytest.raises(ValueError, match=r"no LayerNorm or RMSNorm of its weight, bias and eps gives what it gives"):
-        as_formula(norm, WIDTH, torch.zeros(1))
+        as_formula(norm, WIDTH, torch.float32, torch.device("cpu"))

@@ -48,6 +48,8 @@ def footer(figure: Figure, width_mm: float, run: Mapping[str, Any], *what: str, 
     ]
     if "logit_cap" in run:
         items.append(f"logits before their cap of {run['logit_cap']:g}")
+    if "matrices" in run:
+        items.append(f"matrices in {run['matrices']}; crosses: within its noise of zero")
     if int(run["first_position"]) > 0:
         first = int(run["first_position"])
         items.append("position 0 left out" if first == 1 else f"positions below {first} left out")

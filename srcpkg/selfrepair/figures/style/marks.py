@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.collections import PathCollection
 
 from selfrepair.figures.style import guides, inputs, looks, ranges
+from selfrepair.quantities import NOISE_OF
 
 
 def head_places(heads: pd.DataFrame, n_layers: int, n_heads: int) -> np.ndarray:
@@ -35,7 +36,24 @@ def head_dots(ax: Axes, heads: pd.DataFrame, name: str, colour: str, n_layers: i
         label="_bars",
     )
     ax.scatter(x, heads[name], s=3.5, color=colour, alpha=0.5, linewidth=0, zorder=2, label="this run: a head")
+    cross_out(ax, x, heads, name)
     return x
+
+
+def cross_out(ax: Axes, x: Any, rows: pd.DataFrame, name: str) -> None:
+    """Put a cross on every mean that the noise of bfloat16 does not tell from zero (`selfrepair.tables.noise`)."""
+    if NOISE_OF + name in rows:
+        within = (rows[name].abs() < rows[NOISE_OF + name]).to_numpy()
+        ax.scatter(
+            np.asarray(x)[within],
+            rows[name][within],
+            s=6,
+            marker="x",
+            color=looks.INK,
+            linewidth=0.4,
+            zorder=4,
+            label="_noise",
+        )
 
 
 def depth_dots(ax: Axes, heads: pd.DataFrame, x: str, y: str, *, size: float, edge: float) -> PathCollection:
@@ -52,6 +70,7 @@ def depth_dots(ax: Axes, heads: pd.DataFrame, x: str, y: str, *, size: float, ed
     Returns:
         The dots, for a colour bar.
     """
+    cross_out(ax, heads[x], heads, y)
     return ax.scatter(
         heads[x],
         heads[y],
@@ -80,6 +99,7 @@ def layer_line(ax: Axes, layers: pd.DataFrame, name: str, look: looks.Look, labe
         linewidth=1.0 if marker else 1.3,
         **looks.line_style(look, marker=marker or len(layers) == 1),
     )
+    cross_out(ax, x, layers, name)
     if len(layers) == 1:
         ax.vlines(x, low, high, color=look.colour, linewidth=1.0, zorder=2.9, label="_band")
     else:
