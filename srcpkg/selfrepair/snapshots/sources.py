@@ -2,9 +2,10 @@
 
 import hashlib
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from selfrepair.snapshots.names import model_file_names, named_shards
 from selfrepair.snapshots.texts import list_texts
@@ -81,6 +82,20 @@ def parse_source(text: str) -> Source:
             raise ValueError(f"source {text!r}: no path is given; wanted path:FOLDER_OR_FILE")
         return Source(scheme, rest)
     raise ValueError(f"source {text!r}: unknown scheme {scheme!r}; wanted one of {_FORMS}")
+
+
+def sources_of(settings: Mapping[str, Any]) -> list[Source]:
+    """What a model or corpus of the config is taken from: its `source`, or those of its `parts`, in their order.
+
+    Raises:
+        ValueError: As `parse_source`.
+    """
+    return [parse_source(part["source"]) for part in settings.get("parts", [settings])]
+
+
+def joined_name(sources: Collection[Source]) -> str:
+    """How a manifest and errors call the sources of one model or corpus."""
+    return " + ".join(map(str, sources))
 
 
 def source_files(source: str, kind: str = "corpus", *, format: str | None = None) -> list[Path]:

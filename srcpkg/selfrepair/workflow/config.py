@@ -11,7 +11,7 @@ from jsonschema import Draft202012Validator
 from selfrepair.snapshots.manifest import json_or_nothing, refuse_place
 from selfrepair.snapshots.names import CONFIG
 from selfrepair.snapshots.published import differences, read_facts
-from selfrepair.snapshots.sources import parse_source, source_files
+from selfrepair.snapshots.sources import joined_name, source_files, sources_of
 
 RESULTS = Path("results")
 """Where everything is written, below the working directory."""
@@ -87,11 +87,11 @@ def check_published(config: dict[str, Any], manifest: str, facts: Path) -> None:
         settings = config["models"][name]
         if (published := settings.get("published")) is None:
             continue
-        source = parse_source(settings["source"])
+        sources = sources_of(settings)
         snapshot = Path(manifest.format(name=name))
         # A path is what the next snapshot reads; of other sources a snapshot says what they are, once there is one.
-        folders = [source.path] if source.scheme == "path" else []
-        folders += [snapshot.parent] if _source_of(snapshot) == str(source) else []
+        folders = [source.path for source in sources if source.scheme == "path"]
+        folders += [snapshot.parent] if _source_of(snapshot) == joined_name(sources) else []
         known = [model for folder in folders if (model := json_or_nothing(folder / CONFIG))]
         found = differences(known[0], published, read_facts(facts)) if known else []
         problems += [f"models.{name}.published is {published}, but {difference}" for difference in found]
@@ -189,7 +189,7 @@ def _no_tokens(tokens: dict[str, Any], statistics: dict[str, Any]) -> list[str]:
 
 def _of_source(section: str, settings: Mapping[str, Any], manifest: Path) -> Iterator[str]:
     """What is wrong with a source, to follow its name."""
-    source = parse_source(settings["source"])
+    source = sources_of(settings)[0]  # of several, all are packages
     try:
         refuse_place(manifest.parent)
         if source.scheme != "path":

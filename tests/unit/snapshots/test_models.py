@@ -163,6 +163,15 @@ def test_wrong_options_are_said(tmp_path: Path) -> None:
         snapshot_model(manifest, source="path:absent", sha256="0" * 64)
     with pytest.raises(ValueError, match=r"wanted the path of a \.gguf file"):
         snapshot_model(manifest, source=SMOLLM2)
+    part = {"source": SMOLLM2, "file": GGUF}
+    with pytest.raises(ValueError, match="has neither source nor parts"):
+        snapshot_model(manifest)
+    with pytest.raises(ValueError, match="has both source and parts"):
+        snapshot_model(manifest, source=SMOLLM2, parts=[part])
+    with pytest.raises(ValueError, match=r"wanted the \.gguf file's name once it is whole"):
+        snapshot_model(manifest, parts=[part])
+    with pytest.raises(ValueError, match=r"of a part: wanted package:NAME==VERSION"):
+        snapshot_model(manifest, parts=[{**part, "source": "path:absent"}], file="a.gguf")
 
 
 @pytest.fixture(scope="module")

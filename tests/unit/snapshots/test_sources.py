@@ -7,14 +7,16 @@ import socket
 import subprocess
 import sys
 import zipfile
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from selfrepair.files.sealed import read_json, write_json
 from selfrepair.snapshots.manifest import publish, read_manifest, refuse_overlap, staging, verify_manifest
-from selfrepair.snapshots.packages import package_file
-from selfrepair.snapshots.sources import Source, parse_source, source_files
+from selfrepair.snapshots.packages import Part, joined_file, package_file
+from selfrepair.snapshots.sources import Source, joined_name, parse_source, source_files, sources_of
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -317,21 +319,27 @@ def test_manifest_of_another_schema_is_refused(change: dict[str, object], tmp_pa
         read_manifest(manifest, "corpus")
 
 
+def _put_wheel(folder: Path, name: str, files: dict[str, str], version: str = "1.0") -> Path:
+    """A wheel of these files."""
+    wheel = folder / f"{name}-{version}-py3-none-any.whl"
+    info = f"{name}-{version}.dist-info"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        for file, content in files.items():
+            archive.writestr(file, content)
+        metadata = f"Metadata-Version: 2.1\nName: {name.replace('_', '-')}\nVersion: {version}\n"
+        archive.writestr(f"{info}/METADATA", metadata)
+        archive.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        archive.writestr(f"{info}/RECORD", "")
+    return wheel
+
+
 @pytest.fixture
 def shelf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The only place where pip looks: a folder with one wheel, small-data 1.0, which holds small_data/words.txt."""
-    wheel = tmp_path / "shelf" / "small_data-1.0-py3-none-any.whl"
-    wheel.parent.mkdir()
-    with zipfile.ZipFile(wheel, "w") as archive:
-        archive.writestr("small_data/words.txt", "one two three\n")
-        archive.writestr("small_data-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: small-data\nVersion: 1.0\n")
-        archive.writestr(
-            "small_data-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
-        )
-        archive.writestr("small_data-1.0.dist-info/RECORD", "")
-    for name, value in (("NO_INDEX", "1"), ("FIND_LINKS", str(wheel.parent)), ("CONFIG_FILE", "/dev/null")):
+    (tmp_path / "shelf").mkdir()
+    for name, value in (("NO_INDEX", "1"), ("FIND_LINKS", str(tmp_path / "shelf")), ("CONFIG_FILE", "/dev/null")):
         monkeypatch.setenv(f"PIP_{name}", value)
-    return wheel
+    return _put_wheel(tmp_path / "shelf", "small_data", {"small_data/words.txt": "one two three\n"})
 
 
 def test_file_of_a_downloaded_wheel(shelf: Path) -> None:
@@ -384,6 +392,86 @@ def test_wrong_file_or_sha256_in_a_wheel(shelf: Path) -> None:
         ValueError, match=r"words.txt of package:small-data==1.0 has sha256 [0-9a-f]{64}, the config wants 0000"
     ):
         _take("package:small-data==1.0", "small_data/words.txt", sha256="0" * 64)
+
+
+PARTS = ("one two ", "three four ", "five\n")
+WHOLE = hashlib.sha256("".join(PARTS).encode()).hexdigest()
+
+
+def _parts(shelf: Path, contents: tuple[str, ...] = PARTS) -> list[Part]:
+    """Wheels beside the shelf's own, data-part1 and so on, which each hold a part of words.txt; pinned as `PARTS` are."""
+    parts = []
+    for number, (content, wanted) in enumerate(zip(contents, PARTS, strict=False), 1):
+        file = f"data_part{number}/words.txt.{number}"
+        wheel = _put_wheel(shelf.parent, f"data_part{number}", {file: content})
+        wheel_sha256, sha256 = (hashlib.sha256(held).hexdigest() for held in (wheel.read_bytes(), wanted.encode()))
+        parts.append(Part(parse_source(f"package:data-part{number}==1.0"), file, wheel_sha256, sha256))
+    return parts
+
+
+def _join(parts: list[Part], sha256: str | None = WHOLE) -> str:
+    with joined_file(parts, "words.txt", sha256=sha256) as (path, found):
+        assert (path.name, found) == ("words.txt", hashlib.sha256(path.read_bytes()).hexdigest())
+        return path.read_text()
+
+
+def test_a_file_in_parts_is_put_together_in_their_order(shelf: Path) -> None:
+    assert _join(_parts(shelf)) == "one two three four five\n"
+    # An installed distribution serves as a part like any other.
+    lee = Part(parse_source("package:gensim==4.4.0"), "gensim/test/test_data/lee_background.cor")
+    assert _join([*_parts(shelf)[:1], lee], None).startswith("one two Hundreds of people")
+
+
+PART_FAULTS: dict[str, tuple[Callable[[list[Part]], list[Part]], str]] = {
+    "missing": (
+        lambda parts: parts[:2],
+        r"words\.txt, 19 bytes from 2 parts \(package:data-part1==1\.0, .*\), has sha256",
+    ),
+    "twice": (lambda parts: [*parts, parts[2]], r"words\.txt, 29 bytes from 4 parts .* has sha256 .* the config wants"),
+    "wrong order": (
+        lambda parts: [parts[1], parts[0], parts[2]],
+        r"24 bytes from 3 parts \(package:data-part2==1\.0, pack",
+    ),
+    "another sha256": (
+        lambda parts: [*parts[:2], replace(parts[2], sha256="0" * 64)],
+        r"part 3 of 3 of words\.txt: data_part3/words\.txt\.3 of package:data-part3==1\.0 has sha256 \w+, .* wants 0000",
+    ),
+    "another wheel": (
+        lambda parts: [replace(parts[0], wheel_sha256="0" * 64), *parts[1:]],
+        r"part 1 of 3 of words\.txt: pip could not download data-part1==1\.0: .*DO NOT MATCH THE HASHES",
+    ),
+    "another version": (
+        lambda parts: [parts[0], replace(parts[1], source=parse_source("package:data-part2==2.0")), parts[2]],
+        r"part 2 of 3 of words\.txt: pip could not download data-part2==2\.0: .*No matching",
+    ),
+    "no such file": (
+        lambda parts: [parts[0], replace(parts[1], file="data_part2/words.txt.1"), parts[2]],
+        r"part 2 of 3 of words\.txt: package:data-part2==1\.0 has no file 'data_part2/words\.txt\.1'",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", PART_FAULTS)
+def test_a_fault_in_a_part_is_said_with_its_number(case: str, shelf: Path) -> None:
+    change, words = PART_FAULTS[case]
+    with pytest.raises((ValueError, RuntimeError), match=words) as caught:
+        _join(change(_parts(shelf)))
+    assert len(str(caught.value).splitlines()) <= 2
+
+
+def test_a_part_that_is_cut_short_is_named(shelf: Path) -> None:
+    parts = _parts(shelf, (PARTS[0], PARTS[1][:-3], PARTS[2]))
+    with pytest.raises(ValueError, match=r"part 2 of 3 of words\.txt: data_part2/words\.txt\.2 of .* has sha256"):
+        _join(parts)
+    with pytest.raises(ValueError, match=r"words\.txt, 21 bytes from 3 parts .* has sha256"):
+        _join([replace(part, sha256=None) for part in parts])
+
+
+def test_sources_of_a_model_in_parts() -> None:
+    part = {"source": "package:data-part1==1.0", "file": "a"}
+    assert sources_of({"source": "path:x"}) == [parse_source("path:x")]
+    several = sources_of({"parts": [part, {**part, "source": "package:data-part2==1.0"}]})
+    assert joined_name(several) == "package:data-part1==1.0 + package:data-part2==1.0"
 
 
 def test_names_that_snakemake_takes_for_wildcards_are_refused(tmp_path: Path) -> None:

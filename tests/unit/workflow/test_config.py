@@ -18,6 +18,7 @@ pytestmark = pytest.mark.filterwarnings("error")
 
 CONFIG = REPOSITORY / "config"
 SCHEMA = CONFIG / "config.schema.yaml"
+PART = {"source": "package:data-part1==1.0", "file": "a.1"}
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -100,6 +101,10 @@ def test_every_config_that_comes_with_the_workflow_is_valid(path: Path) -> None:
         ("run.corpora", ["news"], "run.corpora names 'news', which is not under corpora: wikipedia, lee"),
         ("run.models", [], "run.models: "),
         ("models.mine", {}, "models.mine: 'source' is a required property"),
+        ("models.mine", {"parts": [PART]}, "models.mine: 'file' is a required property"),
+        ("models.mine", {"parts": [PART, PART], "file": "a.gguf"}, "models.mine.parts: .* has non-unique elements"),
+        ("models.mine", {"parts": [PART], "file": "a.gguf", "source": "path:x"}, "models.mine.source: False schema"),
+        ("models.mine.parts", [{"source": "path:x", "file": "a"}], "parts.0.source: 'path:x' does not match"),
         ("models.mine", {"source": "hub:gpt2@main"}, "models.mine.source: 'hub:gpt2@main' does not match"),
         ("models.snapshots", {"source": "path:x"}, "models: .*snapshots"),
         ("compute.dtype", "float16", r"compute.dtype: 'float16' is not one of \['float32', 'float64'\]"),
