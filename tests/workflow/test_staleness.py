@@ -135,6 +135,7 @@ USERS: dict[str, set[str]] = {
     "snapshots/models.py": {"snapshot_model"},
     "snapshots/names.py": SNAPSHOTS | RUNS_THE_MODEL,
     "snapshots/packages.py": SNAPSHOTS,
+    "snapshots/pieces.py": {"snapshot_model"},
     "snapshots/pretokenizers.py": {"snapshot_model"},
     "snapshots/published.py": {"check_published"},
     "snapshots/sources.py": SNAPSHOTS,

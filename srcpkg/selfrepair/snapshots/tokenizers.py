@@ -18,6 +18,7 @@ from selfrepair.snapshots.encoding import (
     read_encoder,
 )
 from selfrepair.snapshots.names import CONFIG
+from selfrepair.snapshots.pieces import Pieces, piece_tokenizer, read_pieces, sentencepiece_model
 from selfrepair.snapshots.pretokenizers import PRE_TOKENIZERS, byte_level_bpe
 
 logger = logging.getLogger(__name__)
@@ -90,18 +91,33 @@ def write_gguf_tokenizer(gguf: Path, folder: Path) -> None:
         folder: Gets tokenizer.json and tokenizer_config.json.
 
     Raises:
-        ValueError: The file describes a tokenizer of an unknown kind.
+        ValueError: The file describes a tokenizer of an unknown kind, or one that contradicts itself.
     """
     fields = _gguf_fields(gguf)
     kind = fields.get("model")
-    if kind != "gpt2":
+    if kind not in ("gpt2", "llama"):
         raise ValueError(
-            f"{gguf.name}: its tokenizer is of kind {kind!r} (tokenizer.ggml.model), only byte-level BPE ('gpt2') can be told "
-            "from a GGUF file for sure: use path: or hub: with the model's own safetensors and tokenizer"
+            f"{gguf.name}: its tokenizer is of kind {kind!r} (tokenizer.ggml.model), only byte-level BPE ('gpt2') and "
+            "SentencePiece's BPE ('llama') can be told from a GGUF file for sure: use path: or hub: with the model's own "
+            "safetensors and tokenizer"
         )
-    tokenizer = _gguf_bpe(gguf, fields)
+    config = _gguf_config(gguf, fields)
+    pieces = read_pieces(gguf.name, fields) if kind == "llama" else None
+    if pieces is None:
+        tokenizer = _gguf_bpe(gguf, fields)
+    else:
+        tokenizer = piece_tokenizer(pieces, config["bos_token"] if config.get("add_bos_token") else None)
     tokenizer.save(str(folder / TOKENIZER))
-    tokens = fields["tokens"]
+    _write_json(folder / TOKENIZER_CONFIG, config)
+    if pieces is not None:
+        _prove_pieces(pieces, folder, gguf.name)
+    if "chat_template" in fields:
+        (folder / "chat_template.jinja").write_text(fields["chat_template"], encoding="utf-8")
+
+
+def _gguf_config(gguf: Path, fields: dict[str, Any]) -> dict[str, Any]:
+    """What tokenizer_config.json says: the special tokens, and which of them stand around a text."""
+    tokens = fields.get("tokens") or []
     ids = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
     config: dict[str, Any] = {"tokenizer_class": _PLAIN_CLASS}
     for name, key in ids.items():
@@ -114,9 +130,20 @@ def write_gguf_tokenizer(gguf: Path, folder: Path) -> None:
     for key in ("add_bos_token", "add_eos_token"):
         if key in fields:
             config[key] = fields[key]
-    _write_json(folder / TOKENIZER_CONFIG, config)
-    if "chat_template" in fields:
-        (folder / "chat_template.jinja").write_text(fields["chat_template"], encoding="utf-8")
+    return config
+
+
+def _prove_pieces(pieces: Pieces, folder: Path, name: str) -> None:
+    """Hold what was made of pieces against SentencePiece itself."""
+    from sentencepiece import SentencePieceProcessor
+
+    encode = SentencePieceProcessor(model_proto=sentencepiece_model(pieces)).encode
+    difference = _difference(read_encoder(folder), encode, PROOF)
+    if difference:
+        raise ValueError(
+            f"{name}: its tokenizer cannot be run as SentencePiece runs it: {difference}. Use path: or hub: with the model's "
+            "own safetensors and tokenizer"
+        )
 
 
 def _gguf_fields(gguf: Path) -> dict[str, Any]:

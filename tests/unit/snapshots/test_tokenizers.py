@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import regex
 import sentencepiece
-from gguf import GGUFWriter
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from tokenizers.trainers import BpeTrainer
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
@@ -19,6 +18,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from selfrepair.snapshots.encoding import byte_symbols, read_encoder
 from selfrepair.snapshots.pretokenizers import PRE_TOKENIZERS, byte_level_bpe
 from selfrepair.snapshots.tokenizers import PROOF, settle_tokenizer, write_gguf_tokenizer
+
+from gguf_files import write_fields
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -281,7 +282,7 @@ def test_vocabularies_that_nothing_proves_are_refused(tmp_path: Path) -> None:
 
 
 def gguf_file(path: Path, tokenizer: Tokenizer, **changed: Any) -> Path:
-    """A GGUF file with a tokenizer alone: a user's token of id 600, the rest from the given tokenizer."""
+    """A GGUF file with a byte-level BPE alone: a user's token of id 600, the rest from the given tokenizer."""
     vocabulary, merges = parts_of(tokenizer)
     tokens = [*sorted(vocabulary, key=vocabulary.__getitem__), "<think>"]
     fields: dict[str, Any] = {
@@ -294,18 +295,7 @@ def gguf_file(path: Path, tokenizer: Tokenizer, **changed: Any) -> Path:
         "eos_token_id": 0,
         "add_bos_token": False,
     }
-    writer = GGUFWriter(str(path), "llama")
-    for name, value in {**fields, **changed}.items():
-        if value is None:
-            continue
-        add = {str: writer.add_string, int: writer.add_uint32, bool: writer.add_bool, list: writer.add_array}[
-            type(value)
-        ]
-        add(f"tokenizer.ggml.{name}", value)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.close()
-    return path
+    return write_fields(path, {**fields, **changed})
 
 
 @pytest.mark.parametrize("name", PRE_TOKENIZERS)
@@ -342,7 +332,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "unknown name": ({"pre": "smollm9"}, f"{UNKNOWN} says 'smollm9'"),
     **{
         f"kind {kind}": ({"model": kind}, f"its tokenizer is of kind {kind!r}")
-        for kind in ("llama", "t5", "bert", "rwkv", "gemma4", "none")
+        for kind in ("t5", "bert", "rwkv", "gemma4", "none")
     },
     "no kind": ({"model": None}, "its tokenizer is of kind None"),
     "blank before texts": ({"add_space_prefix": True}, "tokenizer.ggml.add_space_prefix is set"),
