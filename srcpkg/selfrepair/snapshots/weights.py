@@ -17,7 +17,7 @@ import torch
 import transformers
 from safetensors import safe_open
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
@@ -133,8 +133,8 @@ def load_gguf(gguf: Path) -> PreTrainedModel:
     """Load a GGUF file's model in float32, after checking that its tensors are those of the model that it describes.
 
     Raises:
-        ValueError: transformers cannot read it; the definitions do not cover its architecture; or its tensors are not the
-            model's, key for key.
+        ValueError: transformers cannot read it; the definitions do not cover its architecture; the file says more of its
+            model than transformers reads; or its tensors are not the model's, key for key.
     """
     unreadable = f"{gguf.name}: transformers cannot read this GGUF file"
     try:
@@ -142,12 +142,42 @@ def load_gguf(gguf: Path) -> PreTrainedModel:
     except _REFUSALS as error:
         raise ValueError(f"{unreadable}: {_reason(error, gguf.parent)}") from error
     refuse_architecture(config.model_type, gguf.name)
+    _refuse_unread(gguf, config)
     hf, info = _load(gguf.parent, unreadable, gguf_file=gguf.name, dtype=torch.float32)
     faults = Faults(unexpected=_dropped(gguf, hf))
     faults.report(info)
     refuse_faults(faults, hf, gguf.name)
     refuse_not_finite(hf, gguf.name)
     return hf
+
+
+def _refuse_unread(gguf: Path, config: PreTrainedConfig) -> None:
+    """Refuse a file that says of its model what transformers passes over without a word, as it does the scaling of rope."""
+    from gguf import GGUFReader
+    from transformers.integrations.ggml import GGUF_CONFIG_MAPPING
+
+    fields = GGUFReader(gguf).fields
+    architecture = str(fields["general.architecture"].contents())
+    mappings: dict[str, Any] = GGUF_CONFIG_MAPPING
+    read = mappings.get(architecture) or mappings.get(config.model_type) or {}
+    said = {
+        name.removeprefix(f"{architecture}."): field.contents()
+        for name, field in fields.items()
+        if name.startswith(f"{architecture}.")
+    }
+    # Sizes of a head, which the tensors' shapes prove.
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    unread = {
+        key: value
+        for key, value in said.items()
+        if key not in read and not (key in ("attention.key_length", "attention.value_length") and value == size)
+    }
+    if unread:
+        told = some([f"{key}: {value}" for key, value in unread.items()])
+        raise ValueError(
+            f"{gguf.name}: transformers leaves out what the file says of its model ({told}), which would make it another "
+            "model: use path: or hub: with the model's own safetensors"
+        )
 
 
 def _dropped(gguf: Path, hf: PreTrainedModel) -> set[str]:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from gguf import GGUFWriter
+from gguf import GGUFWriter, RopeScalingType
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaForSequenceClassification, LlamaModel
@@ -411,9 +411,12 @@ def test_a_copy_of_a_snapshot_that_lost_a_tensor_is_refused(tiny: Path, tmp_path
 
 
 def write_gguf(
-    path: Path, change: Callable[[dict[str, np.ndarray]], object] = lambda _: None, name: str = "llama"
+    path: Path,
+    change: Callable[[dict[str, np.ndarray]], object] = lambda _: None,
+    name: str = "llama",
+    say: Callable[[GGUFWriter], None] = lambda _: None,
 ) -> None:
-    """A random Llama of one layer as a GGUF file, its tensors as `change` leaves them."""
+    """A random Llama of one layer as a GGUF file, its tensors as `change` leaves them; `say` has it say more of itself."""
     writer = GGUFWriter(path, name)
     writer.add_context_length(32)
     writer.add_embedding_length(16)
@@ -423,6 +426,7 @@ def write_gguf(
     writer.add_head_count_kv(2)
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_vocab_size(12)
+    say(writer)
     shapes = {
         **{"token_embd": (12, 16), "output_norm": (16,), "output": (12, 16)},
         **{"blk.0.attn_norm": (16,), "blk.0.attn_q": (16, 16), "blk.0.attn_k": (8, 16), "blk.0.attn_v": (8, 16)},
@@ -488,3 +492,19 @@ def test_a_gguf_architecture_is_refused_before_its_weights_are_read(
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", lambda *_, **__: pytest.fail("weights were read"))
     with pytest.raises(ValueError, match=r"model\.gguf"):
         load_gguf(tmp_path / "model.gguf")
+
+
+def test_a_gguf_file_that_says_more_than_transformers_reads_is_refused(tmp_path: Path) -> None:
+    """Rope that is scaled, as in Gemma 3 4B: transformers would run the model without it. Sizes of a head say nothing new."""
+    write_gguf(tmp_path / "sound.gguf", say=lambda writer: writer.add_value_length(4))
+    load_gguf(tmp_path / "sound.gguf")
+
+    def scale(writer: GGUFWriter) -> None:
+        writer.add_rope_scaling_type(RopeScalingType.LINEAR)
+        writer.add_rope_scaling_factor(8.0)
+
+    write_gguf(tmp_path / "model.gguf", say=scale)
+    words = r"model\.gguf: transformers leaves out .*\(rope\.scaling\.\w+: \w+.*, rope\.scaling\.\w+: .*\)"
+    with pytest.raises(ValueError, match=words) as caught:
+        load_gguf(tmp_path / "model.gguf")
+    assert len(str(caught.value).splitlines()) == 1
