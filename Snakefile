@@ -1,7 +1,7 @@
 """Self-repair in language models: from model and text to every figure. One named target a figure; `findings` says in words
 what they show; `all` is the default.
 
-Stages, in order: rules/snapshots.smk, measure.smk, tables.smk, figures.smk.
+Stages, in order: rules/snapshots.smk, measure.smk, tables.smk, figures.smk, all_models.smk.
 """
 
 from snakemake.utils import min_version
@@ -17,6 +17,7 @@ include: "rules/snapshots.smk"
 include: "rules/measure.smk"
 include: "rules/tables.smk"
 include: "rules/figures.smk"
+include: "rules/all_models.smk"
 
 
 report: "report/workflow.rst"
@@ -27,11 +28,14 @@ rule all:
     input:
         of_each_run(FIGURE, figure=FIGURES),
         of_each_run(FINDINGS),
+        of_all_models(ALL_MODELS_FIGURE, figure=MODELS_FIGURES),
+        of_all_models(ALL_MODELS_FINDINGS),
 
 
 rule findings:
     input:
         of_each_run(FINDINGS),
+        of_all_models(ALL_MODELS_FINDINGS),
 
 
 for _figure in FIGURES:
@@ -41,3 +45,12 @@ for _figure in FIGURES:
             _figure
         input:
             of_each_run(FIGURE, figure=_figure),
+
+
+for _figure in MODELS_FIGURES:
+
+    rule:
+        name:
+            _figure
+        input:
+            of_all_models(ALL_MODELS_FIGURE, figure=_figure),

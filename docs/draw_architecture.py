@@ -109,7 +109,9 @@ class Rule:
     def subject(self) -> str:
         """Name of the folder or file that it writes: ``neurons`` for results/{model}/{corpus}/neurons/{kind}/{shard}.h5."""
         parts = [
-            part for part in self.writes[0].split("/") if part not in ("results", "snapshots", "{model}", "{corpus}")
+            part
+            for part in self.writes[0].split("/")
+            if part not in ("results", "snapshots", "all_models", "{model}", "{corpus}")
         ]
         return parts[0].partition(".")[0]
 

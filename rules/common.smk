@@ -18,7 +18,7 @@ from selfrepair.snapshots.sources import file_sizes, source_files, sources_of
 
 
 wildcard_constraints:
-    model="[^/]+",
+    model="(?!all_models/)[^/]+",
     corpus="[^/]+",
     kind="resample|mean|zero",
     shard=r"\d+",
@@ -45,6 +45,10 @@ LAYER_ABLATIONS = f"{RUN}/layer_ablations/{{shard}}.h5"
 TABLE = f"{RUN}/tables/{{kind}}/{{table}}.parquet"
 FIGURE = f"{RUN}/figures/{{figure}}.png"
 FINDINGS = f"{RUN}/findings.md"
+ALL_MODELS = "results/all_models/{corpus}"
+ALL_MODELS_TABLE = f"{ALL_MODELS}/tables/{{kind}}/{{table}}.parquet"
+ALL_MODELS_FIGURE = f"{ALL_MODELS}/figures/{{figure}}.png"
+ALL_MODELS_FINDINGS = f"{ALL_MODELS}/findings.md"
 PUBLISHED = os.path.relpath(Path(workflow.basedir) / "resources" / "published" / "self_repair_by_head.csv")
 PUBLISHED_MODELS = os.path.relpath(Path(workflow.basedir) / "resources" / "published" / "models.json")
 PUBLISHED_MODEL = "results/{model}/published.json"
@@ -77,6 +81,11 @@ def each_shard(path):
 def table(name, kind=MAIN_KIND):
     """Path of a table of one kind of ablation."""
     return TABLE.format(table=name, kind=kind, model="{model}", corpus="{corpus}")
+
+
+def all_models_table(name):
+    """Path of a table of all models, of the main kind of ablation."""
+    return ALL_MODELS_TABLE.format(table=name, kind=MAIN_KIND, corpus="{corpus}")
 
 
 def runs(name, *modules):
@@ -149,13 +158,21 @@ def of_each_run(path, **wildcards):
     return expand(path, model=config["run"]["models"], corpus=config["run"]["corpora"], **wildcards)
 
 
-def caption_settings(wildcards):
-    """What a caption says of how its figure was made."""
+def of_all_models(path, **wildcards):
+    """A path of all models together for every corpus of the run; none where the run has one model."""
+    return expand(path, corpus=config["run"]["corpora"], **wildcards) if len(config["run"]["models"]) > 1 else []
+
+
+def weights_of(model):
+    """What a caption calls the weights of a model."""
+    return config["models"][model].get("weights", "as its source has them")
+
+
+def run_settings(wildcards):
+    """What captions say of how a run was made, whatever its model."""
     tokens, statistics = config["tokens"], config["statistics"]
     predictions = tokens["prompt_length"] - 1 - statistics["first_position"]
     return {
-        "model": wildcards.model,
-        "weights": config["models"][wildcards.model].get("weights", "as its source has them"),
         "corpus": wildcards.corpus,
         "ablation": MAIN_KIND,
         "n_prompts": tokens["prompts"],
@@ -165,3 +182,14 @@ def caption_settings(wildcards):
         "confidence": 0.95,
         **{key: statistics[key] for key in ("top_fraction", "first_position", "n_bootstrap")},
     }
+
+
+def caption_settings(wildcards):
+    """What a caption says of how its figure was made."""
+    return {"model": wildcards.model, "weights": weights_of(wildcards.model), **run_settings(wildcards)}
+
+
+def all_models_settings(wildcards):
+    """What a caption of a figure of all models says of how it was made."""
+    models = [f"{model} ({weights_of(model)})" for model in config["run"]["models"]]
+    return {"models": ", ".join(models), **run_settings(wildcards)}

@@ -100,6 +100,9 @@ CAPPED = "capped_logit_change"
 PARTS = ("self_repair_from_heads", "self_repair_from_mlps", POSTNORMS, "self_repair_from_layernorm")
 """The parts whose sum is self_repair, exactly."""
 
+OF_PAPER = ("self_repair", "direct_effect", "logit_change", *(part for part in PARTS if part != POSTNORMS))
+"""Condensed values that the paper's authors publish; none of their models has post-norms."""
+
 HEAD_TOKEN = (
     "direct_effect",
     "ablated_direct_effect",

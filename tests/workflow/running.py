@@ -144,7 +144,9 @@ class Space:
         """The code digest of every rule, by the copy's own package."""
         scripts = sorted(path.stem for path in (self.repo / "scripts").glob("*.py"))
         rules = {script: [script] for script in scripts if script != "draw_figure"}
-        rules["write_findings"] += [f"selfrepair.figures.{figure}" for figure in self.figures]
+        for figure in self.figures:
+            writer = "write_models_findings" if figure.startswith("models_") else "write_findings"
+            rules[writer].append(f"selfrepair.figures.{figure}")
         rules |= {f"draw_{figure}": ["draw_figure", f"selfrepair.figures.{figure}"] for figure in self.figures}
         done = subprocess.run(
             [sys.executable, "-c", DIGESTS, json.dumps(rules)],

@@ -45,8 +45,14 @@ def write_findings(
 def _head(run: Mapping[Any, Any], checks: str) -> str:
     first = int(run["first_position"])
     counted = "position 0 counted" if first == 0 else f"positions below {first} left out"
+    keys = ("model", "weights", "n_layers", "n_heads")
+    # Of several models, each of these is a list (`selfrepair.tables.all_models`).
+    several = isinstance(run["model"], list)
+    each = zip(*(run[key] if several else [run[key]] for key in keys), strict=True)
+    models = ["{} ({}), {} layers of {} heads".format(*of_model) for of_model in each]
+    title = "all models" if several else run["model"]
     facts = {
-        "Model": f"{run['model']} ({run['weights']}), {run['n_layers']} layers of {run['n_heads']} heads",
+        "Models" if several else "Model": "; ".join(models),
         "Text": f"{run['corpus']}, {run['n_tokens']:,} tokens",
         "Prompts": f"{run['n_prompts']:,} of {run['prompt_length']} tokens, {counted}",
         "Ablation": f"{run['ablation']} where a line names no other, {run['donors']} donor{'s' * (run['donors'] > 1)} a prompt",
@@ -60,9 +66,7 @@ def _head(run: Mapping[Any, Any], checks: str) -> str:
         )
     rows = [f"| {name} | {text} |" for name, text in facts.items()]
     introduction = INTRODUCTION.format(level=100 * run["confidence"], top=100 * run["top_fraction"])
-    return "\n".join(
-        [f"# Findings: {run['model']} on {run['corpus']}", "", "| | |", "|---|---|", *rows, "", introduction]
-    )
+    return "\n".join([f"# Findings: {title} on {run['corpus']}", "", "| | |", "|---|---|", *rows, "", introduction])
 
 
 def _checked(table: pd.DataFrame) -> str:

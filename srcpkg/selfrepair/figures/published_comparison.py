@@ -1,18 +1,22 @@
 """Figure: this run's heads against the paper's published ones, or, for a model that is none of them, their distributions."""
 
-import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
 
+from selfrepair.figures.shared.distributions import (
+    COLUMNS,
+    Models,
+    distribution_lines,
+    draw_distributions,
+    published_models,
+)
 from selfrepair.figures.style import footers, guides, inputs, layout, looks, marks, ranges
 from selfrepair.figures.wording import measured
-from selfrepair.quantities import PARTS, POSTNORMS, QUANTITIES
+from selfrepair.quantities import OF_PAPER, QUANTITIES
 
-SHOWN = ("self_repair", "direct_effect", "logit_change", *(part for part in PARTS if part != POSTNORMS))
-DEPTHS = ("first", "middle", "last")
-OURS = "this run"
+OWN: Models = {"this run": ("this run", looks.Look(looks.INK, "-", "o"))}
 
 
 def draw(tables: dict[str, pd.DataFrame]) -> Figure:
@@ -30,7 +34,8 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
     run = inputs.settings(tables, "pairs", "agreement", "distributions")
     with looks.context():
         if tables["pairs"].empty:
-            return _draw_distributions(tables, run)
+            table, models = _distributions(tables)
+            return draw_distributions(table, run, models)
         return _draw_pairs(tables, run)
 
 
@@ -42,7 +47,7 @@ def _draw_pairs(tables: dict[str, pd.DataFrame], run: dict[str, object]) -> Figu
     theirs = looks.published_look(str(tables["pairs"].attrs["published"]))[0]
     figure = layout.new_figure(looks.TWO_COLUMNS, 116.0)
     axes = figure.subplots(2, 3).ravel()
-    for ax, quantity in zip(axes, SHOWN, strict=True):
+    for ax, quantity in zip(axes, OF_PAPER, strict=True):
         dots = _scatter(ax, pairs[pairs["quantity"] == quantity], quantity)
         row = of_quantity[quantity]
         ax.set_xlabel(f"{theirs}, published")
@@ -87,49 +92,6 @@ def _scatter(ax: Axes, pairs: pd.DataFrame, quantity: str) -> PathCollection:
     return dots
 
 
-def _draw_distributions(tables: dict[str, pd.DataFrame], run: dict[str, object]) -> Figure:
-    ends = ["quantile_5", "quantile_25", "median", "quantile_75", "quantile_95"]
-    table = inputs.table(tables, "distributions", ["model", "depth", "quantity", *ends])
-    models = [OURS, *(name for name in table["model"].unique() if name != OURS)]
-    figure = layout.new_figure(looks.TWO_COLUMNS, 118.0)
-    axes = figure.subplots(2, 3).ravel()
-    for ax, quantity in zip(axes, SHOWN, strict=True):
-        rows = table[table["quantity"] == quantity]
-        ax.set_ylim(ranges.bulk_range(include=[0.0, rows[ends]]))
-        guides.zero_line(ax)
-        for number, model in enumerate(models):
-            _boxes(ax, rows[rows["model"] == model], model, (number - (len(models) - 1) / 2) * 0.16, ends)
-        ax.set_xticks(range(len(DEPTHS)), [f"{depth} third" for depth in DEPTHS])
-        ax.tick_params(axis="x", length=0)
-        ax.set_xlim(-0.5, len(DEPTHS) - 0.5)
-        ax.set_ylabel(guides.axis_label(quantity))
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=len(models))
-    footers.footer(
-        figure,
-        looks.TWO_COLUMNS,
-        run,
-        "top",
-        "heads by third of relative depth; mark: median, thick: 25 to 75%, thin: 5 to 95% of heads",
-    )
-    return figure
-
-
-def _boxes(ax: Axes, rows: pd.DataFrame, model: str, shift: float, ends: list[str]) -> None:
-    name, look = (OURS, looks.Look(looks.INK, "-", "o")) if model == OURS else looks.published_look(model)
-    rows = rows.set_index("depth").reindex(DEPTHS)
-    x = np.arange(len(DEPTHS)) + shift
-    low, lower, middle, upper, high = (rows[end].to_numpy(float) for end in ends)
-    ax.vlines(x, low, high, color=look.colour, linewidth=0.6, zorder=2)
-    ax.vlines(x, lower, upper, color=look.colour, linewidth=2.4, zorder=2.2)
-    ax.plot(
-        x,
-        middle,
-        zorder=3,
-        label=name,
-        **{**looks.line_style(look), "linestyle": "none", "markerfacecolor": "white", "markersize": 3.2},
-    )
-
-
 def finding(tables: dict[str, pd.DataFrame]) -> list[str]:
     """How far this run's heads agree with the published ones; without these, how their distributions lie side by side.
 
@@ -137,21 +99,12 @@ def finding(tables: dict[str, pd.DataFrame]) -> list[str]:
     """
     if not tables["pairs"].empty:
         return _of_pairs(tables)
-    table = inputs.table(
-        tables, "distributions", ["model", "depth", "quantity", "n_heads", *inputs.with_interval("median")]
-    )
-    lines = []
-    for quantity in SHOWN:
-        rows = table[(table["quantity"] == quantity) & (table["depth"] == "last")]
-        told = [
-            f"{OURS if row['model'] == OURS else looks.published_look(str(row['model']))[0]} {measured(row, 'median', '')}"
-            for _, row in rows.iterrows()
-        ]
-        lines.append(
-            f"{QUANTITIES[quantity].axis}, median over the heads of the last third of layers: {', '.join(told)}."
-        )
-    lines[-1] += " Brackets are intervals over heads, as the published values have none over prompts."
-    return lines
+    return distribution_lines(*_distributions(tables))
+
+
+def _distributions(tables: dict[str, pd.DataFrame]) -> tuple[pd.DataFrame, Models]:
+    table = inputs.table(tables, "distributions", COLUMNS)
+    return table, {**OWN, **published_models(name for name in table["model"].unique() if name not in OWN)}
 
 
 def _of_pairs(tables: dict[str, pd.DataFrame]) -> list[str]:

@@ -6,6 +6,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+THIS_RUN = "this run"
+"""What a table that sets the run's model beside published ones calls it."""
+
 
 def relative_depth(layer: np.ndarray, n_layers: int) -> np.ndarray:
     """0 for the first layer to 1 for the last; 0 in a model of one layer."""

@@ -9,12 +9,9 @@ import pandas as pd
 from jaxtyping import Float
 
 from selfrepair.files.tables import read_table, write_table
-from selfrepair.quantities import PARTS, POSTNORMS
-from selfrepair.tables.columns import relative_depth
+from selfrepair.quantities import OF_PAPER
+from selfrepair.tables.columns import THIS_RUN, relative_depth
 from selfrepair.tables.statistics import estimate_weights, estimated, with_interval
-
-COMPARED = ("self_repair", "direct_effect", "logit_change", *(part for part in PARTS if part != POSTNORMS))
-"""Condensed values that both have."""
 
 AGREEMENT = ("correlation", "rank_correlation", "slope", "difference")
 """Statistics of `agreement`."""
@@ -119,13 +116,13 @@ def _pairs(ours: pd.DataFrame, theirs: pd.DataFrame, model: str | None, run: Map
             value_high=joined[f"{name}_high"],
             published=joined[f"{name}_published"],
         )
-        for name in COMPARED
+        for name in OF_PAPER
     ]
     return pd.concat(parts, ignore_index=True)[columns]
 
 
 def _distributions(ours: pd.DataFrame, theirs: pd.DataFrame, run: Mapping[Any, Any]) -> pd.DataFrame:
-    models = {"this run": ours}
+    models = {THIS_RUN: ours}
     models |= {
         str(name): rows.assign(relative_depth=relative_depth(rows["layer"].to_numpy(), int(rows["layer"].max()) + 1))
         for name, rows in theirs.groupby("model", sort=False)
@@ -134,7 +131,7 @@ def _distributions(ours: pd.DataFrame, theirs: pd.DataFrame, run: Mapping[Any, A
     for name, heads in models.items():
         third = np.minimum((heads["relative_depth"].to_numpy() * 3).astype(int), 2)
         for at, depth in enumerate(DEPTHS):
-            for quantity in COMPARED:
+            for quantity in OF_PAPER:
                 values = heads[quantity].to_numpy(float)[third == at]
                 row = {
                     "model": name,

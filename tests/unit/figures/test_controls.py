@@ -11,8 +11,9 @@ from matplotlib.figure import Figure
 from selfrepair.figures import donor_noise, published_comparison, selection_control
 from selfrepair.figures.style import looks
 from selfrepair.files.tables import write_table
+from selfrepair.quantities import OF_PAPER
 from selfrepair.tables.donor_noise import variance_over_donors
-from selfrepair.tables.published import COMPARED, tabulate_published
+from selfrepair.tables.published import tabulate_published
 from selfrepair.tables.selection_control import CHOICES, EFFECTS
 from selfrepair.tables.statistics import estimate_weights, estimated
 from unit.figures.shared import (
@@ -88,7 +89,7 @@ def published_tables(
         rng = np.random.default_rng(0)
         published = pd.read_csv(PUBLISHED).query("model == @model").set_index(["layer", "head"])
         at = pd.MultiIndex.from_frame(heads[["layer", "head"]])
-        for name in COMPARED:
+        for name in OF_PAPER:
             heads[name] = slope * published[name].loc[at].to_numpy() + noise * rng.normal(size=len(heads))
             heads[f"{name}_low"], heads[f"{name}_high"] = heads[name] - 0.05, heads[name] + 0.05
     folder.mkdir(exist_ok=True)
@@ -161,7 +162,7 @@ def test_every_token_and_donor_is_a_dot(n_heads: int) -> None:
 def test_a_planted_slope_is_found(slope: float, tmp_path: Path) -> None:
     tables = published_tables(tmp_path, "gpt2-small", slope, noise=0.02)
     agreement = tables["agreement"].set_index("quantity")
-    assert list(agreement.index) == list(COMPARED)
+    assert list(agreement.index) == list(OF_PAPER)
     assert (agreement["n_heads"] == 144).all()
     for _, row in agreement.iterrows():
         assert row["slope"] == pytest.approx(slope, abs=0.05)
@@ -193,12 +194,12 @@ def test_a_published_model_is_drawn_head_by_head(tmp_path: Path) -> None:
     check_figure(figure)
     assert "GPT-2 small, published" in words(figure)
     panels = [ax for ax in figure.axes if labelled(ax, "_heads")]
-    assert len(panels) == len(COMPARED)
+    assert len(panels) == len(OF_PAPER)
     for ax in panels:
         (dots,) = labelled(ax, "_heads")
         assert len(dots.get_offsets()) == 144
     lines = published_comparison.finding(tables)
-    assert len(lines) == len(COMPARED)
+    assert len(lines) == len(OF_PAPER)
     assert re.match(
         r"self-repair of 144 heads, this run against GPT-2 small as published: correlation [\d.]+ \(", lines[0]
     )

@@ -37,7 +37,7 @@ def footer(figure: Figure, width_mm: float, run: Mapping[str, Any], *what: str, 
     if int(run["donors"]) > 1:
         kind = kind.replace("resample", f"resample ({run['donors']} donors)")
     items = [
-        f"{run['model']} ({run['weights']})" if run["weights"] else str(run["model"]),
+        *_models(run),
         str(run["corpus"]),
         *([f"{kind} ablation"] if kind else []),  # what ablates nothing has none in its settings
         f"n = {int(run['n_tokens']):,} tokens, {int(run['n_prompts']):,} prompts of length {int(run['prompt_length'])}",
@@ -59,6 +59,13 @@ def footer(figure: Figure, width_mm: float, run: Mapping[str, Any], *what: str, 
         text, x=0.012, ha="left", fontsize=looks.SMALL_SIZE, color=looks.FAINT, linespacing=looks.LINE_SPACING
     )
     return text
+
+
+def _models(run: Mapping[str, Any]) -> list[str]:
+    """The model with its weights; where the settings are of several models, each."""
+    several = isinstance(run["model"], list)
+    names, weights = (run[key] if several else [run[key]] for key in ("model", "weights"))
+    return [f"{name} ({of_model})" if of_model else str(name) for name, of_model in zip(names, weights, strict=True)]
 
 
 def wrapped(items: Sequence[str], width_mm: float, size: float, separator: str) -> str:

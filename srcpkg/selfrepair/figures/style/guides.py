@@ -9,6 +9,8 @@ from matplotlib.axes import Axes
 from selfrepair.figures.style import looks
 from selfrepair.quantities import QUANTITIES
 
+NAME_OFFSET = 1.012
+"""Where names to the right of the axes begin, in fractions of their width."""
 DEPTH_LABEL = "relative depth (0 = first layer, 1 = last)"
 
 

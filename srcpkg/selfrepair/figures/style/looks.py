@@ -75,6 +75,21 @@ def published_look(model: str) -> tuple[str, Look]:
     return PUBLISHED.get(model, (model, Look(FAINT, ":", "x")))
 
 
+_RUN = (
+    Look(INK, "-", "o"),
+    Look(_VERMILION, "-", "s"),
+    Look(_BLUE, "-", "^"),
+    Look(_GREEN, (0, (4, 1.2)), "D"),
+    Look(_PINK, (0, (4, 1.2)), "v"),
+    Look(_ORANGE, (0, (4, 1.2)), "o", hollow=True),
+)
+
+
+def run_looks(n: int) -> list[Look]:
+    """Looks of the models of one run, told apart by hue, marker and dash; from the seventh on they repeat."""
+    return [_RUN[at % len(_RUN)] for at in range(n)]
+
+
 _DASHES: tuple[Any, ...] = ("-", (0, (5, 1.2)), (0, (3, 1.2)), (0, (5, 1.2, 1.2, 1.2)), (0, (1.2, 1)))
 
 

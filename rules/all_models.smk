@@ -1,0 +1,100 @@
+"""All models of the run side by side, on one text: made where run.models names more than one.
+
+Inputs: each model's tables, which are joined.
+Outputs: below results/all_models/{corpus}: tables/{kind}/{table}.parquet, figures/{figure}.png and .svg, findings.md.
+Steps: tabulate_all_models; one rule a figure, draw_{figure}; write_models_findings.
+"""
+
+# By the joined table, what it is joined of.
+JOINED = {
+    **{name: table(name) for name in ("heads", "layers", "model", "checks")},
+    "distributions": table("published_distributions"),
+}
+# The joined tables that each figure and its section of the findings are made from, and where the report files it.
+MODELS_FIGURES = {
+    "models_by_layer": {"tables": ["heads", "layers", "model"], "category": "Self-repair"},
+    "models_and_published": {"tables": ["distributions"], "category": "Beside the paper"},
+}
+
+
+rule tabulate_all_models:
+    input:
+        **{name: expand(path, model=config["run"]["models"], allow_missing=True) for name, path in JOINED.items()},
+    output:
+        **{name: all_models_table(name) for name in JOINED},
+    log:
+        "logs/all_models/{corpus}/tabulate_all_models.log",
+    conda:
+        "../environment.yml"
+    threads: 1
+    resources:
+        mem_mb=memory(1000),
+        runtime=10,
+    params:
+        **runs("tabulate_all_models"),
+    message:
+        "Join the tables of all models on {wildcards.corpus}"
+    script:
+        "../scripts/{params.script}.py"
+
+
+for _name, _figure in MODELS_FIGURES.items():
+
+    rule:
+        name:
+            f"draw_{_name}"
+        input:
+            **{name: all_models_table(name) for name in _figure["tables"]},
+        output:
+            png=report(
+                ALL_MODELS_FIGURE.format(figure=_name, corpus="{corpus}"),
+                caption=f"../report/{_name}.rst",
+                category=_figure["category"],
+                subcategory="all models on {corpus}",
+                labels={"figure": _name.replace("_", " ")},
+            ),
+            svg=ALL_MODELS_FIGURE.format(figure=_name, corpus="{corpus}").replace(".png", ".svg"),
+        log:
+            f"logs/all_models/{{corpus}}/draw_{_name}.log",
+        conda:
+            "../environment.yml"
+        threads: 1
+        resources:
+            mem_mb=memory(1000),
+            runtime=10,
+        params:
+            **runs("draw_figure", f"selfrepair.figures.{_name}"),
+            figure=_name,
+            settings=all_models_settings,
+        message:
+            "Draw {params.figure} for all models on {wildcards.corpus}"
+        script:
+            "../scripts/{params.script}.py"
+
+
+rule write_models_findings:
+    input:
+        **{name: all_models_table(name) for name in JOINED},
+        figures=expand(ALL_MODELS_FIGURE, figure=MODELS_FIGURES, allow_missing=True),
+    output:
+        findings=report(
+            ALL_MODELS_FINDINGS,
+            category="Findings",
+            subcategory="all models on {corpus}",
+            labels={"text": "findings"},
+        ),
+    log:
+        "logs/all_models/{corpus}/write_models_findings.log",
+    conda:
+        "../environment.yml"
+    threads: 1
+    resources:
+        mem_mb=memory(1000),
+        runtime=10,
+    params:
+        **runs("write_models_findings", *(f"selfrepair.figures.{name}" for name in MODELS_FIGURES)),
+        tables={name: figure["tables"] for name, figure in MODELS_FIGURES.items()},
+    message:
+        "Write down the findings for all models on {wildcards.corpus}"
+    script:
+        "../scripts/{params.script}.py"

@@ -1,0 +1,95 @@
+"""Figure: self-repair of all models of the run against the depth of the ablated head."""
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from selfrepair.figures.shared import models
+from selfrepair.figures.style import footers, guides, inputs, layout, looks, marks, ranges
+from selfrepair.figures.wording import largest, measured, percentage, signs
+
+QUANTITY = "self_repair"
+
+
+def draw(tables: dict[str, pd.DataFrame]) -> Figure:
+    """Draw condensed self-repair by layer, a dot a head and a line a model.
+
+    Args:
+        tables: "heads" and "layers" of all models (`selfrepair.tables.all_models`).
+
+    Returns:
+        The figure, two columns wide.
+
+    Raises:
+        ValueError: A table, a column or a setting is missing.
+    """
+    columns = ["model", "relative_depth", "layer", *inputs.with_interval(QUANTITY)]
+    heads = inputs.table(tables, "heads", [*columns, "head"], selection="top")
+    layers = inputs.table(tables, "layers", columns, selection="top")
+    run = inputs.settings(tables, "heads", "layers")
+    with looks.context():
+        figure = layout.new_figure(looks.TWO_COLUMNS, 92.0)
+        ax = figure.subplots()
+        ax.set_ylim(ranges.bulk_range(heads[QUANTITY], include=[0.0, layers[inputs.with_interval(QUANTITY)]]))
+        guides.depth_axis(ax, min(run["n_layers"]))
+        guides.zero_line(ax)
+        ax.set_ylabel(guides.axis_label(QUANTITY))
+        outside = []
+        ends = []
+        for model, look in models.model_looks(run).items():
+            of_heads, of_layers = heads[heads["model"] == model], layers[layers["model"] == model]
+            n_layers, n_heads = (models.setting(run, name, model) for name in ("n_layers", "n_heads"))
+            x = marks.head_dots(ax, of_heads, QUANTITY, look.colour, n_layers, n_heads)
+            marks.layer_line(ax, of_layers, QUANTITY, look, model)
+            outside += ranges.mark_outside(ax, x, of_heads[QUANTITY], look.colour, noun=f"of {model}")
+            ends.append((float(of_layers.sort_values("relative_depth")[QUANTITY].iloc[-1]), model, look.colour))
+        ranges.outside_note(ax, outside)
+        _names(ax, ends)
+        footers.footer(figure, looks.TWO_COLUMNS, run, "top", "dots and bands")
+    return figure
+
+
+def _names(ax: Axes, ends: list[tuple[float, str, str]]) -> None:
+    """Each model's name at the right end of its line, apart from the others."""
+    low, high = ax.get_ylim()
+    step = 0.045 * (high - low)
+    # From below, each as high as its line's end or just above the one before.
+    place = low - step
+    for y, name, colour in sorted(ends):
+        place = max(y, place + step)
+        ax.annotate(
+            name,
+            (1, y),
+            (guides.NAME_OFFSET, place),
+            textcoords=("axes fraction", "data"),
+            va="center",
+            ha="left",
+            color=colour,
+            fontsize=looks.TEXT_SIZE,
+            annotation_clip=False,
+            arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.4, "shrinkA": 1, "shrinkB": 2},
+        )
+
+
+def finding(tables: dict[str, pd.DataFrame]) -> list[str]:
+    """How much each model repairs, and at what depth most.
+
+    Takes the tables of `draw` and "model", and raises what `draw` raises. Gives lines of Markdown.
+    """
+    columns = ["model", "n_heads", *inputs.with_interval(QUANTITY, "pooled_repair_fraction")]
+    means = inputs.table(tables, "model", columns, selection="top").set_index("model")
+    layers = inputs.table(
+        tables, "layers", ["model", "layer", "relative_depth", *inputs.with_interval(QUANTITY)], selection="top"
+    )
+    lines = []
+    for model in inputs.settings(tables, "layers", "model")["model"]:
+        row, of_layers = means.loc[model], layers[layers["model"] == model]
+        best = largest(of_layers, QUANTITY)
+        lines.append(
+            f"{model}: the rest of the model restores {percentage(row, 'pooled_repair_fraction')} of what ablation removes, "
+            f"{measured(row, QUANTITY)} a head over {int(row['n_heads']):,} heads. The layer means are "
+            f"{signs(of_layers, QUANTITY, 'layers')}; largest: layer {int(best['layer'])} (relative depth "
+            f"{best['relative_depth']:.2f}), {measured(best, QUANTITY)}."
+        )
+    lines[-1] += " Rushing & Nanda 2024 find self-repair in every model family that they test."
+    return lines
