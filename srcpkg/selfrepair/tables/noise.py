@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Shaped
 
 from selfrepair.quantities import NOISE_OF
 
@@ -27,7 +27,7 @@ class Noise:
             if str(name).startswith(NOISE_OF):
                 self._heard[str(name)] = self._heard.get(str(name), 0) + np.asarray(heard)
 
-    def columns(self, n_tokens: Int[np.ndarray, " row"]) -> dict[str, Float[np.ndarray, " row"]]:
+    def columns(self, n_tokens: Shaped[np.ndarray, " row"]) -> dict[str, Float[np.ndarray, " row"]]:
         """By ``noise_of_{quantity}``, what a mean over so many tokens may be off by, in the quantity's unit.
 
         That is the size of the mean difference of the tokens that were compared, and two standard errors: of theirs, and of as

@@ -60,6 +60,7 @@ def settings(n_layers: int = 4, n_heads: int = 3, **changes: object) -> dict[str
         "n_layers": n_layers,
         "n_heads": n_heads,
         "parallel_attention_mlp": False,
+        "logit_cap": 30.0,
         **changes,
     }
 

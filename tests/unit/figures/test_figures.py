@@ -13,7 +13,7 @@ from selfrepair import figures
 from selfrepair.figures import repair_breakdown
 from selfrepair.figures.style import guides, inputs, looks
 from selfrepair.files.tables import write_table
-from selfrepair.quantities import QUANTITIES
+from selfrepair.quantities import NOISE_OF, POSTNORMS, QUANTITIES
 from unit.figures.shared import (
     CAPTION_CHANGES,
     COLUMNS,
@@ -166,6 +166,26 @@ def test_parts_are_seen_to_add_up():
     for low, high in ((ax.dataLim.y0, ax.dataLim.y1) for ax in (left, right)):
         assert left.get_ylim()[0] <= low
         assert high <= left.get_ylim()[1]
+
+
+def test_a_part_that_a_model_lacks_is_not_drawn():
+    layers = make_tables()["repair_breakdown"]["layers"]
+    assert labelled(draw("repair_breakdown", {"layers": layers}).axes[0], QUANTITIES[POSTNORMS].label)
+    layers = layers.drop(columns=[column for column in layers if "postnorm" in column])
+    left = draw("repair_breakdown", {"layers": layers}).axes[0]
+    assert not labelled(left, QUANTITIES[POSTNORMS].label)
+    assert labelled(left, "sum of the parts")
+
+
+def test_means_within_the_noise_of_bfloat16_are_crossed_out():
+    heads = make_heads(4, 3)
+    layers = make_layers(heads)
+    heads[f"{NOISE_OF}self_repair"] = heads["self_repair"].abs() * 0.5
+    heads.loc[heads.index[:2], f"{NOISE_OF}self_repair"] *= 3
+    heads.attrs["matrices"] = layers.attrs["matrices"] = "bfloat16"
+    figure = draw("self_repair_by_layer", {"heads": heads, "layers": layers})
+    assert sum(len(marks.get_offsets()) for marks in labelled(figure.axes[0], "_noise")) == 2
+    assert "matrices in bfloat16; crosses: within its noise of zero" in figure.get_supxlabel().replace("\n", " ")
 
 
 def test_heads_outside_the_range_are_counted():

@@ -12,6 +12,7 @@ from selfrepair.figures import figure_names, finding
 from selfrepair.figures.findings import write_findings
 from selfrepair.figures.wording import decimal, largest, measured, percentage, signs
 from selfrepair.files.tables import write_table
+from selfrepair.quantities import CAPPED, NOISE_OF
 from unit.figures.shared import FIGURES, PUBLISHED, make_tables, make_tokens
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -59,7 +60,7 @@ def test_every_number_stands_in_a_table(name: str, tmp_path: Path) -> None:
     lines = finding(name, saved(tables, tmp_path))
     values = values_of(tables)
     # Shares are told in percent; "(37 to 44%)" has the sign at its end alone.
-    known = np.concatenate([values, 100 * values])
+    known = np.concatenate([values, 100 * values, [table.attrs["logit_cap"] for table in tables.values()]])
     counted = 0
     for line in lines:
         without_counts = re.sub(r"(above zero|below) in \d+", "", line)
@@ -81,6 +82,38 @@ def test_numbers_move_with_the_tables(name: str, tmp_path: Path) -> None:
     after = " ".join(finding(name, saved(tables, tmp_path / "after")))
     same = [a == b for a, b in zip(numbers(before), numbers(after), strict=False)]
     assert np.mean(same) < 0.5
+
+
+def test_what_a_model_lacks_is_not_told(tmp_path: Path) -> None:
+    """Neither post-norms nor a cap: of most models."""
+    every = make_tables()
+    assert "from post-norms" in " ".join(
+        finding("repair_breakdown", saved(every["repair_breakdown"], tmp_path / "with"))
+    )
+    tables = {
+        name: table.drop(columns=[column for column in table if "postnorm" in column or column.startswith(CAPPED)])
+        for name, table in (every["repair_breakdown"] | every["effect_vs_logit_change"]).items()
+    }
+    for table in tables.values():
+        del table.attrs["logit_cap"]
+    for name in ("repair_breakdown", "effect_vs_logit_change"):
+        told = " ".join(finding(name, saved(tables, tmp_path / name)))
+        assert "post-norm" not in told
+        assert " cap" not in told
+
+
+def test_means_within_the_noise_of_bfloat16_are_not_told_as_found(tmp_path: Path) -> None:
+    tables = make_tables()["repair_breakdown"]
+    layers = tables["layers"]
+    best = layers.loc[layers["selection"] == "top", "self_repair"].idxmax()
+    found = []
+    for share in (0.5, 1.5):
+        layers[f"{NOISE_OF}self_repair"] = share * abs(layers.loc[best, "self_repair"])
+        found.append(finding("repair_breakdown", saved(tables, tmp_path / str(share)))[0])
+    assert ["self-repair" in line and "not told from zero by the noise of bfloat16" in line for line in found] == [
+        False,
+        True,
+    ]
 
 
 def test_tokens_that_break_and_overcorrect_are_counted(tmp_path: Path) -> None:

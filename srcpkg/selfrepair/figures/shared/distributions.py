@@ -7,7 +7,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from selfrepair.figures.style import footers, guides, inputs, layout, looks, ranges
+from selfrepair.figures.style import footers, guides, layout, looks, ranges
 from selfrepair.figures.wording import measured
 from selfrepair.quantities import OF_PAPER, QUANTITIES
 
@@ -15,7 +15,7 @@ DEPTHS = ("first", "middle", "last")
 Models = Mapping[str, tuple[str, looks.Look]]
 
 _ENDS = ["quantile_5", "quantile_25", "median", "quantile_75", "quantile_95"]
-COLUMNS = ["model", "depth", "quantity", *_ENDS, *inputs.with_interval("median")]
+COLUMNS = ["model", "depth", "quantity", *_ENDS, "median_low", "median_high"]
 
 
 def published_models(keys: Iterable[str]) -> Models:
