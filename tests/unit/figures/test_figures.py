@@ -183,7 +183,8 @@ def test_means_within_the_noise_of_bfloat16_are_crossed_out():
     heads[f"{NOISE_OF}self_repair"] = heads["self_repair"].abs() * 0.5
     heads.loc[heads.index[:2], f"{NOISE_OF}self_repair"] *= 3
     heads.attrs["matrices"] = layers.attrs["matrices"] = "bfloat16"
-    figure = draw("self_repair_by_layer", {"heads": heads, "layers": layers})
+    tables = {**make_tables()["self_repair_by_layer"], "heads": heads, "layers": layers}
+    figure = draw("self_repair_by_layer", tables)
     assert sum(len(marks.get_offsets()) for marks in labelled(figure.axes[0], "_noise")) == 2
     assert "matrices in bfloat16; crosses: within its noise of zero" in figure.get_supxlabel().replace("\n", " ")
 

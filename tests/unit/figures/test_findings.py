@@ -60,7 +60,7 @@ def test_every_number_stands_in_a_table(name: str, tmp_path: Path) -> None:
     lines = finding(name, saved(tables, tmp_path))
     values = values_of(tables)
     # Shares are told in percent; "(37 to 44%)" has the sign at its end alone.
-    known = np.concatenate([values, 100 * values, [table.attrs["logit_cap"] for table in tables.values()]])
+    known = np.concatenate([values, 100 * values, [table.attrs.get("logit_cap", 0) for table in tables.values()]])
     counted = 0
     for line in lines:
         without_counts = re.sub(r"(above zero|below) in \d+", "", line)
