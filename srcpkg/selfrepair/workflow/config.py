@@ -36,6 +36,7 @@ def check_config(config: dict[str, Any], schema: Path) -> None:
         problems = [
             *_unknown_names(config),
             *_one_folder(config["run"]),
+            *_beside_parts(config["models"]),
             *_chosen(config["ablations"]),
             *_prompts(config["tokens"]),
             *_no_tokens(config["tokens"], config["statistics"]),
@@ -140,6 +141,16 @@ def _one_folder(run: Mapping[str, Any]) -> list[str]:
             if other != name:
                 problems.append(f"run.{section} names {other!r} and {name!r}, one folder on many disks: rename one")
     return problems
+
+
+def _beside_parts(models: Mapping[str, Any]) -> list[str]:
+    """What is said of one package where a model's file is in parts, each with its own."""
+    return [
+        f"models.{name} has parts and {key}: name the packages and their sha256 in its parts alone, and remove {key}"
+        for name, settings in models.items()
+        for key in ("source", "wheel_sha256")
+        if "parts" in settings and key in settings
+    ]
 
 
 def _chosen(ablations: dict[str, Any]) -> list[str]:

@@ -103,8 +103,16 @@ def test_every_config_that_comes_with_the_workflow_is_valid(path: Path) -> None:
         ("models.mine", {}, "models.mine: 'source' is a required property"),
         ("models.mine", {"parts": [PART]}, "models.mine: 'file' is a required property"),
         ("models.mine", {"parts": [PART, PART], "file": "a.gguf"}, "models.mine.parts: .* has non-unique elements"),
-        ("models.mine", {"parts": [PART], "file": "a.gguf", "source": "path:x"}, "models.mine.source: False schema"),
-        ("models.mine.parts", [{"source": "path:x", "file": "a"}], "parts.0.source: 'path:x' does not match"),
+        (
+            "models.mine",
+            {"parts": [PART], "file": "a.gguf", "source": "path:x"},
+            "models.mine has parts and source: name",
+        ),
+        (
+            "models.mine",
+            {"parts": [{**PART, "source": "path:x"}], "file": "a.gguf"},
+            "models.mine.parts.0.source: 'path:x' does not match",
+        ),
         ("models.mine", {"source": "hub:gpt2@main"}, "models.mine.source: 'hub:gpt2@main' does not match"),
         ("models.snapshots", {"source": "path:x"}, "models: .*snapshots"),
         ("compute.dtype", "float16", r"compute.dtype: 'float16' is not one of \['float32', 'float64'\]"),
