@@ -8,12 +8,16 @@ from snakemake.exceptions import WorkflowError
 from selfrepair.workflow.config import (
     check_config,
     check_published,
+    check_shapes,
     check_sources,
     main_kind,
     shard_names,
     shard_prompts,
 )
+from selfrepair.workflow.machine import memory_mb
 from selfrepair.workflow.provenance import code_digest
+from selfrepair.workflow.plan import check_fits
+from selfrepair.workflow.resources import UNKNOWN_MB, UNKNOWN_MINUTES, Costs, model_shape, share_of_cores
 from selfrepair.snapshots.sources import file_sizes, source_files, sources_of
 
 
@@ -55,10 +59,18 @@ PUBLISHED_MODEL = "results/{model}/published.json"
 LOGS = "logs/{model}/{corpus}"
 BENCHMARKS = f"{RUN}/benchmarks"
 
+MACHINE_MB = memory_mb()
+# Memory of a snapshot of texts, which are read one after another.
+CORPUS_MB = 500
+
 try:
     check_config(config, Path(workflow.basedir) / "config" / "config.schema.yaml")
     check_sources(config, {"models": MODEL.format(model="{name}"), "corpora": CORPUS.format(corpus="{name}")})
     check_published(config, MODEL.format(model="{name}"), Path(PUBLISHED_MODELS))
+    check_shapes(config, MODEL.format(model="{name}"))
+    # Where Snakemake only reads the workflow (a report, a lint), nothing needs to fit; a cluster's nodes are not this machine.
+    if workflow.executor_plugin and workflow.local_exec and workflow.is_main_process:
+        check_fits(config, MODEL.format(model="{name}"), MACHINE_MB, workflow.resource_settings.overwrite_resources)
 except ValueError as error:
     raise WorkflowError(str(error)) from None
 
@@ -100,9 +112,9 @@ def prompts_of(wildcards):
 
 
 def settings_of(section, name):
-    """What a model or corpus is, by the job's wildcard; not what it is compared with."""
+    """What a model or corpus is, by the job's wildcard; not what it is compared with, nor how large it is said to be."""
     return lambda wildcards: {
-        key: value for key, value in config[section][wildcards[name]].items() if key != "published"
+        key: value for key, value in config[section][wildcards[name]].items() if key not in ("published", "shape")
     }
 
 
@@ -123,19 +135,62 @@ def listed(heads):
     return None if isinstance(heads, str) else heads
 
 
+if workflow.executor_plugin and workflow.local_exec and "mem_mb" not in workflow.global_resources:
+    # Jobs that together want more memory than there is do not run at a time.
+    workflow.register_resource("mem_mb", MACHINE_MB)
+
+
 def gpus():
     """GPUs that a job which runs the model asks for."""
     return 1 if config["compute"]["device"].startswith("cuda") else 0
 
 
-def memory(mb):
-    """Memory of a job in MB: twice as much when it is tried again."""
-    return lambda wildcards, attempt: mb * attempt
+def need(rule, wildcards, text=0):
+    """What a job of a rule needs, by formula; None where nothing says yet how large the model is."""
+    settings = config["models"][wildcards.model]
+    shape = model_shape(settings, Path(MODEL.format(model=wildcards.model)))
+    # A figure, and a table of the main kind, have no kind in their paths.
+    return shape and Costs(shape, config).of(rule, wildcards.get("kind", MAIN_KIND), text)
 
 
-def model_job(runtime):
-    """Resources of a job that runs the model on a shard; minutes."""
-    return {"mem_mb": memory(3000), "runtime": runtime, "gpu": gpus()}
+def resources(rule):
+    """Resources of a rule of a model: memory and disk in MB, time in minutes; memory and time twice as much when a job is tried
+    again."""
+
+    def text(input):
+        documents = Path(input.get("corpus", "none")).with_name("documents.jsonl")
+        return documents.stat().st_size if documents.exists() else 0
+
+    def mem_mb(wildcards, input, attempt):
+        found = need(rule, wildcards, text(input))
+        return attempt * (found.mem_mb if found else UNKNOWN_MB)
+
+    def disk_mb(wildcards):
+        found = need(rule, wildcards)
+        return found.disk_mb if found else UNKNOWN_MB
+
+    def runtime(wildcards, input, threads, attempt):
+        found = need(rule, wildcards, text(input))
+        compute = config["compute"]
+        return attempt * (found.minutes(compute["device"], compute["dtype"], threads) if found else UNKNOWN_MINUTES)
+
+    return {"mem_mb": mem_mb, "disk_mb": disk_mb, "runtime": runtime}
+
+
+def model_job(rule):
+    """Resources of a job that runs the model on a shard."""
+    return {**resources(rule), "gpu": gpus()}
+
+
+def model_threads(rule):
+    """Threads of a job that runs the model: one, or as large a share of the cores as it takes of the memory."""
+
+    def threads(wildcards):
+        found = need(rule, wildcards)
+        cores = 1 if gpus() or not workflow.local_exec else workflow.global_resources["_cores"].value or 1
+        return share_of_cores(found.mem_mb, MACHINE_MB, cores) if found else 1
+
+    return threads
 
 
 def statistics(*names):

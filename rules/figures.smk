@@ -131,8 +131,7 @@ for _name, _figure in FIGURES.items():
             "../environment.yml"
         threads: 1
         resources:
-            mem_mb=memory(1000),
-            runtime=10,
+            **resources("draw_figure"),
         params:
             **runs("draw_figure", f"selfrepair.figures.{_name}"),
             figure=_name,
@@ -162,8 +161,7 @@ rule write_findings:
         "../environment.yml"
     threads: 1
     resources:
-        mem_mb=memory(1000),
-        runtime=10,
+        **resources("write_findings"),
     params:
         **runs("write_findings", *(f"selfrepair.figures.{name}" for name in FIGURES)),
         tables={name: list(figure["tables"]) for name, figure in FIGURES.items()},

@@ -28,8 +28,7 @@ rule tokenize_corpus:
         "../environment.yml"
     threads: 2
     resources:
-        mem_mb=memory(2000),
-        runtime=30,
+        **resources("tokenize_corpus"),
     params:
         **runs("tokenize_corpus"),
         # The number of prompts is left out: the file holds all, so that more prompts later keep the shards done before.
@@ -53,8 +52,7 @@ rule check_prompts:
         "../environment.yml"
     threads: 1
     resources:
-        mem_mb=memory(1000),
-        runtime=5,
+        **resources("check_prompts"),
     params:
         **runs("check_prompts"),
         prompts=config["tokens"]["prompts"],
@@ -77,9 +75,9 @@ rule cache_activations:
     conda:
         "../environment.yml"
     # As many shards at a time as there are cores is faster than one shard on all of them.
-    threads: 1
+    threads: model_threads("cache_activations")
     resources:
-        **model_job(runtime=60),
+        **model_job("cache_activations"),
     params:
         **runs("cache_activations"),
         prompts=prompts_of,
@@ -103,8 +101,7 @@ rule find_thresholds:
         "../environment.yml"
     threads: 1
     resources:
-        mem_mb=memory(3000),
-        runtime=30,
+        **resources("find_thresholds"),
     params:
         **runs("find_thresholds"),
         **statistics("top_fraction", "first_position"),
@@ -125,8 +122,7 @@ rule average_activations:
         "../environment.yml"
     threads: 1
     resources:
-        mem_mb=memory(3000),
-        runtime=30,
+        **resources("average_activations"),
     params:
         **runs("average_activations"),
     message:
@@ -146,8 +142,9 @@ use rule cache_activations as ablate_heads with:
         f"{LOGS}/ablate_heads/{{kind}}/{{shard}}.log",
     benchmark:
         f"{BENCHMARKS}/ablate_heads/{{kind}}/{{shard}}.tsv"
+    threads: model_threads("ablate_heads")
     resources:
-        **model_job(runtime=24 * 60),
+        **model_job("ablate_heads"),
     params:
         **runs("ablate_heads"),
         heads=lambda wildcards: listed(HEADS[wildcards.kind]),
@@ -167,8 +164,7 @@ rule choose_heads:
         "../environment.yml"
     threads: 1
     resources:
-        mem_mb=memory(1000),
-        runtime=5,
+        **resources("choose_heads"),
     params:
         **runs("choose_heads"),
         heads=config["analyses"]["heads"],
@@ -189,6 +185,9 @@ use rule cache_activations as freeze_layernorm with:
         f"{LOGS}/freeze_layernorm/{{kind}}/{{shard}}.log",
     benchmark:
         f"{BENCHMARKS}/freeze_layernorm/{{kind}}/{{shard}}.tsv"
+    threads: model_threads("freeze_layernorm")
+    resources:
+        **model_job("freeze_layernorm"),
     params:
         **runs("freeze_layernorm"),
     message:
@@ -206,6 +205,9 @@ use rule cache_activations as measure_neurons with:
         f"{LOGS}/measure_neurons/{{kind}}/{{shard}}.log",
     benchmark:
         f"{BENCHMARKS}/measure_neurons/{{kind}}/{{shard}}.tsv"
+    threads: model_threads("measure_neurons")
+    resources:
+        **model_job("measure_neurons"),
     params:
         **runs("measure_neurons"),
         neuron_layer=config["analyses"]["neuron_layer"],
@@ -223,6 +225,9 @@ use rule cache_activations as project_other_donor with:
         f"{LOGS}/project_other_donor/{{shard}}.log",
     benchmark:
         f"{BENCHMARKS}/project_other_donor/{{shard}}.tsv"
+    threads: model_threads("project_other_donor")
+    resources:
+        **model_job("project_other_donor"),
     params:
         **runs("project_other_donor"),
     message:
@@ -239,8 +244,9 @@ use rule cache_activations as measure_donor_noise with:
         f"{LOGS}/measure_donor_noise/{{shard}}.log",
     benchmark:
         f"{BENCHMARKS}/measure_donor_noise/{{shard}}.tsv"
+    threads: model_threads("measure_donor_noise")
     resources:
-        **model_job(runtime=6 * 60),
+        **model_job("measure_donor_noise"),
     params:
         **runs("measure_donor_noise"),
         donors=NOISE_DONORS,
@@ -257,8 +263,9 @@ use rule cache_activations as reinforce_heads with:
         f"{LOGS}/reinforce_heads/{{shard}}.log",
     benchmark:
         f"{BENCHMARKS}/reinforce_heads/{{shard}}.tsv"
+    threads: model_threads("reinforce_heads")
     resources:
-        **model_job(runtime=4 * 60),
+        **model_job("reinforce_heads"),
     params:
         **runs("reinforce_heads"),
         scales=config["analyses"]["reinforcement_scales"],
@@ -277,6 +284,9 @@ use rule cache_activations as move_residual with:
         f"{LOGS}/move_residual/{{shard}}.log",
     benchmark:
         f"{BENCHMARKS}/move_residual/{{shard}}.tsv"
+    threads: model_threads("move_residual")
+    resources:
+        **model_job("move_residual"),
     params:
         **runs("move_residual"),
     message:
@@ -292,8 +302,9 @@ use rule cache_activations as ablate_layers with:
         f"{LOGS}/ablate_layers/{{shard}}.log",
     benchmark:
         f"{BENCHMARKS}/ablate_layers/{{shard}}.tsv"
+    threads: model_threads("ablate_layers")
     resources:
-        **model_job(runtime=12 * 60),
+        **model_job("ablate_layers"),
     params:
         **runs("ablate_layers"),
     message:

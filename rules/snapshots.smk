@@ -22,8 +22,7 @@ rule snapshot_model:
         "../environment.yml"
     threads: 1
     resources:
-        mem_mb=memory(3000),
-        runtime=60,
+        **resources("snapshot_model"),
     params:
         **runs("snapshot_model"),
         snapshot=settings_of("models", "model"),
@@ -46,7 +45,8 @@ rule snapshot_corpus:
         "../environment.yml"
     threads: 1
     resources:
-        mem_mb=memory(2000),
+        mem_mb=lambda wildcards, attempt: attempt * CORPUS_MB,
+        disk_mb=CORPUS_MB,
         runtime=60,
     params:
         **runs("snapshot_corpus"),

@@ -31,8 +31,7 @@ rule tabulate_checks:
         "../environment.yml"
     threads: 1
     resources:
-        mem_mb=memory(2000),
-        runtime=15,
+        **resources("tabulate_checks"),
     params:
         **runs("tabulate_checks"),
     message:
@@ -53,8 +52,7 @@ use rule tabulate_checks as tabulate_heads with:
     log:
         f"{LOGS}/tabulate_heads/{{kind}}.log",
     resources:
-        mem_mb=memory(3000),
-        runtime=30,
+        **resources("tabulate_heads"),
     params:
         **runs("tabulate_heads"),
         statistics=statistics("first_position", "n_bootstrap", "bootstrap_seed"),
@@ -74,6 +72,8 @@ use rule tabulate_checks as tabulate_token_noise with:
         tokens=table("token_noise", kind="{kind}"),
     log:
         f"{LOGS}/tabulate_token_noise/{{kind}}.log",
+    resources:
+        **resources("tabulate_token_noise"),
     params:
         **runs("tabulate_token_noise"),
     message:
@@ -92,8 +92,7 @@ use rule tabulate_checks as tabulate_layernorm_scale with:
     log:
         f"{LOGS}/tabulate_layernorm_scale/{{kind}}.log",
     resources:
-        mem_mb=memory(3000),
-        runtime=30,
+        **resources("tabulate_layernorm_scale"),
     params:
         **runs("tabulate_layernorm_scale"),
     message:
@@ -111,6 +110,8 @@ use rule tabulate_checks as tabulate_ablation_type with:
         means=table("ablation_type", kind="{kind}"),
     log:
         f"{LOGS}/tabulate_ablation_type/{{kind}}.log",
+    resources:
+        **resources("tabulate_ablation_type"),
     params:
         **runs("tabulate_ablation_type"),
     message:
@@ -128,8 +129,7 @@ use rule tabulate_checks as tabulate_layernorm_claim with:
     log:
         f"{LOGS}/tabulate_layernorm_claim/{{kind}}.log",
     resources:
-        mem_mb=memory(3000),
-        runtime=30,
+        **resources("tabulate_layernorm_claim"),
     params:
         **runs("tabulate_layernorm_claim"),
     message:
@@ -147,6 +147,8 @@ use rule tabulate_checks as tabulate_frozen_layernorm with:
         frozen=table("frozen_layernorm", kind="{kind}"),
     log:
         f"{LOGS}/tabulate_frozen_layernorm/{{kind}}.log",
+    resources:
+        **resources("tabulate_frozen_layernorm"),
     params:
         **runs("tabulate_frozen_layernorm"),
     message:
@@ -166,8 +168,7 @@ use rule tabulate_checks as tabulate_neurons with:
     log:
         f"{LOGS}/tabulate_neurons/{{kind}}.log",
     resources:
-        mem_mb=memory(3000),
-        runtime=30,
+        **resources("tabulate_neurons"),
     params:
         **runs("tabulate_neurons"),
     message:
@@ -182,6 +183,8 @@ use rule tabulate_checks as tabulate_reinforcement with:
         table=table("self_reinforcement"),
     log:
         f"{LOGS}/tabulate_reinforcement.log",
+    resources:
+        **resources("tabulate_reinforcement"),
     params:
         **runs("tabulate_reinforcement"),
     message:
@@ -201,8 +204,7 @@ use rule tabulate_checks as tabulate_repair with:
     log:
         f"{LOGS}/tabulate_repair.log",
     resources:
-        mem_mb=memory(3000),
-        runtime=30,
+        **resources("tabulate_repair"),
     params:
         **runs("tabulate_repair"),
     message:
@@ -219,6 +221,8 @@ use rule tabulate_checks as tabulate_moved_residual with:
         next_heads=table("next_layer_heads"),
     log:
         f"{LOGS}/tabulate_moved_residual.log",
+    resources:
+        **resources("tabulate_moved_residual"),
     params:
         **runs("tabulate_moved_residual"),
     message:
@@ -233,6 +237,8 @@ use rule tabulate_checks as tabulate_layer_ablations with:
         table=table("layer_ablation", kind="resample"),
     log:
         f"{LOGS}/tabulate_layer_ablations.log",
+    resources:
+        **resources("tabulate_layer_ablations"),
     params:
         **runs("tabulate_layer_ablations"),
     message:
@@ -251,8 +257,7 @@ use rule tabulate_checks as tabulate_selection_control with:
     log:
         f"{LOGS}/tabulate_selection_control.log",
     resources:
-        mem_mb=memory(3000),
-        runtime=60,
+        **resources("tabulate_selection_control"),
     params:
         **runs("tabulate_selection_control"),
     message:
@@ -270,8 +275,7 @@ use rule tabulate_checks as tabulate_donor_noise with:
     log:
         f"{LOGS}/tabulate_donor_noise.log",
     resources:
-        mem_mb=memory(1000),
-        runtime=15,
+        **resources("tabulate_donor_noise"),
     params:
         **runs("tabulate_donor_noise"),
     message:
@@ -292,8 +296,7 @@ rule check_published:
         "../environment.yml"
     threads: 1
     resources:
-        mem_mb=memory(1000),
-        runtime=5,
+        **resources("check_published"),
     params:
         **runs("check_published"),
         published=lambda wildcards: config["models"][wildcards.model].get("published"),
@@ -315,8 +318,7 @@ use rule tabulate_checks as tabulate_published with:
     log:
         f"{LOGS}/tabulate_published.log",
     resources:
-        mem_mb=memory(1000),
-        runtime=15,
+        **resources("tabulate_published"),
     params:
         **runs("tabulate_published"),
         published=lambda wildcards: config["models"][wildcards.model].get("published"),

@@ -8,7 +8,7 @@ import logging
 import re
 import struct
 from collections import defaultdict
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -34,6 +34,8 @@ _BUFFER = re.compile(r"(?P<module>(?:.*[._])?(?:attn|attention))\.(?P<leaf>bias|
 _OWN_BUFFER_OFF = 0.01
 """How far, relatively, stored rotary frequencies may be from the config's: rounding to bfloat16 is 0.004."""
 _ROWS = 4096
+_AT_ONCE = 2**24
+"""Numbers that are compared before a file is opened anew; one tensor at least."""
 _LOCAL: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
 
 _REFUSALS = (ValueError, OSError, RuntimeError, LookupError, TypeError, AttributeError, ImportError, struct.error)
@@ -414,18 +416,34 @@ def _refuse_changed(hf: PreTrainedModel, stored: dict[str, Stored], folder: Path
             by_file[stored[name].file].append((name, key))
     changed = []
     for file, names in by_file.items():
-        with safe_open(folder / file, framework="pt") as tensors, torch.no_grad():
-            for name, key in names:
-                held = tensors.get_tensor(name).to(own[key])
-                if key in padded and not own[key][padded[key]].any():
-                    own[key][padded[key]] = held[padded[key]]
-                if not torch.equal(own[key], held):
-                    changed.append(name)
+        for some_names in _in_parts(names, stored):
+            with safe_open(folder / file, framework="pt") as tensors, torch.no_grad():
+                for name, key in some_names:
+                    held = tensors.get_tensor(name).to(own[key])
+                    if key in padded and not own[key][padded[key]].any():
+                        own[key][padded[key]] = held[padded[key]]
+                    if not torch.equal(own[key], held):
+                        changed.append(name)
+                    del held
     if changed:
         raise ValueError(
             f"{what}: {len(changed)} weights are other numbers in the model than in the file ({some(changed)}): transformers "
             "changes them when it loads this architecture, so that it is another model; please report it with the config"
         )
+
+
+def _in_parts(names: list[tuple[str, str]], stored: dict[str, Stored]) -> Iterator[list[tuple[str, str]]]:
+    """Tensors of a file in parts of bounded size: an open file counts as memory as far as it has been read."""
+    part: list[tuple[str, str]] = []
+    size = 0
+    for name, key in names:
+        if part and size + stored[name].size > _AT_ONCE:
+            yield part
+            part, size = [], 0
+        part.append((name, key))
+        size += stored[name].size
+    if part:
+        yield part
 
 
 def refuse_not_finite(hf: PreTrainedModel, what: str) -> None:

@@ -11,6 +11,7 @@ from jsonschema import Draft202012Validator
 from selfrepair.snapshots.manifest import json_or_nothing, refuse_place
 from selfrepair.snapshots.names import CONFIG
 from selfrepair.snapshots.published import differences, read_facts
+from selfrepair.snapshots.shapes import shape_differences, shape_of_folder
 from selfrepair.snapshots.sources import joined_name, source_files, sources_of
 
 RESULTS = Path("results")
@@ -99,6 +100,31 @@ def check_published(config: dict[str, Any], manifest: str, facts: Path) -> None:
     if problems:
         advice = "name the published model that it is, or leave the key out"
         raise ValueError("\n".join(["config is wrong:", *(f"  {problem}: {advice}" for problem in problems)]))
+
+
+def check_shapes(config: dict[str, Any], manifest: str) -> None:
+    """Check that models are as large as the config says, as far as they are at hand already.
+
+    Args:
+        config: The merged config, checked.
+        manifest: The path of a model snapshot's manifest with the name left open as ``{name}``.
+
+    Raises:
+        ValueError: One line for each model that has another shape.
+    """
+    problems = []
+    for name in config["run"]["models"]:
+        settings = config["models"][name]
+        if "shape" not in settings:
+            continue
+        source, snapshot = parse_source(settings["source"]), Path(manifest.format(name=name))
+        folders = [source.path] if source.scheme == "path" else []
+        folders += [snapshot.parent] if _source_of(snapshot) == str(source) else []
+        known = [shape for folder in folders if (shape := shape_of_folder(folder))]
+        found = shape_differences(settings["shape"], known[0]) if known else []
+        problems += [f"models.{name}.shape {difference}" for difference in found]
+    if problems:
+        raise ValueError("\n".join(["config is wrong:", *(f"  {problem}" for problem in problems)]))
 
 
 def main_kind(ablations: Mapping[str, Any]) -> str:

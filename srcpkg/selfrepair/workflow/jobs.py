@@ -3,6 +3,7 @@
 import io
 import logging
 import os
+import resource
 import sys
 import traceback
 from collections.abc import Iterator
@@ -10,8 +11,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from selfrepair.workflow.machine import disk_mb, memory_mb, shortage
 from selfrepair.workflow.progress import draw_bars_on
 from selfrepair.workflow.provenance import describe
+
+logger = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -36,9 +40,11 @@ def job(snakemake: Any, offline: bool = True) -> Iterator[dict[str, Any]]:
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", force=True)
         draw_bars_on(terminal)
         try:
+            _refuse_what_does_not_fit(snakemake)
             config = {key: value for key, value in snakemake.params.items() if key not in ("code", "script")}
             inputs = [Path(path) for path in snakemake.input]
             yield describe(code=snakemake.params.code, config=config, inputs=inputs)
+            logger.info("peak memory: %.0f MB of %s MB asked for", peak_mb(), snakemake.resources.get("mem_mb", "no"))
         except Exception as error:
             traceback.print_exc()
             # A ValueError is addressed to the user: it stands last, where a log is read first.
@@ -48,6 +54,31 @@ def job(snakemake: Any, offline: bool = True) -> Iterator[dict[str, Any]]:
             # Ctrl-C reaches every process of the run; Snakemake says what was stopped.
             print("\nInterrupted.", file=sys.stderr)  # noqa: T201
             raise SystemExit(130) from None
+
+
+def _refuse_what_does_not_fit(snakemake: Any) -> None:
+    """Stop before the work where the job's memory or disk is more than there is: sizes of a model may be known here first.
+
+    Raises:
+        ValueError: With how much is needed and how much is there.
+    """
+    asked = {kind: snakemake.resources.get(f"{key}_mb") for kind, key in (("memory", "mem"), ("disk", "disk"))}
+    has = {"memory": memory_mb(), "disk": disk_mb(Path(snakemake.output[0]).parent)}
+    for kind, mb in asked.items():
+        # Snakemake hands out no more than the machine's memory: a job that wants more has been given all of it.
+        if isinstance(mb, int | float) and mb >= has[kind]:
+            raise ValueError(shortage(f"this job ({snakemake.rule})", kind, mb, has[kind]))
+
+
+def peak_mb() -> float:
+    """The most memory that this process has held at a time, in MB of 10^6 bytes."""
+    try:
+        # Not getrusage, whose peak on Linux is the parent's where that held more when it started this process.
+        [line] = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:")]
+        return int(line.split()[1]) * 1024 / 1e6
+    except (OSError, ValueError):
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
 
 
 def _limit_threads(threads: int) -> None:

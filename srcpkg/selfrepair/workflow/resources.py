@@ -1,0 +1,483 @@
+"""What every job needs, by formula: memory, disk, operations and time, from the model's sizes and the config.
+
+Rules take their ``mem_mb``, ``disk_mb``, ``runtime`` and ``threads`` from here, and `selfrepair plan` adds them up. Formulas of
+memory are held to measured peaks by tests/workflow/test_resources.py, those of operations to `selfrepair.model.flops` by
+tests/unit/workflow/test_resources.py. MB are 10^6 bytes.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+from selfrepair.snapshots.manifest import json_or_nothing
+from selfrepair.snapshots.shapes import Shape, shape_of_folder, shape_of_settings
+from selfrepair.snapshots.sources import parse_source
+
+MB = 10**6
+NUMBER = {"float32": 4, "float64": 8, "bfloat16": 4}
+"""Bytes of a weight, a residual and a measured value, by `compute.dtype`."""
+BATCH_TOKENS, ACCELERATOR_BATCH_TOKENS = 1024, 16384
+"""Tokens that go through the layers at a time: those of `selfrepair.model.model`, which would import torch."""
+PER_TOKEN = 8
+"""Numbers a head and token in an ablations file."""
+CHOSEN = 4
+"""Heads that are looked at one by one, where `analyses.heads` names none."""
+
+MEMORY_MARGIN = 1.15
+"""Memory asked for, relative to the formula: other versions of libraries, other allocators."""
+RATES = {
+    ("cpu", "float32"): 0.05,
+    ("cpu", "float64"): 0.025,
+    ("cpu", "bfloat16"): 0.05,
+    ("cuda", "float32"): 10.0,
+    ("cuda", "float64"): 3.0,
+    ("cuda", "bfloat16"): 50.0,
+}
+"""Rate that time limits are computed from, in TFLOP/s: of one thread of an ordinary CPU (half of what docs/performance.md has),
+of a data centre's GPU."""
+TIME_MARGIN = 3
+"""Time limit, relative to the operations at that rate: a busy machine, and what is no matrix product."""
+START_SECONDS = 120
+"""Imports on a slow file system."""
+BYTES_A_SECOND = 50 * MB
+"""Of files that are read, written and checked, likewise."""
+
+
+@dataclass(frozen=True)
+class Need:
+    """What one job needs.
+
+    Attributes:
+        memory: Bytes by what holds them, the largest at one time.
+        gpu_memory: The same on the GPU; empty where the job uses none.
+        disk: Bytes that it writes.
+        read: Bytes that it reads.
+        operations: Floating-point operations of matrix products.
+        tokens: Tokens of its prompts; 0 where it has none.
+    """
+
+    memory: Mapping[str, float]
+    gpu_memory: Mapping[str, float] = field(default_factory=dict)
+    disk: float = 0
+    read: float = 0
+    operations: float = 0
+    tokens: int = 0
+
+    def minutes(self, device: str, dtype: str, threads: int = 1) -> int:
+        """Time limit: what the operations and files take at stated rates, with a margin.
+
+        Args:
+            device: `compute.device`.
+            dtype: `compute.dtype`.
+            threads: Of the job, on a CPU.
+        """
+        rate = RATES["cuda" if device.startswith("cuda") else "cpu", dtype] * 1e12
+        rate *= 1 if device.startswith("cuda") else threads
+        seconds = START_SECONDS + TIME_MARGIN * self.operations / rate + (self.read + self.disk) / BYTES_A_SECOND
+        return ceil(seconds / 60 / 5) * 5
+
+    @property
+    def mem_mb(self) -> int:
+        """Memory to ask for in the first attempt."""
+        return _rounded(MEMORY_MARGIN * sum(self.memory.values()) / MB)
+
+    @property
+    def gpu_mb(self) -> int:
+        """Memory that it wants of the GPU."""
+        return _rounded(MEMORY_MARGIN * sum(self.gpu_memory.values()) / MB)
+
+    @property
+    def disk_mb(self) -> int:
+        """Disk to ask for."""
+        return max(1, ceil(self.disk / MB))
+
+
+def _rounded(mb: float) -> int:
+    """Up to two digits or so: to 10 MB below one GB, to 100 MB above."""
+    step = 10 if mb < 1000 else 100
+    return ceil(mb / step) * step
+
+
+IMPORTS = {
+    "model": 500 * MB,
+    "tokenizer": 440 * MB,
+    "snapshot": 400 * MB,
+    "figure": 260 * MB,
+    "table": 150 * MB,
+    "facts": 90 * MB,
+}
+"""Memory of a process that has imported what a kind of job uses and does nothing yet, measured with torch for CPUs."""
+TOKENIZER_ENTRY, TEXT = 1000, 6
+"""Bytes of memory for each token that a tokenizer knows, and for each byte of text that becomes prompts."""
+CUDA = 1500 * MB
+"""What torch for GPUs and its context take beside that."""
+TOP_SHARE = 0.6
+"""Of the operations of all tokens, those of top tokens alone (docs/performance.md)."""
+UNKNOWN_MB, UNKNOWN_MINUTES = 3000, 240
+"""Asked for where nothing says how large the model is: it is shown so in a dry run, before there is a snapshot."""
+
+
+def share_of_cores(mem_mb: int, machine_mb: int, cores: int) -> int:
+    """Threads of a job, so that the jobs which fit in memory at a time use all cores.
+
+    One thread a job is fastest where as many jobs fit as there are cores (docs/performance.md).
+    """
+    at_once = max(1, machine_mb // mem_mb)
+    return max(1, cores // at_once)
+
+
+def model_shape(settings: Mapping[str, Any], snapshot: Path) -> Shape | None:
+    """How large a model of the config is: by its snapshot, by the folder it is taken from, or by ``shape``; None if none says.
+
+    Args:
+        settings: The model's entry under ``models``.
+        snapshot: Manifest of its snapshot, which may not be there, or be of another source.
+    """
+    source = parse_source(settings["source"])
+    found = shape_of_folder(source.path) if source.scheme == "path" else None
+    if found is None and json_or_nothing(snapshot).get("source") == str(source):
+        found = shape_of_folder(snapshot.parent)
+    if found is None and "shape" in settings:
+        found = shape_of_settings(settings["shape"])
+    return found
+
+
+class Costs:
+    """What the jobs of a model on a corpus need.
+
+    Args:
+        shape: The model's sizes.
+        config: The merged config, checked.
+    """
+
+    def __init__(self, shape: Shape, config: Mapping[str, Any]) -> None:
+        self.shape, self.config = shape, config
+        tokens, compute = config["tokens"], config["compute"]
+        self.number = NUMBER[compute["dtype"]]
+        self.length, self.prompts, self.in_shard = (
+            tokens[name] for name in ("prompt_length", "prompts", "prompts_per_shard")
+        )
+        self.predicting = self.length - 1
+        self.gpu = compute["device"].startswith("cuda")
+        at_once = ACCELERATOR_BATCH_TOKENS if self.gpu else BATCH_TOKENS
+        self.batch = min(self.in_shard, max(1, at_once // self.length)) * self.length
+        self.weights = shape.parameters * self.number
+
+    @property
+    def shards(self) -> int:
+        """Shards of the run."""
+        return self.prompts // self.in_shard
+
+    def heads(self, kind: str) -> int:
+        """How many heads a kind of ablation ablates."""
+        heads = self.config["ablations"][kind]["heads"]
+        if heads == "all":
+            return self.shape.layers * self.shape.heads
+        return self.chosen if heads == "chosen" else len(heads)
+
+    @property
+    def chosen(self) -> int:
+        """How many heads are looked at one by one."""
+        return len(self.config["analyses"]["heads"] or range(CHOSEN))
+
+    @property
+    def noise_donors(self) -> int:
+        """Donors that the chosen heads are ablated with, one at a time."""
+        return min(self.config["analyses"]["noise_donors"], self.in_shard - 1)
+
+    @property
+    def top_tokens(self) -> float:
+        """Top tokens of the chosen heads that lie in a shard, on average."""
+        return self.config["statistics"]["top_fraction"] * self.in_shard * self.predicting * self.chosen
+
+    @property
+    def reinforced(self) -> int:
+        """Changed positions for each top token, when heads read their own output."""
+        return 3 * len(self.config["analyses"]["reinforcement_scales"])
+
+    # Operations.
+
+    def layer_operations(self, length: int, parameters: int | None = None) -> int:
+        """Operations of one layer on a prompt of ``length`` tokens, as `selfrepair.model.flops.layer_flops` counts them."""
+        maps = self.shape.layer_parameters if parameters is None else parameters
+        return 2 * length * maps + 4 * length * length * self.shape.width
+
+    def head_operations(self, layer: int) -> int:
+        """Operations of ablating a head of a layer on a prompt, as `selfrepair.model.flops.head_flops` counts them."""
+        shape, length = self.shape, self.predicting
+        own = 0 if shape.parallel else 2 * length * shape.mlp_parameters
+        later = (shape.layers - layer - 1) * (self.layer_operations(length) + 2 * length * shape.heads)
+        return 2 * length * shape.d_head * shape.d_model + own + later
+
+    def sweep_operations(self, kind: str, prompts: int) -> float:
+        """Operations of one kind of ablation on some prompts; less than that where top tokens alone are computed."""
+        heads = self.config["ablations"][kind]["heads"]
+        if heads == "all":
+            each = self.shape.heads * sum(map(self.head_operations, range(self.shape.layers)))
+        elif heads == "chosen":
+            each = self.of_chosen
+        else:
+            # A layer that the model lacks is refused by its job.
+            each = sum(self.head_operations(min(layer, self.shape.layers - 1)) for layer, _ in heads)
+        share = TOP_SHARE if self.config["ablations"][kind].get("tokens") == "top" else 1
+        return share * prompts * each
+
+    @property
+    def of_chosen(self) -> int:
+        """Operations of ablating the chosen heads on a prompt; where none are named, of heads of the first layer at most."""
+        named = self.config["analyses"]["heads"]
+        layers = [min(layer, self.shape.layers - 1) for layer, _ in named] if named else [0] * CHOSEN
+        return sum(map(self.head_operations, layers))
+
+    @property
+    def of_clean(self) -> int:
+        """Operations of the clean run of a prompt, with every head's direct effect."""
+        shape = self.shape
+        return shape.layers * (self.layer_operations(self.length) + self.of_directions)
+
+    @property
+    def of_directions(self) -> int:
+        """Operations of projecting the correct directions of a prompt through the heads of a layer."""
+        return 2 * self.predicting * self.shape.width * self.shape.d_model
+
+    # Bytes.
+
+    @property
+    def activations(self) -> float:
+        """Bytes of a shard's activations file."""
+        shape = self.shape
+        big = shape.layers * self.length * (shape.d_model + shape.width)
+        effects = shape.layers * (shape.heads + 1) + 2
+        return self.in_shard * self.number * (big + self.predicting * effects)
+
+    def ablations(self, kind: str) -> float:
+        """Bytes of an ablations file of a shard."""
+        return self.heads(kind) * self.in_shard * (self.number * PER_TOKEN * self.predicting + self.repairs)
+
+    @property
+    def repairs(self) -> float:
+        """Bytes of a head's repair by every component of the model, on a prompt."""
+        return self.number * self.shape.layers * (self.shape.heads + 1)
+
+    @property
+    def neurons(self) -> float:
+        """Bytes of a neurons file of a shard."""
+        kept = 3 * self.config["analyses"]["top_neurons"] + 150
+        return self.top_tokens * self.number * (kept + 10)
+
+    @property
+    def _through_a_layer(self) -> float:
+        """Bytes of what is alive at once while a batch goes through a layer."""
+        shape = self.shape
+        return self.number * self.batch * (6 * shape.d_model + 4 * shape.width + 4 * shape.d_mlp)
+
+    @property
+    def _of_batch(self) -> float:
+        """Bytes of what a batch's ablated runs need beside a layer: directions, projected and not, and clean effects."""
+        shape = self.shape
+        of_layers = shape.layers * (shape.width + 2 * shape.heads)
+        return self.number * self.batch * (of_layers + 6 * shape.d_model)
+
+    @property
+    def _proof(self) -> float:
+        """Bytes of plain runs of a prompt, clean and ablated, and of some logits."""
+        shape = self.shape
+        runs = 2 * shape.layers * self.length * (2 * shape.d_model + shape.width)
+        return self.number * (runs + 2 * min(256, self.predicting) * shape.vocabulary)
+
+    @property
+    def _of_donors(self) -> float:
+        """Bytes of a layer's ``z`` of a shard, from which donors are taken."""
+        return self.number * self.in_shard * self.length * self.shape.width
+
+    # Jobs.
+
+    def of(self, rule: str, kind: str | None = None, text: int = 0) -> Need:
+        """What a job of a rule needs.
+
+        Args:
+            rule: Its name; a figure's is ``draw_figure``.
+            kind: The job's kind of ablation, where it has one.
+            text: Bytes of the corpus, for the rule that tokenizes it.
+        """
+        number, shape, in_shard = self.number, self.shape, self.in_shard
+        per_head = number * in_shard * self.predicting
+        clean_run = number * shape.layers * self.batch * (shape.d_model + shape.width)
+        replay = self._of_batch + self._through_a_layer
+        opened = {"read": self.activations + shape.stored_bytes, "tokens": in_shard * self.length}
+        match rule:
+            case "cache_activations":
+                return self._model_job(
+                    batch=clean_run + self._through_a_layer,
+                    disk=self.activations,
+                    operations=in_shard * self.of_clean,
+                    read=shape.stored_bytes,
+                    tokens=in_shard * self.length,
+                )
+            case "ablate_heads":
+                assert kind is not None
+                return self._model_job(
+                    batch=replay,
+                    host=self._of_donors,
+                    results=2 * self.ablations(kind),
+                    disk=self.ablations(kind),
+                    operations=self.sweep_operations(kind, in_shard),
+                    **opened,
+                )
+            case "freeze_layernorm":
+                return self._model_job(
+                    batch=replay + number * 256 * shape.vocabulary,
+                    host=self._of_donors,
+                    results=4 * self.chosen * per_head,
+                    disk=2 * self.chosen * per_head,
+                    operations=in_shard * self.of_chosen,
+                    **opened,
+                )
+            case "measure_neurons":
+                tokens = min(self.top_tokens, self.batch)
+                return self._model_job(
+                    batch=replay + number * (self.batch + 10 * tokens) * shape.d_mlp,
+                    host=self._of_donors,
+                    results=3 * self.neurons,
+                    disk=self.neurons,
+                    operations=in_shard * (self.of_chosen + self.layer_operations(self.length)),
+                    **opened,
+                )
+            case "measure_donor_noise":
+                donors = self.noise_donors
+                return self._model_job(
+                    batch=replay,
+                    host=self._of_donors,
+                    results=3 * donors * self.chosen * PER_TOKEN * per_head,
+                    disk=donors * self.chosen * PER_TOKEN * per_head,
+                    operations=in_shard * donors * self.of_chosen,
+                    **opened,
+                )
+            case "project_other_donor":
+                return self._model_job(
+                    batch=number * self.batch * (2 * shape.d_model + 3 * shape.width),
+                    host=self._of_donors,
+                    disk=shape.layers * shape.heads * per_head,
+                    operations=in_shard * shape.layers * self.of_directions,
+                    **opened,
+                )
+            case "reinforce_heads":
+                changed = self.top_tokens / self.chosen * shape.layers * shape.heads * self.reinforced
+                sums = shape.layers * shape.heads * in_shard * (3 + self.reinforced) * 8
+                attention = shape.layers * self.layer_operations(self.length, shape.attention_parameters)
+                return self._model_job(
+                    batch=number * (1024 + self.length) * (6 * shape.d_model + 6 * shape.width)
+                    + number * shape.heads * (1024 + self.length) ** 2,
+                    results=2 * sums,
+                    disk=sums,
+                    operations=in_shard * attention + changed * 2 * shape.attention_parameters,
+                    **opened,
+                )
+            case "move_residual":
+                return self._model_job(
+                    batch=number * self.batch * (6 * shape.d_model + 4 * shape.width),
+                    disk=self.chosen * in_shard * shape.heads * 8,
+                    operations=in_shard
+                    * self.chosen
+                    * (self.layer_operations(self.length, shape.attention_parameters) + self.of_directions),
+                    **opened,
+                )
+            case "ablate_layers":
+                later = shape.layers * (shape.layers + 1) / 2
+                return self._model_job(
+                    batch=replay + 6 * number * self.batch * shape.d_model,
+                    host=self._of_donors,
+                    disk=2 * PER_TOKEN * shape.layers * per_head,
+                    operations=in_shard * (2 * later + 3 * shape.layers) * self.layer_operations(self.length),
+                    **opened,
+                )
+        return self._other_job(rule, kind, text)
+
+    def _model_job(
+        self,
+        *,
+        batch: float,
+        disk: float,
+        operations: float,
+        read: float,
+        tokens: int,
+        host: float = 0,
+        results: float = 0,
+    ) -> Need:
+        """A job that runs the model: on a GPU, batches are there and the weights pass through memory."""
+        small = batch + self._proof
+        memory = {
+            "Python and libraries": IMPORTS["model"] + (CUDA if self.gpu else 0),
+            "weights": self.weights,
+            **self._larger(
+                {"loading the weights": self._loading},
+                {"a batch of prompts": host + (0 if self.gpu else small), "results of a shard": results},
+            ),
+        }
+        gpu = {"weights": self.weights, "a batch of prompts": host + small} if self.gpu else {}
+        return Need(memory, gpu, disk=disk, read=read, operations=operations, tokens=tokens)
+
+    @property
+    def _loading(self) -> float:
+        """Bytes held beside the weights while these are read: the files, or a part where these are used as they are."""
+        converted = self.shape.stored_bytes != self.weights
+        return self.shape.stored_bytes if converted else self.number * max(self.shape.largest, 2**24)
+
+    @staticmethod
+    def _larger(one: dict[str, float], other: dict[str, float]) -> dict[str, float]:
+        """Of what is held one after the other, the larger."""
+        return max(one, other, key=lambda parts: sum(parts.values()))
+
+    def _other_job(self, rule: str, kind: str | None, text: int) -> Need:
+        """A job that runs no model."""
+        number, shape, config = self.number, self.shape, self.config
+        heads = self.heads(kind) if kind else shape.layers * shape.heads
+        resamples = config["statistics"]["n_bootstrap"]
+        tokens = self.prompts * self.predicting
+        in_shard = self.in_shard * self.predicting
+        of_chosen = self.top_tokens * self.shards
+        # What lies in memory beside imports, and what is read.
+        held, read, imports = 0.0, 0.0, "table"
+        values = heads * in_shard * (12 * number + 4)
+        sums = 24 * heads * self.prompts * 8 + 40 * heads * resamples * 8
+        match rule:
+            case "snapshot_model":
+                imports, read = "snapshot", 2 * shape.stored_bytes
+            case "tokenize_corpus":
+                imports, held, read = "tokenizer", TOKENIZER_ENTRY * shape.vocabulary + TEXT * text, text
+            case "find_thresholds":
+                top = config["statistics"]["top_fraction"] * tokens
+                held = shape.layers * shape.heads * (in_shard + top) * (3 * number + 20)
+            case "average_activations":
+                held = 2 * number * self.in_shard * self.length * shape.width
+                read = self.shards * self.activations
+            case "tabulate_heads" | "tabulate_layernorm_claim":
+                imports = "tokenizer" if rule == "tabulate_heads" else "table"
+                held, read = values + sums, self.shards * values
+            case "tabulate_layernorm_scale":
+                held, read = 5 * heads * in_shard * number + sums / 4, self.shards * values
+            case "tabulate_repair" | "tabulate_moved_residual":
+                held = 2.2 * heads * self.prompts * self.repairs
+                read = held
+            case "tabulate_selection_control":
+                held = shape.heads * tokens * (14 * number + 40)
+                read = shape.layers * shape.heads * tokens * 5 * number
+            case "tabulate_layer_ablations":
+                held = 2 * shape.layers * tokens * (14 * number + 11 * 8)
+                read = held
+            case "tabulate_reinforcement":
+                held = 3 * shape.layers * shape.heads * self.prompts * (3 + self.reinforced) * 8 + sums / 2
+                read = held
+            case "tabulate_neurons":
+                held = 4 * self.neurons * self.shards
+                read = self.neurons * self.shards
+            case "tabulate_token_noise" | "tabulate_ablation_type" | "tabulate_frozen_layernorm":
+                held = 200 * tokens * self.chosen
+            case "tabulate_donor_noise":
+                held = (200 + 8 * self.noise_donors) * tokens * self.chosen
+            case "draw_figure" | "write_findings":
+                imports, held = "figure", 200 * (tokens * self.chosen if rule == "draw_figure" else of_chosen)
+        memory = {"Python and libraries": IMPORTS[imports], "results of all shards": held}
+        return Need(memory, disk=MB, read=read)
