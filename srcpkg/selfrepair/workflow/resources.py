@@ -439,12 +439,13 @@ class Costs:
         in_shard = self.in_shard * self.predicting
         of_chosen = self.top_tokens * self.shards
         # What lies in memory beside imports, and what is read.
-        held, read, imports = 0.0, 0.0, "table"
+        held, read, imports, disk = 0.0, 0.0, "table", float(MB)
         values = heads * in_shard * (12 * number + 4)
         sums = 24 * heads * self.prompts * 8 + 40 * heads * resamples * 8
         match rule:
             case "snapshot_model":
                 imports, read = "snapshot", 2 * shape.stored_bytes
+                disk = shape.stored_bytes
             case "tokenize_corpus":
                 imports, held, read = "tokenizer", TOKENIZER_ENTRY * shape.vocabulary + TEXT * text, text
             case "find_thresholds":
@@ -480,4 +481,4 @@ class Costs:
             case "draw_figure" | "write_findings":
                 imports, held = "figure", 200 * (tokens * self.chosen if rule == "draw_figure" else of_chosen)
         memory = {"Python and libraries": IMPORTS[imports], "results of all shards": held}
-        return Need(memory, disk=MB, read=read)
+        return Need(memory, disk=disk, read=read)

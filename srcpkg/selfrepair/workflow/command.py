@@ -1,0 +1,164 @@
+"""The command `selfrepair`: what a run takes, before anything runs."""
+
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import yaml
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from selfrepair.workflow.config import RESULTS, check_config, check_shapes
+from selfrepair.workflow.machine import amount, disk_mb, memory_mb
+from selfrepair.workflow.plan import SHARE, Plan, RunPlan, make_plan
+from selfrepair.workflow.resources import RATES
+
+MANIFEST = (RESULTS / "snapshots" / "models" / "{name}" / "manifest.json").as_posix()
+MATRIX, SECONDS = 2048, 1.0
+"""Size of the matrices, and how long they are multiplied, to measure a rate."""
+
+app = typer.Typer(add_completion=False, no_args_is_help=True)
+
+
+@app.callback()
+def selfrepair() -> None:
+    """Self-repair in language models. Runs are made by `snakemake`; this says what they take."""
+
+
+@app.command()
+def plan(
+    configfile: Annotated[
+        list[Path] | None, typer.Option(help="Overlay of the default config, as for snakemake; may be given again.")
+    ] = None,
+    tflops: Annotated[
+        float | None, typer.Option(help="Rate of large matrix products, TFLOP/s; measured here where it is left out.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    workflow: Annotated[
+        Path | None, typer.Option(help="Folder of the Snakefile; that of this package where it is left out.")
+    ] = None,
+) -> None:
+    """Say what a run takes, and what will not fit. Runs nothing. The exit status is 1 where something will not fit."""
+    home = workflow or Path(__file__).resolve().parents[3]
+    try:
+        config = read_configs(home / "config" / "config.yaml", configfile or [])
+        check_config(config, home / "config" / "config.schema.yaml")
+        check_shapes(config, MANIFEST)
+    except (ValueError, OSError) as error:
+        typer.echo(f"Error: {error}", err=True)
+        raise typer.Exit(2) from None
+    rate, rate_is = (tflops, "given") if tflops else _rate(config["compute"])
+    found = make_plan(
+        config,
+        MANIFEST,
+        tflops=rate,
+        rate_is=rate_is,
+        memory_mb=memory_mb(),
+        disk_mb=disk_mb(RESULTS),
+    )
+    if as_json:
+        typer.echo(found.as_json())
+    else:
+        _show(found, Console())
+    if found.does_not_fit:
+        raise typer.Exit(1)
+
+
+def read_configs(default: Path, overlays: list[Path]) -> dict[str, Any]:
+    """The default config with overlays laid over it, as Snakemake does it: keys by keys, lists as a whole.
+
+    Raises:
+        ValueError: A file that is no YAML of keys.
+    """
+    config: dict[str, Any] = {}
+    for path in (default, *overlays):
+        try:
+            content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        except yaml.YAMLError as error:
+            raise ValueError(f"{path} is not YAML ({str(error).splitlines()[0]}): correct it") from error
+        if not isinstance(content, dict):
+            raise ValueError(f"{path} holds a {type(content).__name__}: wanted keys and values")
+        _lay_over(config, content)
+    return config
+
+
+def _lay_over(config: dict[str, Any], overlay: dict[str, Any]) -> None:
+    for key, value in overlay.items():
+        if isinstance(value, dict) and isinstance(config.get(key), dict):
+            _lay_over(config[key], value)
+        else:
+            config[key] = value
+
+
+def _rate(compute: dict[str, Any]) -> tuple[float, str]:
+    """Rate of matrix products of the config's device, TFLOP/s: measured where the device is here, else as it is stated."""
+    import torch
+
+    on_gpu = compute["device"].startswith("cuda")
+    if on_gpu and not torch.cuda.is_available():
+        return RATES["cuda", compute["dtype"]], "stated"
+    names = {"float64": torch.float64, "bfloat16": torch.bfloat16 if on_gpu else torch.float32}
+    a = torch.ones(MATRIX, MATRIX, dtype=names.get(compute["dtype"], torch.float32), device=compute["device"])
+    b, count = a @ a, 0
+    if on_gpu:
+        torch.cuda.synchronize()
+    started = time.perf_counter()
+    while time.perf_counter() - started < SECONDS:
+        b, count = a @ a, count + 1
+        if on_gpu:
+            torch.cuda.synchronize()
+    del b
+    return 2 * count * MATRIX**3 / (time.perf_counter() - started) / 1e12, "measured"
+
+
+def _show(found: Plan, console: Console) -> None:
+    console.print(
+        f"Hours at {SHARE:.0%} of {found.tflops:.3g} TFLOP/s ({found.rate_is}), one job after the other. "
+        f"This machine: {amount(found.memory_mb)} of memory, {amount(found.disk_mb)} of free disk. Memory is a job's.",
+        soft_wrap=True,
+    )
+    for run in found.runs:
+        console.print()
+        console.print(_table(run) if run.stages else f"[bold]{run.model} on {run.corpus}[/bold]: {run.unknown}")
+    console.print()
+    for line in found.does_not_fit:
+        console.print(f"[bold red]Does not fit:[/bold red] {line}", soft_wrap=True)
+    if not found.does_not_fit and any(run.stages for run in found.runs):
+        console.print("All of it fits." if all(run.stages for run in found.runs) else "What is known of it fits.")
+
+
+def _table(run: RunPlan) -> Table:
+    gpu = max(stage.gpu_mb for stage in run.stages)
+    table = Table(title=f"{run.model} on {run.corpus}", title_justify="left", box=box.SIMPLE, pad_edge=False)
+    table.add_column("stage", no_wrap=True)
+    for name in ("jobs", "tokens", "operations", "hours", "memory", *(["GPU"] if gpu else []), "disk"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for stage in run.stages:
+        table.add_row(
+            stage.name,
+            f"{stage.jobs:,}",
+            f"{stage.tokens:,}" if stage.tokens else "",
+            f"{stage.operations:.2g}" if stage.operations else "",
+            _hours(stage.hours) if stage.operations else "",
+            amount(stage.mem_mb),
+            *([amount(stage.gpu_mb) if stage.gpu_mb else ""] if gpu else []),
+            amount(stage.disk_mb),
+        )
+    table.add_section()
+    table.add_row(
+        "all",
+        f"{sum(stage.jobs for stage in run.stages):,}",
+        "",
+        f"{sum(stage.operations for stage in run.stages):.2g}",
+        _hours(sum(stage.hours for stage in run.stages)),
+        amount(max(stage.mem_mb for stage in run.stages)),
+        *([amount(gpu)] if gpu else []),
+        amount(run.kept_mb),
+    )
+    return table
+
+
+def _hours(hours: float) -> str:
+    return f"{hours:,.0f}" if hours >= 10 else f"{hours:.1g}" if hours < 0.1 else f"{hours:.2g}"
