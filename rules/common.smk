@@ -68,9 +68,6 @@ try:
     check_sources(config, {"models": MODEL.format(model="{name}"), "corpora": CORPUS.format(corpus="{name}")})
     check_published(config, MODEL.format(model="{name}"), Path(PUBLISHED_MODELS))
     check_shapes(config, MODEL.format(model="{name}"))
-    # Where Snakemake only reads the workflow (a report, a lint), nothing needs to fit; a cluster's nodes are not this machine.
-    if workflow.executor_plugin and workflow.local_exec and workflow.is_main_process:
-        check_fits(config, MODEL.format(model="{name}"), MACHINE_MB, workflow.resource_settings.overwrite_resources)
 except ValueError as error:
     raise WorkflowError(str(error)) from None
 
@@ -135,9 +132,13 @@ def listed(heads):
     return None if isinstance(heads, str) else heads
 
 
-if workflow.executor_plugin and workflow.local_exec and "mem_mb" not in workflow.global_resources:
-    # Jobs that together want more memory than there is do not run at a time.
-    workflow.register_resource("mem_mb", MACHINE_MB)
+onstart:
+    # A cluster's nodes are not this machine.
+    if workflow.local_exec:
+        try:
+            check_fits(config, MODEL.format(model="{name}"), MACHINE_MB, workflow.resource_settings.overwrite_resources)
+        except ValueError as error:
+            raise WorkflowError(str(error)) from None
 
 
 def gpus():

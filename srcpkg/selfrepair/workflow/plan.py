@@ -14,8 +14,8 @@ SHARE = 0.8
 """Of the rate of large matrix products, what a sweep reaches (docs/performance.md)."""
 
 ADVICE = {
-    "weights": "use compute.dtype float32, a smaller model or a larger machine",
-    "loading the weights": "use a smaller model or a larger machine",
+    "weights": "use a smaller model, or a larger machine; compute.dtype float64 takes twice what float32 does",
+    "loading the weights": "use a smaller model, or a larger machine",
     "a batch of prompts": "lower tokens.prompt_length",
     "results of a shard": "lower tokens.prompts_per_shard",
     "results of all shards": "lower tokens.prompts",
@@ -122,7 +122,9 @@ def make_plan(
         costs = Costs(shape, config)
         for number, corpus in enumerate(config["run"]["corpora"]):
             # A snapshot serves every corpus.
-            jobs = [job for job in run_jobs(config) if number == 0 or job[0] not in ("snapshot_model", "check_published")]
+            jobs = [
+                job for job in run_jobs(config) if number == 0 or job[0] not in ("snapshot_model", "check_published")
+            ]
             stages = _stages(costs, jobs, tflops * SHARE)
             runs.append(RunPlan(model, corpus, stages))
         wrong += _too_large(costs, model, memory_mb)

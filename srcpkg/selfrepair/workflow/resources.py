@@ -106,7 +106,7 @@ IMPORTS = {
     "snapshot": 400 * MB,
     "figure": 260 * MB,
     "table": 150 * MB,
-    "facts": 90 * MB,
+    "nothing": 30 * MB,
 }
 """Memory of a process that has imported what a kind of job uses and does nothing yet, measured with torch for CPUs."""
 TOKENIZER_ENTRY, TEXT = 1000, 6
@@ -120,12 +120,12 @@ UNKNOWN_MB, UNKNOWN_MINUTES = 3000, 240
 
 
 def share_of_cores(mem_mb: int, machine_mb: int, cores: int) -> int:
-    """Threads of a job, so that the jobs which fit in memory at a time use all cores.
+    """Threads of a job: as few as keep jobs that run at a time within memory.
 
     One thread a job is fastest where as many jobs fit as there are cores (docs/performance.md).
     """
     at_once = max(1, machine_mb // mem_mb)
-    return max(1, cores // at_once)
+    return ceil(cores / at_once)
 
 
 def model_shape(settings: Mapping[str, Any], snapshot: Path) -> Shape | None:
@@ -446,6 +446,8 @@ class Costs:
             case "snapshot_model":
                 imports, read = "snapshot", 2 * shape.stored_bytes
                 disk = shape.stored_bytes
+            case "check_published":
+                imports = "tokenizer" if any("published" in of for of in config["models"].values()) else "nothing"
             case "tokenize_corpus":
                 imports, held, read = "tokenizer", TOKENIZER_ENTRY * shape.vocabulary + TEXT * text, text
             case "find_thresholds":
