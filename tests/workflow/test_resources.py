@@ -1,4 +1,4 @@
-"""What rules ask for is what their jobs take: memory of real jobs on three sizes of models, and what will not fit is refused."""
+"""What rules ask for is what their jobs take: memory of real jobs on three sizes of models; what will not fit is refused."""
 
 import json
 import re

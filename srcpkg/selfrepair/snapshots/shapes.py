@@ -126,11 +126,12 @@ def _shape_of_folder(folder: Path, _state: tuple[tuple[str, int], ...]) -> Shape
         return None
     known = {name: int(size) for name, size in sizes.items() if size is not None}
     layers, heads, d_model = known["layers"], known["heads"], known["d_model"]
-    # Causal masks of old files have four dimensions, frequencies, biases and norms one.
+    # Causal masks of old files, which are left out, have four dimensions; biases and norms have one.
+    weights = {name: tensor for name, tensor in stored.items() if len(tensor.shape) < 4}
     of_layers = {
         name: tensor.size
-        for name, tensor in stored.items()
-        if len(tensor.shape) in (2, 3) and any(part.isdigit() for part in name.split("."))
+        for name, tensor in weights.items()
+        if len(tensor.shape) > 1 and any(part.isdigit() for part in name.split("."))
     }
     family = FAMILIES.get(config["model_type"])
     parallel = family is not None and bool(config.get(family.parallel_option or "", family.parallel))
@@ -139,11 +140,11 @@ def _shape_of_folder(folder: Path, _state: tuple[tuple[str, int], ...]) -> Shape
         kv_heads=1 if config.get("multi_query") else int(_first(config, _KV_HEADS) or heads),
         d_head=int(_first(config, _D_HEAD) or d_model // heads),
         d_mlp=int(_first(config, _D_MLP) or 4 * d_model),
-        parameters=sum(tensor.size for tensor in stored.values()),
+        parameters=sum(tensor.size for tensor in weights.values()),
         layer_parameters=sum(of_layers.values()) // layers,
         mlp_parameters=sum(size for name, size in of_layers.items() if "att" not in name) // layers,
-        largest=max(tensor.size for tensor in stored.values()),
-        stored_bytes=sum(tensor.size * _BYTES.get(tensor.dtype, 4) for tensor in stored.values()),
+        largest=max(tensor.size for tensor in weights.values()),
+        stored_bytes=sum(tensor.size * _BYTES.get(tensor.dtype, 4) for tensor in weights.values()),
         parallel=parallel,
     )
 

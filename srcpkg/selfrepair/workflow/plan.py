@@ -1,4 +1,4 @@
-"""What a run will take, before anything runs: jobs, tokens, operations, time, memory and disk of each stage, and what will not fit."""
+"""What a run will take, before anything runs: jobs, operations, time, memory and disk of each stage, and what will not fit."""
 
 import json
 from collections.abc import Collection, Mapping

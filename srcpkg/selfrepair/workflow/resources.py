@@ -105,7 +105,7 @@ IMPORTS = {
     "tokenizer": 440 * MB,
     "snapshot": 400 * MB,
     "figure": 260 * MB,
-    "table": 150 * MB,
+    "table": 160 * MB,
     "nothing": 30 * MB,
 }
 """Memory of a process that has imported what a kind of job uses and does nothing yet, measured with torch for CPUs."""
