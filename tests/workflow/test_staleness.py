@@ -147,6 +147,8 @@ USERS: dict[str, set[str]] = {
     "snapshots/pieces.py": {"snapshot_model"},
     "snapshots/pretokenizers.py": {"snapshot_model"},
     "snapshots/published.py": {"check_published"},
+    # Read while the workflow is put together.
+    "snapshots/shapes.py": set(),
     "snapshots/sources.py": SNAPSHOTS,
     "snapshots/texts.py": SNAPSHOTS,
     "snapshots/tokenizers.py": {"snapshot_model"},
@@ -175,10 +177,15 @@ USERS: dict[str, set[str]] = {
     "tables/statistics.py": {*TABLES - {"tabulate_token_noise"}, "draw_token_noise", "write_findings"},
     "tables/token_noise.py": {"tabulate_token_noise"},
     # Used while the workflow is put together; what it gives reaches jobs as params.
+    "workflow/command.py": set(),
     "workflow/config.py": set(),
     "workflow/jobs.py": EVERY,
+    "workflow/machine.py": EVERY,
+    "workflow/plan.py": set(),
     "workflow/progress.py": EVERY,
     "workflow/provenance.py": EVERY,
+    # What a job may take changes nothing that it makes.
+    "workflow/resources.py": set(),
 }
 # A folder's own file is run by whatever runs a module in it.
 for _folder in {str(folder) for module in USERS for folder in PurePosixPath(module).parents if folder.name}:
@@ -383,6 +390,12 @@ def test_the_published_model_makes_stale_what_is_compared_with_it(space: Space) 
     sealed = space.edited(digest, digest.read_text(encoding="utf-8"), listed)
     with edited, sealed, configured(space, "models.tiny.published", "gpt2-small"):
         assert space.jobs() == {"check_published": 1, "tabulate_published": 1, **drawn("published_comparison")}
+
+
+def test_how_large_a_model_is_said_to_be_makes_nothing_stale(space: Space) -> None:
+    sizes = {"layers": 2, "heads": 4, "kv_heads": 2, "d_model": 16, "d_mlp": 32, "vocabulary": 9, "gated": True}
+    with configured(space, "models.tiny.shape", sizes):
+        assert space.jobs() == {}
 
 
 def test_values_of_models_and_texts_that_do_not_run_change_nothing(space: Space) -> None:

@@ -92,7 +92,7 @@ def _lay_over(config: dict[str, Any], overlay: dict[str, Any]) -> None:
             config[key] = value
 
 
-def _rate(compute: dict[str, Any]) -> tuple[float, str]:
+def _rate(compute: dict[str, Any]) -> tuple[int | float, str]:
     """Rate of matrix products of the config's device, TFLOP/s: measured where the device is here, else as it is stated."""
     import torch
 
@@ -160,5 +160,5 @@ def _table(run: RunPlan) -> Table:
     return table
 
 
-def _hours(hours: float) -> str:
+def _hours(hours: int | float) -> str:
     return f"{hours:,.0f}" if hours >= 10 else f"{hours:.1g}" if hours < 0.1 else f"{hours:.2g}"

@@ -29,7 +29,7 @@ def disk_mb(folder: Path) -> int:
     return shutil.disk_usage(folder).free // 10**6
 
 
-def shortage(what: str, kind: str, asked: float, has: float, advice: str = PLAN) -> str:
+def shortage(what: str, kind: str, asked: int | float, has: int | float, advice: str = PLAN) -> str:
     """What does not fit, in a line.
 
     Args:
@@ -43,7 +43,7 @@ def shortage(what: str, kind: str, asked: float, has: float, advice: str = PLAN)
     return f"{what} needs {amount(asked)} of {kind}, {amount(has)} are {where}: {advice}"
 
 
-def amount(mb: float) -> str:
+def amount(mb: int | float) -> str:
     """MB in words, to two digits or so: 950 MB, 3.2 GB, 34 GB, 1.5 TB."""
     for unit, size in (("TB", 1e6), ("GB", 1e3)):
         if mb >= size:

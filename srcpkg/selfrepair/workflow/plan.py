@@ -8,7 +8,7 @@ from typing import Any
 
 from selfrepair.workflow.config import main_kind
 from selfrepair.workflow.machine import shortage
-from selfrepair.workflow.resources import MB, Costs, Need, model_shape
+from selfrepair.workflow.resources import MB, Amount, Costs, Need, model_shape
 
 SHARE = 0.8
 """Of the rate of large matrix products, what a sweep reaches (docs/performance.md)."""
@@ -43,11 +43,11 @@ class Stage:
     name: str
     jobs: int
     tokens: int
-    operations: float
-    hours: float
+    operations: Amount
+    hours: Amount
     mem_mb: int
     gpu_mb: int
-    disk_mb: float
+    disk_mb: Amount
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class RunPlan:
     unknown: str = ""
 
     @property
-    def kept_mb(self) -> float:
+    def kept_mb(self) -> Amount:
         """Disk that is left taken when all is done."""
         return sum(stage.disk_mb for stage in self.stages)
 
@@ -83,7 +83,7 @@ class Plan:
         does_not_fit: A line for each thing that will not, with what to do.
     """
 
-    tflops: float
+    tflops: Amount
     rate_is: str
     memory_mb: int
     disk_mb: int
@@ -96,7 +96,7 @@ class Plan:
 
 
 def make_plan(
-    config: Mapping[str, Any], manifest: str, *, tflops: float, rate_is: str, memory_mb: int, disk_mb: int
+    config: Mapping[str, Any], manifest: str, *, tflops: Amount, rate_is: str, memory_mb: int, disk_mb: int
 ) -> Plan:
     """Plan a run.
 
@@ -208,7 +208,7 @@ def run_jobs(config: Mapping[str, Any]) -> list[tuple[str, str | None, int]]:
     ]
 
 
-def _stages(costs: Costs, jobs: list[tuple[str, str | None, int]], tflops: float) -> list[Stage]:
+def _stages(costs: Costs, jobs: list[tuple[str, str | None, int]], tflops: Amount) -> list[Stage]:
     """Stages of some jobs: a rule each (a kind of ablation each), tables together, figures together."""
     needs: dict[str, list[tuple[int, Need]]] = {}
     for rule, kind, count in jobs:
@@ -220,7 +220,7 @@ def _stages(costs: Costs, jobs: list[tuple[str, str | None, int]], tflops: float
     return [_stage(name, needs[name], tflops) for name in order]
 
 
-def _stage(name: str, needs: list[tuple[int, Need]], tflops: float) -> Stage:
+def _stage(name: str, needs: list[tuple[int, Need]], tflops: Amount) -> Stage:
     operations = sum(count * need.operations for count, need in needs)
     return Stage(
         name=name,

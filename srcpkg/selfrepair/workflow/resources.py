@@ -15,6 +15,9 @@ from selfrepair.snapshots.manifest import json_or_nothing
 from selfrepair.snapshots.shapes import Shape, shape_of_folder, shape_of_settings
 from selfrepair.snapshots.sources import parse_source
 
+Amount = int | float
+"""Of bytes or operations."""
+
 MB = 10**6
 NUMBER = {"float32": 4, "float64": 8, "bfloat16": 4}
 """Bytes of a weight, a residual and a measured value, by `compute.dtype`."""
@@ -58,11 +61,11 @@ class Need:
         tokens: Tokens of its prompts; 0 where it has none.
     """
 
-    memory: Mapping[str, float]
-    gpu_memory: Mapping[str, float] = field(default_factory=dict)
-    disk: float = 0
-    read: float = 0
-    operations: float = 0
+    memory: Mapping[str, Amount]
+    gpu_memory: Mapping[str, Amount] = field(default_factory=dict)
+    disk: Amount = 0
+    read: Amount = 0
+    operations: Amount = 0
     tokens: int = 0
 
     def minutes(self, device: str, dtype: str, threads: int = 1) -> int:
@@ -94,7 +97,7 @@ class Need:
         return max(1, ceil(self.disk / MB))
 
 
-def _rounded(mb: float) -> int:
+def _rounded(mb: Amount) -> int:
     """Up to two digits or so: to 10 MB below one GB, to 100 MB above."""
     step = 10 if mb < 1000 else 100
     return ceil(mb / step) * step
@@ -188,7 +191,7 @@ class Costs:
         return min(self.config["analyses"]["noise_donors"], self.in_shard - 1)
 
     @property
-    def top_tokens(self) -> float:
+    def top_tokens(self) -> Amount:
         """Top tokens of the chosen heads that lie in a shard, on average."""
         return self.config["statistics"]["top_fraction"] * self.in_shard * self.predicting * self.chosen
 
@@ -211,7 +214,7 @@ class Costs:
         later = (shape.layers - layer - 1) * (self.layer_operations(length) + 2 * length * shape.heads)
         return 2 * length * shape.d_head * shape.d_model + own + later
 
-    def sweep_operations(self, kind: str, prompts: int) -> float:
+    def sweep_operations(self, kind: str, prompts: int) -> Amount:
         """Operations of one kind of ablation on some prompts; less than that where top tokens alone are computed."""
         heads = self.config["ablations"][kind]["heads"]
         if heads == "all":
@@ -245,50 +248,50 @@ class Costs:
     # Bytes.
 
     @property
-    def activations(self) -> float:
+    def activations(self) -> Amount:
         """Bytes of a shard's activations file."""
         shape = self.shape
         big = shape.layers * self.length * (shape.d_model + shape.width)
         effects = shape.layers * (shape.heads + 1) + 2
         return self.in_shard * self.number * (big + self.predicting * effects)
 
-    def ablations(self, kind: str) -> float:
+    def ablations(self, kind: str) -> Amount:
         """Bytes of an ablations file of a shard."""
         return self.heads(kind) * self.in_shard * (self.number * PER_TOKEN * self.predicting + self.repairs)
 
     @property
-    def repairs(self) -> float:
+    def repairs(self) -> Amount:
         """Bytes of a head's repair by every component of the model, on a prompt."""
         return self.number * self.shape.layers * (self.shape.heads + 1)
 
     @property
-    def neurons(self) -> float:
+    def neurons(self) -> Amount:
         """Bytes of a neurons file of a shard."""
         kept = 3 * self.config["analyses"]["top_neurons"] + 150
         return self.top_tokens * self.number * (kept + 10)
 
     @property
-    def _through_a_layer(self) -> float:
+    def _through_a_layer(self) -> Amount:
         """Bytes of what is alive at once while a batch goes through a layer."""
         shape = self.shape
         return self.number * self.batch * (6 * shape.d_model + 4 * shape.width + 4 * shape.d_mlp)
 
     @property
-    def _of_batch(self) -> float:
+    def _of_batch(self) -> Amount:
         """Bytes of what a batch's ablated runs need beside a layer: directions, projected and not, and clean effects."""
         shape = self.shape
         of_layers = shape.layers * (shape.width + 2 * shape.heads)
         return self.number * self.batch * (of_layers + 6 * shape.d_model)
 
     @property
-    def _proof(self) -> float:
+    def _proof(self) -> Amount:
         """Bytes of plain runs of a prompt, clean and ablated, and of some logits."""
         shape = self.shape
         runs = 2 * shape.layers * self.length * (2 * shape.d_model + shape.width)
         return self.number * (runs + 2 * min(256, self.predicting) * shape.vocabulary)
 
     @property
-    def _of_donors(self) -> float:
+    def _of_donors(self) -> Amount:
         """Bytes of a layer's ``z`` of a shard, from which donors are taken."""
         return self.number * self.in_shard * self.length * self.shape.width
 
@@ -398,13 +401,13 @@ class Costs:
     def _model_job(
         self,
         *,
-        batch: float,
-        disk: float,
-        operations: float,
-        read: float,
+        batch: Amount,
+        disk: Amount,
+        operations: Amount,
+        read: Amount,
         tokens: int,
-        host: float = 0,
-        results: float = 0,
+        host: Amount = 0,
+        results: Amount = 0,
     ) -> Need:
         """A job that runs the model: on a GPU, batches are there and the weights pass through memory."""
         small = batch + self._proof
@@ -420,13 +423,13 @@ class Costs:
         return Need(memory, gpu, disk=disk, read=read, operations=operations, tokens=tokens)
 
     @property
-    def _loading(self) -> float:
+    def _loading(self) -> Amount:
         """Bytes held beside the weights while these are read: the files, or a part where these are used as they are."""
         converted = self.shape.stored_bytes != self.weights
         return self.shape.stored_bytes if converted else self.number * max(self.shape.largest, 2**24)
 
     @staticmethod
-    def _larger(one: dict[str, float], other: dict[str, float]) -> dict[str, float]:
+    def _larger(one: dict[str, Amount], other: dict[str, Amount]) -> dict[str, Amount]:
         """Of what is held one after the other, the larger."""
         return max(one, other, key=lambda parts: sum(parts.values()))
 

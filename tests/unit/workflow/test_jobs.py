@@ -14,14 +14,17 @@ pytestmark = pytest.mark.filterwarnings("error")
 
 # A job changes its whole process (streams, environment, logging), so that each test runs one in a process of its own.
 JOB = """
-import json, sys
+import json, os, sys
 from pathlib import Path
 from types import SimpleNamespace
 from snakemake.iocontainers import Params
 from selfrepair.workflow.jobs import job
 
 params = Params(fromdict={"code": "c0de", "seed": 4})
-snakemake = SimpleNamespace(log=[sys.argv[1]], threads=1, params=params, input=sys.argv[2:])
+resources = {"mem_mb": 1000, "disk_mb": 1} | json.loads(os.environ.get("ASKED", "{}"))
+snakemake = SimpleNamespace(
+    log=[sys.argv[1]], threads=1, params=params, input=sys.argv[2:], output=[sys.argv[1]], resources=resources, rule="a_rule"
+)
 """
 
 
@@ -149,3 +152,19 @@ def test_progress_is_drawn_on_the_terminal_not_in_the_log(tmp_path: Path) -> Non
     assert "%" in shown
     assert "ablating: 2 of 2 heads" in log.read_text()
     assert "%|" not in log.read_text()
+
+
+@pytest.mark.parametrize(("asked", "kind"), [({"mem_mb": 10**9}, "memory"), ({"disk_mb": 10**9}, "disk")])
+def test_a_job_that_does_not_fit_stops_before_its_work(tmp_path: Path, asked: dict[str, int], kind: str) -> None:
+    done, log = run(tmp_path, "print('worked')", ASKED=json.dumps(asked))
+    assert done.returncode == 1
+    assert "worked" not in log
+    last = log.splitlines()[-1]
+    assert last.startswith(f"Error: this job (a_rule) needs 1,000 TB of {kind}, ")
+    assert last.endswith("`selfrepair plan` says what takes it, and which key of the config to change")
+
+
+def test_a_log_says_what_memory_was_taken(tmp_path: Path) -> None:
+    _, log = run(tmp_path, "held = bytearray(300_000_000)")
+    [took] = [int(line.split("peak memory: ")[1].split()[0]) for line in log.splitlines() if "peak memory: " in line]
+    assert 300 < took < 600

@@ -1,0 +1,109 @@
+"""What `selfrepair plan` prints."""
+
+import json
+import tomllib
+from importlib.metadata import EntryPoint
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from selfrepair.workflow import command
+from selfrepair.workflow.plan import check_fits
+
+from conftest import REPOSITORY
+
+pytestmark = pytest.mark.filterwarnings("error")
+
+PAPER = REPOSITORY / "config" / "paper.yaml"
+SEVEN = {"pythia-160m", "pythia-410m", "pythia-1b", "gpt2-small", "gpt2-medium", "gpt2-large", "llama-7b"}
+
+
+@pytest.fixture
+def planned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Runs `selfrepair plan` in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setattr(command, "memory_mb", lambda: 64_000)
+    monkeypatch.setattr(command, "disk_mb", lambda folder: 10_000_000)
+
+    def run(*arguments: str, overlay: dict[str, Any] | None = None) -> Any:
+        if overlay is not None:
+            (tmp_path / "overlay.yaml").write_text(yaml.safe_dump(overlay), encoding="utf-8")
+            arguments = (*arguments, "--configfile", str(tmp_path / "overlay.yaml"))
+        return CliRunner().invoke(command.app, ["plan", *arguments])
+
+    return run
+
+
+def test_the_command_is_what_the_package_installs() -> None:
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    [(name, value)] = project["scripts"].items()
+    assert EntryPoint(name, value, "console_scripts").load() is command.app
+
+
+def test_the_papers_models_are_planned_on_a_million_tokens(planned) -> None:
+    done = planned("--configfile", str(PAPER), "--tflops", "20", "--json")
+    found = json.loads(done.stdout)
+    assert {run["model"] for run in found["runs"]} == SEVEN
+    assert (found["tflops"], found["rate_is"]) == (20, "given")
+    stages = {run["model"]: {stage["name"]: stage for stage in run["stages"]} for run in found["runs"]}
+    for of_model in stages.values():
+        assert of_model["ablate_heads (resample)"]["tokens"] >= 10**6
+    # docs/performance.md, by `selfrepair.model.flops`.
+    assert stages["pythia-1b"]["ablate_heads (resample)"]["operations"] == pytest.approx(0.097e18, rel=0.05)
+    assert stages["llama-7b"]["ablate_heads (resample)"]["operations"] == pytest.approx(6.7e18, rel=0.05)
+    sweep = stages["llama-7b"]["ablate_heads (resample)"]
+    assert sweep["hours"] == pytest.approx(sweep["operations"] / (0.8 * 20e12) / 3600)
+
+
+def test_what_does_not_fit_is_said_with_the_key_to_change(planned) -> None:
+    done = planned("--configfile", str(PAPER), "--tflops", "20")
+    assert done.exit_code == 1
+    assert "Does not fit: tabulate_repair of llama-7b needs" in done.stdout
+    assert "lower tokens.prompts" in done.stdout
+
+
+def test_the_same_words_stop_a_run(planned) -> None:
+    config = command.read_configs(REPOSITORY / "config" / "config.yaml", [PAPER])
+    with pytest.raises(
+        ValueError, match=r"this run does not fit:\n(.*\n)*  tabulate_repair of llama-7b needs"
+    ) as caught:
+        check_fits(config, command.MANIFEST, 64_000)
+    said = json.loads(planned("--configfile", str(PAPER), "--tflops", "20", "--json").stdout)["does_not_fit"]
+    assert str(caught.value).splitlines()[1:] == [f"  {line}" for line in said if "disk" not in line]
+    check_fits(config, command.MANIFEST, 10**6)
+
+
+def test_a_model_of_unknown_size_is_said(planned) -> None:
+    """The default is a package: what is in it is known when its snapshot is there."""
+    done = planned("--tflops", "0.1")
+    assert done.exit_code == 0
+    assert "give models.smollm2-135m-instruct.shape, or take its snapshot first" in " ".join(done.stdout.split())
+
+
+def test_a_rate_is_measured_where_none_is_given(planned) -> None:
+    found = json.loads(planned("--json").stdout)
+    assert found["rate_is"] == "measured"
+    assert 0 < found["tflops"] < 1000
+
+
+def test_a_wrong_config_is_said_in_the_workflows_words(planned) -> None:
+    done = planned("--tflops", "1", overlay={"tokens": {"prompts": 7}})
+    assert done.exit_code == 2
+    assert "Error: config is wrong:\n  tokens.prompts is 7, no multiple of" in done.stderr
+
+
+def test_a_shape_that_the_model_has_not_is_refused(planned, tmp_path: Path) -> None:
+    from tiny_model import save_tiny_model
+
+    save_tiny_model(tmp_path / "model")
+    shape = {"layers": 3, "heads": 4, "kv_heads": 2, "d_model": 16, "d_mlp": 32, "vocabulary": 9, "gated": True}
+    overlay = {"run": {"models": ["tiny"]}, "models": {"tiny": {"source": "path:model", "shape": shape}}}
+    done = planned("--tflops", "1", overlay=overlay)
+    assert done.exit_code == 2
+    assert "models.tiny.shape is layers 3, but the model has layers 2: correct layers" in done.stderr
+    shape["layers"] = 2
+    assert planned("--tflops", "1", overlay=overlay).exit_code == 0

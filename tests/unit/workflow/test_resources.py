@@ -1,0 +1,118 @@
+"""Formulas of what jobs need; tests/workflow/test_resources.py holds those of memory to real jobs."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import selfrepair
+from selfrepair.model import flops, model
+from selfrepair.snapshots.shapes import shape_of_folder, shape_of_settings
+from selfrepair.workflow import resources
+from selfrepair.workflow.command import read_configs
+from selfrepair.workflow.resources import Costs, model_shape, share_of_cores
+
+from conftest import REPOSITORY, random_model
+
+pytestmark = pytest.mark.filterwarnings("error")
+
+LLAMA_7B = {"layers": 32, "heads": 32, "d_model": 4096, "d_mlp": 11008, "vocabulary": 32000, "gated": True}
+SMOLLM2 = {
+    **{"layers": 30, "heads": 9, "kv_heads": 3, "d_model": 576, "d_mlp": 1536, "vocabulary": 49152},
+    **{"gated": True, "tied": True},
+}
+
+
+@pytest.fixture
+def config() -> dict[str, Any]:
+    return read_configs(REPOSITORY / "config" / "config.yaml", [])
+
+
+@pytest.mark.parametrize("name", ["gpt2", "gpt_neox", "gpt_neox_sequential", "llama", "qwen3", "mistral", "phi"])
+def test_operations_are_those_that_the_model_does(name: str, config: dict[str, Any], tmp_path: Path) -> None:
+    """Held to `selfrepair.model.flops`, which is held to what torch counts."""
+    hf = random_model(name, torch.float32)
+    hf.save_pretrained(tmp_path)
+    shape, loaded = shape_of_folder(tmp_path), selfrepair.load_model(hf)
+    assert shape is not None
+    costs = Costs(shape, config)
+    length = costs.length
+    for layer in range(shape.layers):
+        assert costs.layer_operations(length) == flops.layer_flops(loaded, layer, length)
+        assert costs.head_operations(layer) == flops.head_flops(loaded, layer, length)
+    heads = [(layer, head) for layer in range(shape.layers) for head in range(shape.heads)]
+    assert costs.sweep_operations("resample", 5) == flops.sweep_flops(loaded, heads, 5, length)
+
+
+def test_batches_are_those_of_the_model() -> None:
+    assert resources.BATCH_TOKENS == model.BATCH_TOKENS
+    assert resources.ACCELERATOR_BATCH_TOKENS == model.ACCELERATOR_BATCH_TOKENS
+
+
+def test_bytes_are_those_of_the_files(config: dict[str, Any]) -> None:
+    """README: 138 kB a token for the default."""
+    costs = Costs(shape_of_settings(SMOLLM2), config)
+    a_token = costs.activations / (costs.in_shard * costs.length)
+    assert a_token == pytest.approx(30 * (576 + 9 * 64) * 4, rel=0.02)
+
+
+def test_time_limits_are_generous_and_no_days(config: dict[str, Any]) -> None:
+    """The default's job of the sweep takes some ten minutes, Llama-7B's on a GPU hours."""
+    need = Costs(shape_of_settings(SMOLLM2), config).of("ablate_heads", "resample")
+    assert 20 <= need.minutes("cpu", "float32") <= 90
+    assert need.minutes("cpu", "float32", threads=4) < need.minutes("cpu", "float32")
+    assert need.minutes("cpu", "float64") > need.minutes("cpu", "float32")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "part"),
+    [
+        ("prompts_per_shard", 400, "results of a shard"),
+        ("prompt_length", 2048, "a batch of prompts"),
+    ],
+)
+def test_what_takes_the_memory_is_named(config: dict[str, Any], key: str, value: int, part: str) -> None:
+    shape = shape_of_settings(SMOLLM2)
+    before = Costs(shape, config).of("ablate_heads", "resample")
+    config["tokens"][key] = value
+    after = Costs(shape, config).of("ablate_heads", "resample")
+    assert after.mem_mb > before.mem_mb
+    assert max(after.memory, key=lambda name: after.memory[name] - before.memory.get(name, 0)) == part
+
+
+def test_a_gpu_holds_what_batches_take(config: dict[str, Any]) -> None:
+    shape = shape_of_settings({**LLAMA_7B, "stored": "float16"})
+    on_cpu = Costs(shape, config).of("ablate_heads", "resample")
+    config["compute"]["device"] = "cuda"
+    need = Costs(shape, config).of("ablate_heads", "resample")
+    assert on_cpu.gpu_mb == 0
+    # 6.7 billion weights of four bytes, and the files that they are read from.
+    assert 27_000 < need.gpu_mb < 80_000
+    assert 40_000 < need.mem_mb < 80_000
+
+
+def test_jobs_at_a_time_fit_in_memory() -> None:
+    for cores in range(1, 33):
+        for mem_mb in (500, 1500, 7000, 20_000, 90_000):
+            threads = share_of_cores(mem_mb, 64_000, cores)
+            assert 1 <= threads <= cores
+            assert cores // threads * mem_mb <= max(64_000, mem_mb)
+    assert share_of_cores(1500, 64_000, 16) == 1
+
+
+def test_every_rule_has_its_need(config: dict[str, Any]) -> None:
+    from selfrepair.workflow.plan import run_jobs
+
+    costs = Costs(shape_of_settings(SMOLLM2), config)
+    for rule, kind, _ in run_jobs(config):
+        need = costs.of(rule, kind)
+        assert need.mem_mb >= 40, rule
+        assert need.disk_mb >= 1, rule
+        assert need.minutes("cpu", "float32") >= 5, rule
+
+
+def test_a_model_whose_size_nothing_says_is_not_guessed(tmp_path: Path) -> None:
+    settings = {"source": f"hub:a/b@{'0' * 40}"}
+    assert model_shape(settings, tmp_path / "manifest.json") is None
+    assert model_shape({**settings, "shape": LLAMA_7B}, tmp_path / "manifest.json") == shape_of_settings(LLAMA_7B)
