@@ -136,7 +136,9 @@ onstart:
     # A cluster's nodes are not this machine.
     if workflow.local_exec:
         try:
-            check_fits(config, MODEL.format(model="{name}"), MACHINE_MB, workflow.resource_settings.overwrite_resources)
+            check_fits(
+                config, MODEL.format(model="{name}"), MACHINE_MB, workflow.resource_settings.overwrite_resources
+            )
         except ValueError as error:
             raise WorkflowError(str(error)) from None
 
@@ -155,7 +157,7 @@ def need(rule, wildcards, text=0):
 
 
 def resources(rule):
-    """Resources of a rule of a model: memory and disk in MB, time in minutes; memory and time twice as much when a job is tried
+    """Resources of a job of a model, memory and disk in MB, time in minutes; memory and time twice as much when it is tried
     again."""
 
     def text(input):
