@@ -52,6 +52,8 @@ class Run:
         attention: What each layer's attention writes [prompt, pos, d_model].
         given: By (component, layer), what goes into a post-norm [prompt, pos, d_model]; nothing for other components.
         neurons: What the neurons of each layer's MLP give [prompt, pos, neuron]; no layer that is a mixture of experts.
+        routed: Of each mixture whose experts take a list of them, what these are called with and give: hidden [token, d_model],
+            chosen [token, slot], weights [token, slot], output [token, d_model].
         normed: What the final norm gives [prompt, pos, d_model].
         logits: Before they are capped, centred over the vocabulary [prompt, pos, vocab].
         capped: The same with the model's cap, centred by what they were before it.
@@ -62,6 +64,7 @@ class Run:
     attention: list[Tensor] = field(default_factory=list)
     given: dict[tuple[str, int], Tensor] = field(default_factory=dict)
     neurons: dict[int, Tensor] = field(default_factory=dict)
+    routed: dict[int, tuple[Tensor, ...]] = field(default_factory=dict)
     normed: Tensor = field(default_factory=lambda: torch.empty(0))
     logits: Tensor = field(default_factory=lambda: torch.empty(0))
     capped: Tensor = field(default_factory=lambda: torch.empty(0))
@@ -131,6 +134,8 @@ class Reference:
             ]
             if block.neurons_out is not None:
                 hooks.append(_on_input(block.neurons_out, self._keep_neurons(seen, at)))
+            if block.experts is not None:
+                hooks.append(self._keep_routed(seen, at, block.experts))
         hooks.append(_on_output(self.final_norm.module, lambda x: setattr(seen, "normed", x.clone())))
         cap, config = getattr(self.hf.config, "final_logit_softcapping", None), self.hf.config
         with _registered(hooks), torch.no_grad(), InFloat64():
@@ -152,6 +157,13 @@ class Reference:
 
     def _keep_neurons(self, seen: Run, layer: int) -> Callable[[Tensor], None]:
         return lambda x: seen.neurons.__setitem__(layer, _as(self.tokens, x).clone())
+
+    @staticmethod
+    def _keep_routed(seen: Run, layer: int, experts: nn.Module) -> Hook:
+        def hook(_: nn.Module, args: tuple[Any, ...], out: Tensor) -> None:
+            seen.routed[layer] = tuple(x.clone() for x in (*args, out))
+
+        return lambda: experts.register_forward_hook(hook)
 
     @staticmethod
     def _keep_write(seen: Run, block: "Block") -> Callable[[Tensor], None]:
@@ -210,6 +222,28 @@ class Reference:
             along = (factor * norm.weight * run.given[component, layer][:, :-1] * self.direction).sum(-1)
             found[component, layer] = along * (1 / now - 1 / before) / self.scale
         return found
+
+    def _by_choice(self, run: Run) -> Tensor:
+        """Direct effect of all experts that came in, less the clean one of all that went out [prompt, pos-1]."""
+        total = torch.zeros_like(self.scale)
+        for layer in run.routed:
+            (now, has), (before, had) = (self._expert_writes(one, layer) for one in (run, self.clean))
+            change = torch.where(has & ~had, now, 0) - torch.where(had & ~has, before, 0)
+            total += self._effect(self._held("mlp", layer, self.blocks[layer].mlp_factor * change.sum(0)))
+        return total
+
+    def _expert_writes(self, run: Run, layer: int) -> tuple[Tensor, Tensor]:
+        """What each expert gives [expert, prompt, pos, d_model], from its weights, and where it is chosen [..., 1]."""
+        experts, (x, chosen, weights, out) = self.blocks[layer].experts, run.routed[layer]
+        writes, has = [], []
+        with torch.no_grad(), InFloat64():
+            for number, (into, back) in enumerate(zip(experts.gate_up_proj, experts.down_proj, strict=True)):
+                gate, up = (x @ into.T).chunk(2, -1)
+                weight = (weights * (chosen == number)).sum(-1, keepdim=True)
+                writes.append(_as(self.tokens, weight * ((experts.act_fn(gate) * up) @ back.T)))
+                has.append(_as(self.tokens, (chosen == number).any(-1)))
+        assert torch.allclose(torch.stack(writes).sum(0), _as(self.tokens, out), atol=1e-10)
+        return torch.stack(writes), torch.stack(has)
 
     # --- ablations -----------------------------------------------------------------------------------------------
 
@@ -293,6 +327,8 @@ class Reference:
         if by_postnorms:
             more["self_repair_from_postnorms"] = sum(by_postnorms.values())
             more["self_repair_from_own_postnorm"] = by_postnorms[own]
+        if run.routed:
+            more["self_repair_from_chosen_experts"] = self._by_choice(run)
         return Measured(
             values={
                 "direct_effect": before,
@@ -335,6 +371,7 @@ class Block:
         norm: The norm that feeds the attention; None where that reads the residual.
         out: The attention's output projection.
         neurons_out: The MLP's; None for a mixture of experts.
+        experts: Of a mixture, what is called with the experts that each token chooses; None for other layers.
         factor, mlp_factor: What the outputs of attention and MLP are multiplied by when they are added.
         postnorms: By "attention" and "mlp", the norm that the output goes through first, if any.
     """
@@ -344,6 +381,7 @@ class Block:
     norm: nn.Module | None
     out: nn.Module
     neurons_out: nn.Module | None
+    experts: nn.Module | None
     factor: float
     mlp_factor: float
     postnorms: "dict[str, NormSeen]"
@@ -400,9 +438,12 @@ def look(hf: PreTrainedModel, tokens: Tensor) -> tuple[list[Block], nn.Module]:
     n_layers = hf.config.num_hidden_layers
     layers = next(list(m) for m in hf.modules() if isinstance(m, nn.ModuleList) and len(m) == n_layers)
     called: dict[nn.Module, tuple[Any, Any]] = {}
+    choosing: set[nn.Module] = set()
 
     def see(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
         called.pop(module, None)  # so that the last called is last
+        if "Expert" in type(module).__name__ and [x.dtype for x in args if isinstance(x, Tensor)][1:2] == [torch.int64]:
+            choosing.add(module)
         read = args[0] if args else kwargs.get("hidden_states")
         called[module] = (read, out[0] if isinstance(out, tuple) else out)
         copies[module] = tuple(x.clone() if isinstance(x, Tensor) else x for x in called[module])
@@ -413,11 +454,15 @@ def look(hf: PreTrainedModel, tokens: Tensor) -> tuple[list[Block], nn.Module]:
         hf(input_ids=tokens, use_cache=False)
     inside = {id(m) for layer in layers for m in layer.modules()}
     norms = [m for m in called if "Norm" in type(m).__name__ and id(m) not in inside]
-    return [_block(hf, layer, called, copies) for layer in layers], norms[-1]
+    return [_block(hf, layer, called, copies, choosing) for layer in layers], norms[-1]
 
 
 def _block(
-    hf: PreTrainedModel, layer: nn.Module, called: dict[nn.Module, tuple], copies: dict[nn.Module, tuple]
+    hf: PreTrainedModel,
+    layer: nn.Module,
+    called: dict[nn.Module, tuple],
+    copies: dict[nn.Module, tuple],
+    choosing: set[nn.Module],
 ) -> Block:
     attention = next(m for m in layer.modules() if m is not layer and "Attention" in type(m).__name__ and m in called)
     of_attention = {id(m) for m in attention.modules()}
@@ -442,7 +487,8 @@ def _block(
     factors = torch.linalg.lstsq(torch.stack(writes, 1), added[:, None]).solution[:, 0]
     assert torch.allclose(sum(f * w for f, w in zip(factors, writes, strict=True)), added, atol=1e-5)
     postnorms = {name: NormSeen.of(norm, hf) for name, norm in after.items()}
-    return Block(layer, attention, norm, out, down, *factors.tolist(), postnorms)
+    routed = next((m for m in layer.modules() if m in choosing), None)
+    return Block(layer, attention, norm, out, down, routed, *factors.tolist(), postnorms)
 
 
 def _reads(read: Any, out: Tensor) -> bool:

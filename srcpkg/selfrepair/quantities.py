@@ -51,6 +51,12 @@ _ALL = (
         "logits",
         "of self_repair_from_postnorms, that of the norm which the ablated output goes through",
     ),
+    Quantity(
+        "self_repair_from_chosen_experts",
+        "self-repair from a change of experts",
+        "logits",
+        "of self_repair_from_mlps, experts that came in less those that went out",
+    ),
     Quantity("self_repair_from_layernorm", "self-repair from LayerNorm", "logits", "r' . d * (1/s' - 1/s)"),
     Quantity(
         "capped_logit_change",
@@ -94,6 +100,9 @@ QUANTITIES = {quantity.name: quantity for quantity in _ALL}
 POSTNORMS, OWN_POSTNORM = "self_repair_from_postnorms", "self_repair_from_own_postnorm"
 """Measured where a model normalises what its components write, and absent elsewhere."""
 
+CHOSEN_EXPERTS = "self_repair_from_chosen_experts"
+"""Measured where MLPs are mixtures of experts whose choice can be seen, and absent elsewhere."""
+
 CAPPED = "capped_logit_change"
 """Measured where a model caps its logits, and absent elsewhere."""
 
@@ -110,6 +119,7 @@ HEAD_TOKEN = (
     "self_repair",
     *PARTS,
     OWN_POSTNORM,
+    CHOSEN_EXPERTS,
     CAPPED,
 )
 """What an ablation gives for each (head, prompt, pos), in logits."""
@@ -123,7 +133,7 @@ OF_SOME_MODELS = ("logit_cap", "matrices")
 
 
 def held(names: Iterable[str], by: Container[Any]) -> tuple[str, ...]:
-    """Those of some quantities that files or tables hold: some models have no post-norms, or no cap."""
+    """Those of some quantities that files or tables hold: some models have no post-norms, no experts, or no cap."""
     return tuple(name for name in names if name in by)
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from selfrepair.model.allocator import block_of_its_own
 from selfrepair.model.calls import hooked
+from selfrepair.model.experts import Routed
 from selfrepair.model.model import COMPONENTS, Model
 
 
@@ -36,6 +37,9 @@ class Directions:
         return cls(d=model.direction(targets), constant=model.token_constant(targets))
 
 
+NO_EXPERT = -1
+"""In place of an expert's number, in a dense layer or one that chooses fewer experts than another."""
+
 OfLayers = Float[Tensor, "layer prompt pos ..."] | Sequence[Float[Tensor, "prompt pos ..."]]
 """Something of each layer, all in memory or each read when it is asked for."""
 
@@ -54,6 +58,9 @@ class CleanRun:
         postnorm_scales: Of "attention" and "mlp", the scale of each layer's post-norm [layer, prompt, pos-1], 1 where a layer
             has none; empty for models without.
         mean_logit: Mean over the vocabulary of the logits [prompt, pos-1], for models that cap them; 0 if they aren't centred.
+        chosen_experts: The experts that each token chooses [layer, prompt, pos-1, slot], `NO_EXPERT` where there is none; None
+            for models without experts that can be seen.
+        expert_direct_effect: Of what each of them gives [layer, prompt, pos-1, slot], logits; 0 where there is none.
     """
 
     resid_pre: OfLayers
@@ -64,6 +71,8 @@ class CleanRun:
     mlp_direct_effect: Float[Tensor, "layer prompt predicted"]
     postnorm_scales: Mapping[str, Float[Tensor, "layer prompt predicted"]] = field(default_factory=dict)
     mean_logit: Float[Tensor, "prompt predicted"] | None = None
+    chosen_experts: Int[Tensor, "layer prompt predicted slot"] | None = None
+    expert_direct_effect: Float[Tensor, "layer prompt predicted slot"] | None = None
 
     def postnorm_scale(self, component: str, layer: int) -> Float[Tensor, "prompt predicted"] | None:
         """The scale of the post-norm of a layer's component; None for models without."""
@@ -96,6 +105,9 @@ def run_clean(model: Model, tokens: Int[Tensor, "prompt pos"]) -> CleanRun:
         z = block(length, model.n_heads, model.d_head)
         mlp_along_d = block(length - 1)
         scales = {component: block(length - 1) for component in COMPONENTS if model.has_postnorms}
+        chosen = torch.full((model.n_layers, n_prompts, length - 1, model.most_chosen), NO_EXPERT, dtype=torch.int16)
+        chosen, by_expert = chosen.to(model.device), torch.zeros(chosen.shape, dtype=model.dtype, device=model.device)
+        routed: dict[int, Routed] = {}
 
         def keep_resid(layer: int, _: nn.Module, args: tuple[Any, ...]) -> None:
             resid_pre[layer] = args[0]
@@ -107,7 +119,19 @@ def run_clean(model: Model, tokens: Int[Tensor, "prompt pos"]) -> CleanRun:
             write = output(out, tokens.shape)[:, :-1]
             keep_scale("mlp", layer, write)
             scale = scales["mlp"][layer] if scales else None
-            mlp_along_d[layer] = (write * model.written(directions.d, "mlp", layer, scale)).sum(-1)
+            along = model.written(directions.d, "mlp", layer, scale)
+            mlp_along_d[layer] = (write * along).sum(-1)
+            if layer in routed:
+                keep_experts(layer, routed.pop(layer), along)
+
+        def keep_experts(layer: int, called: Routed, along: Tensor) -> None:
+            experts = model.experts[layer]
+            assert experts is not None
+            predicting = torch.arange(n_prompts * length, device=model.device).view(n_prompts, length)[:, :-1].flatten()
+            chosen[layer, ..., : experts.slots] = called.chosen[predicting].view(*along.shape[:2], -1)
+            for slot in range(experts.slots):  # one at a time: each has the size of the residual
+                given = experts.given(called, predicting, torch.full_like(predicting, slot)).view_as(along)
+                by_expert[layer, ..., slot] = (given * along).sum(-1)
 
         def keep_attention(layer: int, _: nn.Module, __: Any, out: Tensor | tuple[Any, ...]) -> None:
             keep_scale("attention", layer, output(out, tokens.shape)[:, :-1])
@@ -128,6 +152,8 @@ def run_clean(model: Model, tokens: Int[Tensor, "prompt pos"]) -> CleanRun:
                     model.attention_out(at).register_forward_pre_hook(partial(keep_z, at)),
                     model.mlp(at).register_forward_hook(partial(keep_mlp, at)),
                 ]
+                if (experts := model.experts[at]) is not None:
+                    handles.append(experts.watch(partial(routed.__setitem__, at)))
                 if scales:
                     handles.append(model.attention(at).register_forward_hook(partial(keep_attention, at)))
             return handles
@@ -156,6 +182,8 @@ def run_clean(model: Model, tokens: Int[Tensor, "prompt pos"]) -> CleanRun:
             mlp_direct_effect=mlp_along_d / scale,
             postnorm_scales=scales,
             mean_logit=mean_logit,
+            chosen_experts=chosen if model.most_chosen else None,
+            expert_direct_effect=by_expert / scale[..., None] if model.most_chosen else None,
         )
 
 

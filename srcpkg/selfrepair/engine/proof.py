@@ -19,8 +19,9 @@ from torch import Tensor, nn
 
 from selfrepair.engine.heads import Heads
 from selfrepair.engine.rounding import repeated_tolerance
+from selfrepair.model.experts import Routed
 from selfrepair.model.model import Model
-from selfrepair.quantities import CAPPED, NOISE_OF, OWN_POSTNORM, POSTNORMS
+from selfrepair.quantities import CAPPED, CHOSEN_EXPERTS, NOISE_OF, OWN_POSTNORM, POSTNORMS
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +44,7 @@ class PlainRun:
         z: Per layer [pos, head, d_head].
         mlp: Per layer, what its MLP gives [pos, d_model].
         attention: Likewise its attention; empty for models without post-norms.
+        routed: By layer that is a mixture, what its experts are called with.
         final: The final residual [pos, d_model]; None in a run that was stopped.
         normed: What the final norm gives [pos, d_model]; likewise.
         watched: What went into each module that was watched besides, [pos, width].
@@ -52,6 +54,7 @@ class PlainRun:
     z: list[Tensor]
     mlp: list[Tensor]
     attention: list[Tensor]
+    routed: dict[int, Routed]
     final: Tensor | None
     normed: Tensor | None
     watched: list[Tensor]
@@ -78,6 +81,7 @@ def plain_run(
         until: Stop when this layer has run: what comes after it is not looked at.
     """
     resid, z, mlp, attention, final, watched = (list[Tensor]() for _ in range(6))
+    routed: dict[int, Routed] = {}
     normed = None
 
     def stop(*_: Any) -> None:
@@ -102,6 +106,8 @@ def plain_run(
             stack.callback(model.mlp(at).register_forward_hook(partial(keep_output, mlp)).remove)
             if model.has_postnorms:
                 stack.callback(model.attention_out(at).register_forward_hook(partial(keep_output, attention)).remove)
+            if (experts := model.experts[at]) is not None:
+                stack.callback(experts.watch(partial(routed.__setitem__, at)).remove)
         if until is not None:
             stack.callback(model.layers[until].register_forward_hook(stop).remove)
         stack.enter_context(torch.inference_mode())
@@ -110,7 +116,8 @@ def plain_run(
             normed = out.last_hidden_state[0]
         heads = [each.unflatten(-1, (model.n_heads, model.d_head)) for each in z]
         # Some models use their final norm before the first layer too.
-        return PlainRun(resid, heads, mlp, attention, final[-1] if normed is not None else None, normed, watched)
+        last = final[-1] if normed is not None else None
+        return PlainRun(resid, heads, mlp, attention, routed, last, normed, watched)
 
 
 def correct_logits(
@@ -239,6 +246,21 @@ class Seen:
             return torch.stack([(out[:-1] * d).sum(-1) for out, d in zip(outs, along, strict=True)])
 
     @cached_property
+    def by_choice(self) -> Tensor:
+        """Effect of each expert that came in, minus that of each that went out [change, pos-1], logits."""
+        changes = [torch.zeros_like(self.scale)]
+        for layer, now in self.run.routed.items():
+            before = self.of.clean.run.routed[layer]
+            for expert in torch.cat([now.chosen, before.chosen]).unique().tolist():
+                has, had = ((run.chosen == expert).any(-1)[:-1] for run in (now, before))
+                for sign, run, rows in ((1, now, has & ~had), (-1, before, had & ~has)):
+                    if bool(rows.any()):
+                        change = torch.zeros_like(self.scale)
+                        change[rows] = sign * self.of.expert_effects(layer, expert, run, rows)
+                        changes.append(change)
+        return torch.stack(changes)
+
+    @cached_property
     def logit(self) -> Tensor:
         """Correct logits [pos-1], by the model's own final norm and unembedding."""
         return correct_logits(self.of.model, self.normed, self.of.tokens)
@@ -297,6 +319,17 @@ class PlainPrompt:
             z, along = run.z[layer][:-1] - model.value_constant[layer], self.seen_by("attention", layer)
             return torch.linalg.vecdot(z, torch.einsum("pm,hdm->phd", along, model.W_O[layer]))
 
+    def expert_effects(self, layer: int, expert: int, run: Routed, rows: Tensor) -> Float[Tensor, " row"]:
+        """Direct effects of one expert at some predicting positions that chose it in a run, logits, by clean scales."""
+        experts = self.model.experts[layer]
+        assert experts is not None
+        hidden = run.hidden[:-1][rows]
+        weight = torch.where(run.chosen == expert, run.weights, 0).sum(-1)[:-1][rows]
+        chosen = torch.full_like(run.chosen[: len(hidden), :1], expert)
+        with torch.inference_mode(), self.model.running():
+            given = experts.factor * experts.module(hidden, chosen, weight[:, None])
+        return (given.to(self.model.dtype) * self.seen_by("mlp", layer)[rows]).sum(-1)
+
     def seen_by(self, component: str, layer: int) -> Float[Tensor, "pos d_model"]:
         """What gives the direct effect of an output of a layer's component at predicting positions, by clean scales."""
         scales = self.clean.postnorms
@@ -342,11 +375,14 @@ class PlainPrompt:
             if ablated.by_postnorm:
                 values[POSTNORMS] = torch.cat(list(ablated.by_postnorm.values())).sum(0)
                 values[OWN_POSTNORM] = ablated.by_postnorm[component][layer]
+            if self.model.most_chosen:
+                values[CHOSEN_EXPERTS] = ablated.by_choice.sum(0)
             if self.model.logit_cap is not None:
                 values[CAPPED] = ablated.capped_logit - clean.capped_logit
             longest = torch.stack([*(each[:-1] for each in ablated.run.resid), ablated.final]).norm(dim=-1).amax(0)
             along = self.scaled.norm(dim=-1) + self.model.offset_length / clean.scale
             sizes = clean.sizes + ablated.sizes + clean.logit.abs() + ablated.logit.abs()
+            sizes += ablated.by_choice.abs().sum(0)
             return Effects(values, by_head, by_mlp, sizes + longest * along, ablated)
 
 

@@ -19,8 +19,9 @@ from selfrepair.engine.batches import Batch, cut_batches, whole_batches
 from selfrepair.engine.clean import CleanRun, Directions, by_head, head_direct_effects, output, project
 from selfrepair.model.allocator import block_of_its_own
 from selfrepair.model.calls import forward_is, gives, hooked
+from selfrepair.model.experts import Routed
 from selfrepair.model.model import COMPONENTS, Model
-from selfrepair.quantities import CAPPED, OWN_POSTNORM, POSTNORMS
+from selfrepair.quantities import CAPPED, CHOSEN_EXPERTS, OWN_POSTNORM, POSTNORMS
 
 
 @dataclass(frozen=True)
@@ -246,6 +247,7 @@ class SuffixReplay:
             POSTNORMS: changes.from_postnorms,
             "self_repair_from_layernorm": frozen_logit * (to_ablated - 1),
             OWN_POSTNORM: changes.from_own_postnorm,
+            CHOSEN_EXPERTS: changes.from_chosen_experts,
         }
         if self.model.logit_cap is not None:
             values[CAPPED] = logit_change + self._capped_off(batch, final, ablated_scale, logit_change)
@@ -346,6 +348,8 @@ class _Changes:
 
         self.from_heads, self.from_mlps = zeros(*self.shape), zeros(*self.shape)
         self.from_postnorms, self.from_own_postnorm = zeros(*self.shape), zeros(*self.shape)
+        self.from_chosen_experts = zeros(*self.shape)
+        self.routed: dict[int, Routed] = {}
         self.sizes, self.longest = zeros(*self.shape), zeros(*self.shape)
         self.by_head, self.by_mlp = zeros(*shape, model.n_layers, model.n_heads), zeros(*shape, model.n_layers)
 
@@ -358,6 +362,7 @@ class _Changes:
         return [
             *(model.attention_out(at).register_forward_pre_hook(partial(self._see_heads, at)) for at in later),
             *(model.mlp(at).register_forward_hook(partial(self._see_mlp, at)) for at in mlps),
+            *(experts.watch(partial(self.routed.__setitem__, at)) for at in mlps if (experts := model.experts[at])),
             *(
                 model.attention(at).register_forward_hook(partial(self._see_attention, at, own=at == layer))
                 for at in normed
@@ -385,6 +390,40 @@ class _Changes:
         self.sizes += change.abs()
         self.by_mlp[:, :, layer] = (change * self.weight).sum(-1)
         self.see_postnorm("mlp", layer, given)
+        if layer in self.routed:
+            self.from_chosen_experts += self._by_choice(layer, self.routed.pop(layer))
+
+    def _by_choice(self, layer: int, routed: Routed) -> Float[Tensor, "row prompt predicted"]:
+        """Direct effect of the experts that came in, less the clean one of those that went out, by the clean scales."""
+        model, clean, view = self.replay.model, self.replay.clean, self.batch.of_prompts
+        experts = model.experts[layer]
+        assert experts is not None
+        assert clean.chosen_experts is not None
+        assert clean.expert_direct_effect is not None
+        n_tokens = self.from_mlps.numel()
+        at = torch.arange(n_tokens, device=model.device)
+        if len(routed.chosen) != n_tokens:  # the last layer's MLP runs at the selected tokens alone
+            at = at[self.selected.flatten()]
+
+        def of_tokens(values: Tensor, tokens: Tensor) -> Tensor:
+            """Of the clean run, which rows of the grid share."""
+            flat = values.flatten(0, -2)
+            return flat[tokens % len(flat)]
+
+        before = of_tokens(view(clean.chosen_experts[layer]), at)[:, :, None]
+        after = routed.chosen[:, None, :]
+        went, came = (before != after).all(2), (before != after).all(1)
+        effect = -(of_tokens(view(clean.expert_direct_effect[layer]), at) * went).sum(-1)
+        token, slot = torch.nonzero(came, as_tuple=True)
+        if len(token):
+            given = experts.given(routed, token, slot)
+            scale = clean.postnorm_scale("mlp", layer)
+            scale = None if scale is None else of_tokens(view(scale)[..., None], at[token])[:, 0]
+            along = model.written(of_tokens(self.d, at[token]), "mlp", layer, scale)
+            own = (given * along).sum(-1) / of_tokens(self.scale[..., None], at[token])[:, 0]
+            effect.index_add_(0, token, own)
+        found = effect.new_zeros(n_tokens).index_copy_(0, at, effect)
+        return found.view(self.shape)
 
     def _see_attention(self, layer: int, _: nn.Module, __: Any, out: Tensor | tuple[Any, ...], *, own: bool) -> None:
         self.see_postnorm("attention", layer, output(out, self.shape), own=own)
@@ -432,12 +471,14 @@ def _mlp_runs_on(mlp: nn.Module, needed: Bool[Tensor, "row prompt predicted"] | 
     rows = torch.nonzero(needed.flatten()).squeeze(1)
     forward = mlp.forward
 
-    def some(hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def some(hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
         wanted = hidden.flatten(0, -2)[rows]
         # As many dimensions as the MLP gets in the model's own run.
-        found = forward(wanted.unsqueeze(0) if hidden.ndim > 2 else wanted, *args, **kwargs).flatten(0, -2)
+        given = forward(wanted.unsqueeze(0) if hidden.ndim > 2 else wanted, *args, **kwargs)
+        found = (given[0] if isinstance(given, tuple) else given).flatten(0, -2)
         out = found.new_zeros(hidden[..., 0].numel(), found.shape[-1])
-        return out.index_copy_(0, rows, found).unflatten(0, hidden.shape[:-1])
+        out = out.index_copy_(0, rows, found).unflatten(0, hidden.shape[:-1])
+        return (out, *given[1:]) if isinstance(given, tuple) else out
 
     with forward_is(mlp, some):
         yield

@@ -11,7 +11,7 @@ import xarray as xr
 from jaxtyping import Float
 from torch import Tensor
 
-from selfrepair.engine.clean import CleanRun, prompt_chunks, run_clean
+from selfrepair.engine.clean import NO_EXPERT, CleanRun, prompt_chunks, run_clean
 from selfrepair.files.hdf5 import MADE_BY, open_hdf5, write_hdf5
 from selfrepair.files.sealed import advice_for
 from selfrepair.measure.tokens import read_shard
@@ -34,8 +34,8 @@ def cache_activations(
     Args:
         model_manifest: Of the model snapshot.
         tokens: Tokens file.
-        out: HDF5 file: resid_pre, z, scale, correct_logit, head_direct_effect, mlp_direct_effect, and scales of post-norms and
-            mean logits where the model has such (`CleanRun`).
+        out: HDF5 file: resid_pre, z, scale, correct_logit, head_direct_effect, mlp_direct_effect, and scales of post-norms,
+            mean logits and chosen experts where the model has such (`CleanRun`).
         prompts: First prompt of the shard, and the one after its last.
         compute: device, dtype, center_unembed.
         provenance: From `selfrepair.workflow.jobs.job`.
@@ -65,6 +65,9 @@ def cache_activations(
                 variables[f"{component}_postnorm_scale"][:, chunk] = scales.cpu().numpy()
             if clean.mean_logit is not None:
                 variables["mean_logit"][chunk] = clean.mean_logit.cpu().numpy()
+            if clean.chosen_experts is not None and clean.expert_direct_effect is not None:
+                variables["chosen_experts"][:, chunk] = clean.chosen_experts.cpu().numpy()
+                variables["expert_direct_effect"][:, chunk] = clean.expert_direct_effect.cpu().numpy()
             bar.advance()
 
 
@@ -97,8 +100,15 @@ def _declare(file: Any, model: Model, n_prompts: int, length: int) -> dict[str, 
         declared[f"{component}_postnorm_scale"] = (("layer", "prompt", "predicting_pos"), "", text)
     if model.logit_cap is not None:
         declared["mean_logit"] = (("prompt", "predicting_pos"), "logits", "mean over the vocabulary, before the cap")
+    if model.most_chosen:
+        file.dims(slot=model.most_chosen)
+        dims = ("layer", "prompt", "predicting_pos", "slot")
+        declared["chosen_experts"] = (dims, "", f"experts that a token chooses; {NO_EXPERT} where there is none")
+        declared["expert_direct_effect"] = (dims, "logits", "o . d / s of what each of them gives")
     return {
-        name: file.variable(name, dims, dtype, chunk=one, units=units, description=text)
+        name: file.variable(
+            name, dims, np.int16 if name == "chosen_experts" else dtype, chunk=one, units=units, description=text
+        )
         for name, (dims, units, text) in declared.items()
     }
 
@@ -132,7 +142,11 @@ class CachedActivations:
                 for component in COMPONENTS
                 if f"{component}_postnorm_scale" in self._dataset
             },
-            mean_logit=self._read("mean_logit", prompt=prompts) if "mean_logit" in self._dataset else None,
+            **{
+                name: self._read(name, prompt=prompts)
+                for name in ("mean_logit", "chosen_experts", "expert_direct_effect")
+                if name in self._dataset
+            },
         )
 
     def donor_z(self, layer: int, donors: np.ndarray) -> Float[Tensor, "prompt pos head d_head"]:

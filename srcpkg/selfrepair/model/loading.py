@@ -12,6 +12,7 @@ from selfrepair.model.model import Model, check_tokens
 from selfrepair.model.observed import (
     attention_norms,
     check_definitions_hold,
+    observed_experts,
     observed_logits,
     observed_parallel,
     observed_write_factor,
@@ -94,6 +95,7 @@ def load_model(
             model.write_factor = observed_write_factor(model, run)
             model.logit_factor, model.logit_cap = observed_logits(model, run)
             check_definitions_hold(model, run)
+            model.experts = observed_experts(model)
     except RuntimeError as error:
         if type(error) is not RuntimeError:  # out of memory, for one
             raise

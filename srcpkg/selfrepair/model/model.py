@@ -17,10 +17,11 @@ from transformers import PreTrainedModel
 
 from selfrepair.families import Family
 from selfrepair.model.calls import LENGTHS, Call, Recorder, hooked
+from selfrepair.model.experts import Experts
 from selfrepair.model.norm import Norm
 from selfrepair.model.placing import Weights, weights_as
 from selfrepair.model.precision import Float64
-from selfrepair.quantities import CAPPED, HEAD_TOKEN, OWN_POSTNORM, POSTNORMS
+from selfrepair.quantities import CAPPED, CHOSEN_EXPERTS, HEAD_TOKEN, OWN_POSTNORM, POSTNORMS
 
 BATCH_TOKENS = 1024
 """Tokens that go through the layers at a time on a CPU: enough for full matmul speed, few enough for its caches."""
@@ -64,6 +65,8 @@ class Model:
         attention_norms: Per layer, the norm whose output its attention reads; None where that reads the residual itself.
         postnorms: Of "attention" and "mlp", per layer, the RMSNorm that its output goes through before it is added to the
             residual stream; None in most models.
+        experts: Per layer, the experts that its MLP chooses among; None for a dense layer, and in all layers of a model with a
+            mixture whose choice cannot be seen.
     """
 
     hf: PreTrainedModel
@@ -85,6 +88,7 @@ class Model:
     logit_cap: float | None = None
     attention_norms: list[nn.Module | None] = field(init=False)
     postnorms: Mapping[str, list[Norm | None]] = field(init=False)
+    experts: list[Experts | None] = field(init=False)
     value_constant: Float[Tensor, "layer head d_head"] = field(init=False)
     _unembed_mean: Float[Tensor, " d_model"] = field(init=False)
     _token_constant: Float[Tensor, " vocab"] = field(init=False)
@@ -101,6 +105,7 @@ class Model:
         self._token_constant = constant - constant.mean() if self.center_unembed else constant
         self._mean_constant = constant.mean() if self.center_unembed else torch.zeros_like(constant[0])
         self.postnorms = {component: [None] * self.n_layers for component in COMPONENTS}
+        self.experts = [None] * self.n_layers
 
     @property
     def n_layers(self) -> int:
@@ -164,8 +169,7 @@ class Model:
     @property
     def decoder(self) -> nn.Module:
         """The model without its unembedding."""
-        base = self.hf.base_model
-        return base if base is not self.hf else self.hf.get_decoder()
+        return module_at(self.hf, self.family.layers.split(".")[0])
 
     def attention(self, layer: int) -> nn.Module:
         """The attention module of a layer."""
@@ -182,9 +186,15 @@ class Model:
         return any(norm is not None for norms in self.postnorms.values() for norm in norms)
 
     @property
+    def most_chosen(self) -> int:
+        """The most experts that a token chooses in any layer; 0 in a model without experts that can be seen."""
+        return max((experts.slots for experts in self.experts if experts is not None), default=0)
+
+    @property
     def quantities(self) -> tuple[str, ...]:
         """What an ablation gives for each (head, token): `selfrepair.quantities.HEAD_TOKEN` without what the model lacks."""
         absent = {POSTNORMS, OWN_POSTNORM} if not self.has_postnorms else set()
+        absent |= {CHOSEN_EXPERTS} if not self.most_chosen else set()
         absent |= {CAPPED} if self.logit_cap is None else set()
         return tuple(name for name in HEAD_TOKEN if name not in absent)
 

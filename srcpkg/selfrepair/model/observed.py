@@ -1,5 +1,6 @@
 """What a model's own runs of a short prompt say of it, when it is loaded; the config may say another thing."""
 
+import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,9 +11,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from selfrepair.model.calls import Call, gives, hooked
+from selfrepair.model.calls import Call, forward_is, gives, hooked
+from selfrepair.model.experts import Experts, Routed
 from selfrepair.model.model import CHECK_LENGTH, COMPONENTS, Model, check_tokens
 from selfrepair.model.norm import Norm, as_formula
+
+logger = logging.getLogger(__name__)
 
 SMALL, LARGE = 2.0**-30, 2.0**20
 """Numbers that a cap of logits leaves as they are, and that it leaves nothing of; exact in every dtype."""
@@ -173,6 +177,67 @@ def _postnorm(model: Model, number: int, component: str, module: nn.Module, call
             f"{', '.join(type(norm).__name__ for norm in norms)}; wanted one RMSNorm without a bias, or none"
         )
     return formula
+
+
+def observed_experts(model: Model) -> list[Experts | None]:
+    """Per layer, the experts that its MLP chooses among; None for a dense layer.
+
+    Returns:
+        None for every layer where the choice of any cannot be seen: a change of experts is measured in all layers or in none.
+    """
+    resid = _noise(model)
+    mixtures = [layer for layer, W_out in enumerate(model.W_out) if W_out is None]
+    found: list[Experts | None] = [None] * model.n_layers
+    for layer in mixtures:
+        found[layer] = _experts(model, layer, model.layer_calls(CHECK_LENGTH)[layer], resid)
+    if unseen := [layer for layer in mixtures if found[layer] is None]:
+        logger.warning(
+            "%s: which experts the MLPs of layers %s choose cannot be seen, so that no change of experts is measured",
+            model.name,
+            unseen,
+        )
+        return [None] * model.n_layers
+    return found
+
+
+def _experts(model: Model, number: int, call: Call, resid: Tensor) -> Experts | None:
+    """The module of a layer's MLP that is called with tokens, their experts and weights, if it is a sum over single experts.
+
+    Its factor is seen when it is made to give nothing.
+    """
+    mlp, layer = model.mlp(number), model.layers[number]
+    seen: list[tuple[nn.Module, Routed, Tensor]] = []
+    wrote: list[Tensor] = []
+
+    def keep(module: nn.Module, args: tuple[Any, ...], out: Any) -> None:
+        routed = Routed.of(args)
+        if routed is not None and isinstance(out, Tensor) and out.shape == routed.hidden.shape:
+            seen.append((module, routed, out.clone()))
+
+    def keep_written(_: nn.Module, __: Any, out: Any) -> None:
+        wrote.append((out[0] if isinstance(out, tuple) else out).reshape(-1, model.d_model).clone())
+
+    def register() -> list[Any]:
+        return [
+            mlp.register_forward_hook(keep_written),
+            *(module.register_forward_hook(keep) for module in mlp.modules() if module is not mlp),
+        ]
+
+    with hooked(register):
+        call.replay(layer, resid)
+        if len(seen) != 1 or len(seen[0][1].hidden) != CHECK_LENGTH:
+            return None
+        module, routed, out = seen[0]
+        with forward_is(module, lambda *_: torch.zeros_like(out)):
+            call.replay(layer, resid)
+    added = wrote[0] - wrote[1]
+    experts = Experts(module, routed.chosen.shape[1], _factor(added, out))
+    token, slot = torch.nonzero(torch.ones_like(routed.chosen), as_tuple=True)
+    each = experts.given(routed, token, slot).unflatten(0, routed.chosen.shape)
+    summed = each.abs().sum(1) + wrote[1].abs()
+    one_each = bool((routed.chosen.sort(-1).values.diff(dim=-1) != 0).all())
+    adds_up = bool(((each.sum(1) - added).abs() <= CHECK_TOLERANCE * summed.amax(-1, keepdim=True)).all())
+    return experts if one_each and adds_up else None
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ from selfrepair.measure.layer_ablations import ablate_layers, mlp_output
 from selfrepair.measure.neurons import neuron_effects, reads_head
 from selfrepair.model import model as models
 from selfrepair.model.model import COMPONENTS, Model
-from selfrepair.quantities import ABLATION_KINDS
+from selfrepair.quantities import ABLATION_KINDS, CHOSEN_EXPERTS
 from selfrepair.workflow.progress import Progress
 from unit.model.models_table import Line, architectures, write
 
@@ -67,6 +67,8 @@ def _table() -> Iterator[None]:
         models = [load(name)[0] for name, case in cases.items() if case.refused is None]
         if any(weight is None for model in models for weight in model.W_out):
             line.but.add("neurons (of experts)")
+        if any(mixtures(model) and not model.most_chosen for model in models):
+            line.but.add("change of experts")
     write(Path(path), LINES)
 
 
@@ -512,6 +514,9 @@ CASES = {
         "nemotron", {"attention_bias": True, "mlp_bias": True, "num_key_value_heads": 1}
     ),
 }
+UNSEEN_CHOICE = ()
+"""Mixtures whose experts are called with no list of those that are chosen."""
+
 LINES = defaultdict(Line)
 """What is found of each architecture, for docs/models.md."""
 MEASURED = [name for name, case in CASES.items() if case.refused is None]
@@ -668,6 +673,11 @@ def reference(name: str, length: int) -> tuple[Reference, dict[tuple[int, int, s
     }
 
 
+def mixtures(model: Model) -> list[int]:
+    """Layers that are mixtures of experts."""
+    return [layer for layer, weight in enumerate(model.W_out) if weight is None]
+
+
 def some_heads(n_layers: int, n_heads: int) -> list[tuple[int, int]]:
     """A head of the first, a middle and the last layer."""
     return list(dict.fromkeys([(0, n_heads - 1), (n_layers // 2, n_heads // 2), (n_layers - 1, 0)]))
@@ -736,6 +746,12 @@ def test_ablations_give_the_numbers_of_a_hooked_run(name: str) -> None:
     compared.check()
     largest = max(float(one.values["logit_change"].abs().max()) for one in wanted.values())
     assert largest > 1e-2, "nothing changes in this model"
+    if mixtures(model) and CASES[name].family not in UNSEEN_CHOICE:
+        assert [layer for layer, experts in enumerate(model.experts) if experts is not None] == mixtures(model)
+        changes = [one.values[CHOSEN_EXPERTS] for one in wanted.values()]
+        assert max(float(change.abs().max()) for change in changes) > 1e-3, "no other experts are chosen"
+    else:
+        assert CHOSEN_EXPERTS not in model.quantities
 
 
 def test_prompts_that_are_cut_give_the_same(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -847,6 +863,33 @@ def test_neurons_of_experts_are_refused_with_the_layers_that_have_some() -> None
     none, _ = load("mixtral")
     with pytest.raises(ValueError, match=r"compare; leave the figures of neurons out of run.figures"):
         none.neurons_write(0)
+
+
+def test_a_factor_after_the_experts_is_seen_and_counts() -> None:
+    hf = make(CASES["mixtral"])
+    mlp = hf.model.layers[1].mlp
+    forward = mlp.forward
+    mlp.forward = lambda hidden: 0.25 * forward(hidden)
+    model = selfrepair.load_model(hf, dtype="float64")
+    assert [seen.factor for seen in model.experts if seen is not None] == [1, 0.25, 1]
+    clean = run_clean(model, prompts(LENGTH)[0])
+    # Mixtral's MLP is its experts alone.
+    torch.testing.assert_close(clean.expert_direct_effect.sum(-1), clean.mlp_direct_effect, rtol=0, atol=1e-12)
+
+
+def test_experts_whose_choice_is_not_seen_have_no_quantity() -> None:
+    hf = make(CASES["mixtral"])
+    mlp = hf.model.layers[1].mlp
+
+    def alone(hidden: Tensor) -> Tensor:
+        flat = hidden.flatten(0, 1)
+        _, weights, chosen = mlp.gate(flat)
+        return mlp.experts.forward(flat, chosen, weights).view_as(hidden)
+
+    mlp.forward = alone
+    model = selfrepair.load_model(hf, dtype="float64")
+    assert model.experts == [None] * LAYERS
+    assert CHOSEN_EXPERTS not in model.quantities
 
 
 @pytest.mark.parametrize("refused", REFUSED)
