@@ -82,6 +82,7 @@ FAMILIES = {
         ),
         _LLAMA,
     ),
+    "llama4_text": replace(_LLAMA, mlp="feed_forward", mlp_out="feed_forward.down_proj"),
     "granitemoe": replace(_LLAMA, mlp="block_sparse_moe"),
     **dict.fromkeys(("cohere", "cohere2"), replace(_LLAMA, parallel=True)),
     "biogpt": replace(_OPT, layers="biogpt.layers", final_norm="biogpt.layer_norm"),

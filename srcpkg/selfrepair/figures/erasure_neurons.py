@@ -7,6 +7,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from selfrepair.figures.shared.neurons import draw_no_neurons, find_no_neurons, no_neurons
 from selfrepair.figures.style import footers, guides, inputs, layout, looks, ranges
 from selfrepair.figures.wording import head_name, percentage
 
@@ -31,6 +32,8 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
     Raises:
         ValueError: A table, a column or a setting is missing.
     """
+    if (note := no_neurons(tables)) is not None:
+        return draw_no_neurons(tables, note)
     tokens = inputs.table(tables, "neurons", ["rank", "layer", "head", X, Y, COLOUR])
     quadrants = inputs.table(tables, "quadrants", ["rank", "quadrant", *inputs.with_interval(SHARE)])
     run = inputs.settings(tables, "neurons", "quadrants")
@@ -57,6 +60,8 @@ def finding(tables: dict[str, pd.DataFrame]) -> list[str]:
 
     Takes the tables of `draw` and raises what it raises. Gives lines of Markdown, one a head.
     """
+    if (note := no_neurons(tables)) is not None:
+        return find_no_neurons(note)
     columns = ["rank", "layer", "head", "n_tokens", "n_prompts", "quadrant", *inputs.with_interval(SHARE)]
     quadrants = inputs.table(tables, "quadrants", columns)
     layer = tables["quadrants"].attrs["neuron_layer"]

@@ -71,8 +71,9 @@ def _head(run: Mapping[Any, Any], checks: str) -> str:
 
 def _checked(table: pd.DataFrame) -> str:
     """Table "checks" in a sentence."""
+    measured = int((table["repeated"] > 0).sum())  # all but neurons of a mixture of experts
     return (
-        f"{table['repeated'].sum():,} ablations in {len(table)} measurements repeated by plain runs of the whole model, "
+        f"{table['repeated'].sum():,} ablations in {measured} measurements repeated by plain runs of the whole model, "
         f"{table['numbers'].sum():,} numbers, largest difference {table['largest_difference'].max():.1g} logits"
     )
 

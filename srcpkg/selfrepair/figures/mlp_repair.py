@@ -4,6 +4,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from selfrepair.figures.shared.repair_part import draw_part, finding_of_part
+from selfrepair.figures.style import inputs
+from selfrepair.figures.wording import measured, signs
+from selfrepair.quantities import CHOSEN_EXPERTS
 
 LOGITS, FRACTION = "self_repair_from_mlps", "clipped_fraction_from_mlps"
 
@@ -28,4 +31,15 @@ def finding(tables: dict[str, pd.DataFrame]) -> list[str]:
 
     Takes the tables of `draw` and "model", and raises what `draw` raises. Gives lines of Markdown.
     """
-    return finding_of_part(tables, LOGITS, FRACTION, "Rushing & Nanda 2024 trace MLP repair to sparse neurons.")
+    lines = finding_of_part(tables, LOGITS, FRACTION, "Rushing & Nanda 2024 trace MLP repair to sparse neurons.")
+    if CHOSEN_EXPERTS not in tables["model"]:
+        return lines
+    names = inputs.with_interval(LOGITS, CHOSEN_EXPERTS)
+    model = inputs.table(tables, "model", names, selection="top").iloc[0]
+    heads = inputs.table(tables, "heads", names, selection="top")
+    return [
+        *lines,
+        f"The MLPs are mixtures of experts. Of their {measured(model, LOGITS)}, {measured(model, CHOSEN_EXPERTS)} come from a "
+        "change of the chosen experts, those that came in less those that went out; by head, the mean is "
+        f"{signs(heads, CHOSEN_EXPERTS, 'heads')}.",
+    ]

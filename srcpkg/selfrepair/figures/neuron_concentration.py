@@ -6,7 +6,14 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from selfrepair.figures.shared.neurons import all_neurons, draw_shares, line_with_band
+from selfrepair.figures.shared.neurons import (
+    all_neurons,
+    draw_no_neurons,
+    draw_shares,
+    find_no_neurons,
+    line_with_band,
+    no_neurons,
+)
 from selfrepair.figures.style import inputs, looks
 from selfrepair.figures.wording import head_name, measured, percentage
 
@@ -33,6 +40,8 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
     Raises:
         ValueError: The table, a column or a setting is missing.
     """
+    if (note := no_neurons(tables)) is not None:
+        return draw_no_neurons(tables, note)
     table = inputs.table(tables, "neuron_concentration", COLUMNS)
     run = inputs.settings(tables, "neuron_concentration")
     top_percent = tables["neuron_concentration"].attrs["top_percent"]
@@ -77,6 +86,8 @@ def finding(tables: dict[str, pd.DataFrame]) -> list[str]:
 
     Takes the tables of `draw` and raises what it raises. Gives lines of Markdown, one a head.
     """
+    if (note := no_neurons(tables)) is not None:
+        return find_no_neurons(note)
     table = inputs.table(tables, "neuron_concentration", COLUMNS)
     attrs = tables["neuron_concentration"].attrs
     lines = []

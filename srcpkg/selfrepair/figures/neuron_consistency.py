@@ -4,7 +4,15 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from selfrepair.figures.shared.neurons import all_neurons, draw_shares, line_with_band, rank_axis
+from selfrepair.figures.shared.neurons import (
+    all_neurons,
+    draw_no_neurons,
+    draw_shares,
+    find_no_neurons,
+    line_with_band,
+    no_neurons,
+    rank_axis,
+)
 from selfrepair.figures.style import inputs, looks
 from selfrepair.figures.wording import head_name, percentage
 
@@ -27,6 +35,8 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
     Raises:
         ValueError: The table, a column or a setting is missing.
     """
+    if (note := no_neurons(tables)) is not None:
+        return draw_no_neurons(tables, note)
     table = inputs.table(tables, "neuron_consistency", COLUMNS)
     run = inputs.settings(tables, "neuron_consistency")
     last = int(table["neuron_rank"].max())
@@ -57,6 +67,8 @@ def finding(tables: dict[str, pd.DataFrame]) -> list[str]:
 
     Takes the tables of `draw` and raises what it raises. Gives lines of Markdown, one a head.
     """
+    if (note := no_neurons(tables)) is not None:
+        return find_no_neurons(note)
     table = inputs.table(tables, "neuron_consistency", COLUMNS)
     attrs = tables["neuron_consistency"].attrs
     lines = []

@@ -4,7 +4,14 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from selfrepair.figures.shared.neurons import draw_shares, line_with_band, rank_axis
+from selfrepair.figures.shared.neurons import (
+    draw_no_neurons,
+    draw_shares,
+    find_no_neurons,
+    line_with_band,
+    no_neurons,
+    rank_axis,
+)
 from selfrepair.figures.style import inputs, looks
 from selfrepair.figures.wording import head_name, percentage
 
@@ -24,6 +31,8 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
     Raises:
         ValueError: The table, a column or a setting is missing.
     """
+    if (note := no_neurons(tables)) is not None:
+        return draw_no_neurons(tables, note)
     table = inputs.table(tables, "neuron_share", COLUMNS)
     run = inputs.settings(tables, "neuron_share")
     layer = tables["neuron_share"].attrs["neuron_layer"]
@@ -48,6 +57,8 @@ def finding(tables: dict[str, pd.DataFrame]) -> list[str]:
 
     Takes the tables of `draw` and raises what it raises. Gives lines of Markdown, one a head.
     """
+    if (note := no_neurons(tables)) is not None:
+        return find_no_neurons(note)
     table = inputs.table(tables, "neuron_share", COLUMNS)
     layer = tables["neuron_share"].attrs["neuron_layer"]
     lines = []

@@ -286,7 +286,8 @@ def measure_neurons(
         heads: The (layer, head) pairs. Those whose output the MLP does not read are left out.
         neuron_layer: The MLP's layer; None means the last.
         top_neurons: Neurons to keep a token.
-        out: HDF5 file: what `summarise` gives, with layer and head_index of each head.
+        out: HDF5 file: what `summarise` gives, with layer and head_index of each head. Of a layer that is a mixture of
+            experts, the heads alone, and attribute ``note``: why there are no neurons.
         provenance: From `selfrepair.workflow.jobs.job`.
 
     Raises:
@@ -295,6 +296,12 @@ def measure_neurons(
     model = shard.model
     layer = model.n_layers - 1 if neuron_layer is None else neuron_layer
     reaching = heads_that_reach(model, layer, check_heads(model, heads))
+    attrs: dict[str, Any] = {"ablation": kind, "neuron_layer": layer, "n_prompts": len(shard.tokens)}
+    if (note := model.why_no_neurons(layer)) is not None:
+        logger.info("no neurons are measured: %s", note)
+        attrs |= {"n_neurons": 0, "note": note, **shard.proof(f"neurons of layer {layer}").attrs()}
+        write_no_neurons(out, reaching, attrs=attrs, provenance=provenance)
+        return
     selected = shard.top_tokens(reaching)
     n_neurons = model.neurons_write(layer).shape[0]
     parts = [_no_tokens(n_neurons, top_neurons, model.dtype)]
@@ -307,13 +314,7 @@ def measure_neurons(
             prove_neurons(repeats.proof, again, effects, layer)
             part = summarise(effects, top_neurons)
             parts.append(part.assign(prompt=part["prompt"] + batch.rows.start))
-    attrs = {
-        "ablation": kind,
-        "neuron_layer": layer,
-        "n_neurons": n_neurons,
-        "n_prompts": len(shard.tokens),
-        **repeats.proof.attrs(),
-    }
+    attrs |= {"n_neurons": n_neurons, **repeats.proof.attrs()}
     write_neurons(out, parts, reaching, attrs=attrs, provenance=provenance)
 
 
@@ -357,13 +358,36 @@ def write_neurons(
     """
     dataset = xr.concat(parts, dim="token", data_vars="minimal", coords="minimal", compat="override")
     dataset = dataset.isel(token=np.lexsort((dataset["pos"], dataset["prompt"], dataset["head"])))
-    dataset["layer"] = ("head_row", np.array([at for at, _ in heads]))
-    dataset["head_index"] = ("head_row", np.array([head for _, head in heads]))
-    for name, (units, description) in DESCRIPTIONS.items():
-        dataset[name].attrs = {"units": units, "description": description}
+    dataset = _described(dataset.merge(_of_heads(heads)))
     attrs = {**attrs, "top_percent": top_percent(attrs["n_neurons"])}
     with write_hdf5(out, kind="neurons", provenance=provenance, attrs=attrs) as file:
         file.put_dataset(dataset)
+
+
+def write_no_neurons(out: Path, heads: Heads, *, attrs: dict[str, Any], provenance: dict[str, Any]) -> None:
+    """Write that a layer has no neurons to compare.
+
+    Args:
+        out: HDF5 file.
+        heads: The (layer, head) pairs.
+        attrs: As for `write_neurons`, and ``note``: why.
+        provenance: From `selfrepair.workflow.jobs.job`.
+    """
+    with write_hdf5(out, kind="neurons", provenance=provenance, attrs=attrs) as file:
+        file.put_dataset(_of_heads(heads))
+
+
+def _of_heads(heads: Heads) -> xr.Dataset:
+    """Which heads are ablated."""
+    columns = {"layer": np.array([at for at, _ in heads]), "head_index": np.array([head for _, head in heads])}
+    return _described(xr.Dataset({name: ("head_row", values) for name, values in columns.items()}))
+
+
+def _described(dataset: xr.Dataset) -> xr.Dataset:
+    for name, variable in dataset.variables.items():
+        units, description = DESCRIPTIONS[str(name)]
+        variable.attrs = {"units": units, "description": description}
+    return dataset
 
 
 def heads_that_reach(model: Model, layer: int, heads: list[tuple[int, int]]) -> list[tuple[int, int]]:

@@ -228,6 +228,14 @@ class Model:
         """The module of a layer whose output [batch, pos, d_model] is what the MLP writes."""
         return module_at(self.layers[layer], self.family.mlp)
 
+    def why_no_neurons(self, layer: int) -> str | None:
+        """Why the neurons of a layer's MLP have no direct effects to compare, and which layers' have; None where they have."""
+        if self.W_out[layer] is not None:
+            return None
+        dense = [str(at) for at, weight in enumerate(self.W_out) if weight is not None]
+        other = f"; analyses.neuron_layer can name a dense layer ({', '.join(dense)})" if dense else ""
+        return f"layer {layer} is a mixture of experts: its neurons differ from token to token{other}"
+
     def neurons_write(self, layer: int) -> Float[Tensor, "neuron d_model"]:
         """What each neuron of a layer's MLP adds to the MLP's output for each unit that it gives.
 
@@ -236,12 +244,7 @@ class Model:
         """
         W_out = self.W_out[layer]
         if W_out is None:
-            dense = [at for at, weight in enumerate(self.W_out) if weight is not None]
-            other = f"set analyses.neuron_layer to one of {dense}, or " if dense else ""
-            raise ValueError(
-                f"layer {layer} of {self.name} is a mixture of experts: which of its neurons run differs from token to token, "
-                f"so that they have no direct effects to compare; {other}leave the figures of neurons out of run.figures"
-            )
+            raise ValueError(f"{self.name} has no neurons to compare there: {self.why_no_neurons(layer)}")
         return W_out.to(self.device, self.dtype)
 
     def mlp_out(self, layer: int) -> nn.Module:

@@ -36,10 +36,21 @@ def tabulate_neurons(*, shards: Sequence[Path], heads_table: Path, tables: dict[
         shards: Neurons files in the order of their prompts.
         heads_table: Table "heads" of the same ablations, for its settings.
         tables: "neuron_share", "neuron_concentration", "erasure_neurons", "erasure_quadrants" and "neuron_consistency":
-            Parquet files to write; a CSV is written beside each.
+            Parquet files to write; a CSV is written beside each. Where the shards hold no neurons, each is a row a head, with
+            the reason in column ``note``.
     """
     run = read_settings(heads_table)
     dataset = _joined(shards, run["n_prompts"])
+    if "note" in dataset.attrs:
+        heads = {
+            "rank": range(1, dataset.sizes["head_row"] + 1),
+            "layer": dataset["layer"],
+            "head": dataset["head_index"],
+        }
+        table = pd.DataFrame({**heads, "note": str(dataset.attrs["note"])})
+        for path in tables.values():
+            write_table(table, path, {**run, "neuron_layer": int(dataset.attrs["neuron_layer"])})
+        return
     weights = run_weights(run)
     rows: dict[str, list[pd.DataFrame]] = {name: [] for name in tables}
     for row, (layer, head) in enumerate(zip(dataset["layer"].values, dataset["head_index"].values, strict=True)):
@@ -69,6 +80,8 @@ def _joined(shards: Sequence[Path], n_prompts: int) -> xr.Dataset:
     parts = []
     for dataset, first in open_shards(shards, "neurons", n_prompts=n_prompts):
         part = dataset.load()
+        if "note" in part.attrs:  # no neurons, in this shard as in all others
+            return part
         parts.append(part.assign(prompt=part["prompt"] + first))
     return xr.concat(
         parts, dim="token", data_vars="minimal", coords="minimal", compat="override", combine_attrs="override"

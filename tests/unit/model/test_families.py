@@ -428,6 +428,10 @@ CASES = {
     "granitemoe": Case("granitemoe"),
     "granitemoe multipliers": Case("granitemoe", {"residual_multiplier": 0.3, "logits_scaling": 3.0}),
     "hunyuan_v1_moe": Case("hunyuan_v1_moe"),
+    "llama4_text": Case("llama4_text", lengths=EVERY_LENGTH),
+    "llama4_text every second layer, chunks": Case(
+        "llama4_text", {"interleave_moe_layer_step": 2, "attention_chunk_size": 5, "no_rope_layers": [1, 0, 1]}
+    ),
     "mellum": Case("mellum"),
     "minimax_m2": Case("minimax_m2"),
     "mixtral": Case("mixtral", lengths=EVERY_LENGTH),
@@ -514,7 +518,7 @@ CASES = {
         "nemotron", {"attention_bias": True, "mlp_bias": True, "num_key_value_heads": 1}
     ),
 }
-UNSEEN_CHOICE = ()
+UNSEEN_CHOICE = ("llama4_text",)
 """Mixtures whose experts are called with no list of those that are chosen."""
 
 LINES = defaultdict(Line)
@@ -593,6 +597,7 @@ OWN_SIZES: dict[str, dict[str, Any]] = {
         **{"moe_num_experts": 4, "moe_k": 2, "moe_num_shared_experts": 1},
         **{"moe_layer_start_index": 1, "moe_layer_end_index": 2, "moe_layer_interval": 1},
     },
+    "llama4_text": {**_EXPERTS, "intermediate_size_mlp": 30, "num_experts_per_tok": 1, "attention_chunk_size": 64},
     "hunyuan_v1_moe": {**_EXPERTS, "moe_topk": 2, "num_shared_expert": 1},
     **dict.fromkeys(
         (
@@ -858,10 +863,13 @@ def test_whole_layers_and_single_attentions_give_the_same(name: str) -> None:
 def test_neurons_of_experts_are_refused_with_the_layers_that_have_some() -> None:
     model, _ = load("qwen3_moe every second layer")
     assert [weight is None for weight in model.W_out] == [False, True, False]
-    with pytest.raises(ValueError, match=r"layer 1 .* mixture of experts.*neuron_layer to one of \[0, 2\]"):
+    assert model.why_no_neurons(0) is None
+    with pytest.raises(
+        ValueError, match=r"layer 1 is a mixture of experts: .*neuron_layer can name a dense layer \(0, 2\)"
+    ):
         model.neurons_write(1)
     none, _ = load("mixtral")
-    with pytest.raises(ValueError, match=r"compare; leave the figures of neurons out of run.figures"):
+    with pytest.raises(ValueError, match=r"layer 0 is a mixture of experts: its neurons differ from token to token$"):
         none.neurons_write(0)
 
 
