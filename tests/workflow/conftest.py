@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedModel
 
 from workflow.running import Space
 
@@ -53,17 +53,21 @@ def copied(finished: Space, tmp_path: Path) -> Space:
 
 
 def _save_model(folder: Path) -> None:
-    """Weights large enough that effects are tenths of logits: the 0.02 of transformers' initialisation hides every error."""
     model = save_tiny_model(folder)
+    enlarge(model)
+    model.save_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.eos_token = "<s>"
+    tokenizer.save_pretrained(folder)
+
+
+def enlarge(model: PreTrainedModel) -> None:
+    """Weights large enough that effects are tenths of logits: the 0.02 of transformers' initialisation hides every error."""
     torch.manual_seed(1)
     with torch.no_grad():
         for parameter in model.parameters():
             noise = torch.randn_like(parameter)
             parameter.copy_(1 + 0.3 * noise if parameter.ndim == 1 else noise * 1.5 * parameter.shape[-1] ** -0.5)
-    model.save_pretrained(folder)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    tokenizer.eos_token = "<s>"
-    tokenizer.save_pretrained(folder)
 
 
 def _save_text(folder: Path) -> None:

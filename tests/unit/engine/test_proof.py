@@ -1,12 +1,13 @@
 """Proof at run time: what replay gets wrong is noticed by plain runs of the whole model, whatever is wrong."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from transformers import GemmaConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, GemmaConfig, PreTrainedModel, Qwen3MoeConfig
 
 import selfrepair
 from selfrepair.engine import replay
@@ -14,7 +15,7 @@ from selfrepair.engine.proof import Proof
 from selfrepair.measure import ablations
 from selfrepair.model.calls import Call
 from selfrepair.model.model import Model
-from selfrepair.quantities import ABLATION_KINDS
+from selfrepair.quantities import ABLATION_KINDS, CHOSEN_EXPERTS
 from unit.model.test_calls import longrope_model
 
 from conftest import CONFIGS, random_model
@@ -55,8 +56,6 @@ def as_is(*_: Any) -> None:
 def bidirectional_gemma() -> PreTrainedModel:
     options = CONFIGS["gemma"].to_diff_dict() | {"use_bidirectional_attention": True}
     torch.manual_seed(0)
-    from transformers import AutoModelForCausalLM
-
     hf = AutoModelForCausalLM.from_config(GemmaConfig(**options), dtype=torch.float64)
     with torch.no_grad():
         for parameter in hf.parameters():
@@ -104,6 +103,46 @@ def test_a_wrong_postnorm_is_noticed(
 
     monkeypatch.setattr(ablations, "run_clean", forgets_one)
     with pytest.raises(ValueError, match=f"{NOTICED}|not the sum of its parts"):
+        selfrepair.ablate_heads(model, tokens, donors, heads=[(1, 2)])
+
+
+def mixture(dtype: torch.dtype) -> PreTrainedModel:
+    """Three layers, of which the middle one is dense and the others choose two of four experts."""
+    config = Qwen3MoeConfig(
+        **{**CONFIGS["qwen3"].to_diff_dict(), "model_type": "qwen3_moe"},
+        **{"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "mlp_only_layers": [1]},
+    )
+    torch.manual_seed(0)
+    hf = AutoModelForCausalLM.from_config(config, dtype=dtype, experts_implementation="eager")
+    with torch.no_grad():
+        for parameter in hf.parameters():
+            parameter.copy_(torch.randn_like(parameter) * max(0.3, parameter.shape[-1] ** -0.5))
+    return hf.eval()
+
+
+@pytest.mark.parametrize("kind", ABLATION_KINDS)
+def test_a_change_of_experts_is_proven(kind: str, tokens: np.ndarray, donors: np.ndarray) -> None:
+    model = selfrepair.load_model(mixture(torch.float32))
+    found = selfrepair.ablate_heads(model, tokens, donors if kind == "resample" else None, kind=kind)
+    assert float(abs(found[CHOSEN_EXPERTS]).max()) > 0.01
+    assert found.attrs["proof_largest_difference"] < 1e-4
+    per_position = found.attrs["proof_numbers"] / found.attrs["proof_ablations"] / (tokens.shape[1] - 1)
+    assert per_position == len(model.quantities) + 1
+
+
+def test_a_wrong_choice_of_experts_is_noticed(
+    tokens: np.ndarray, donors: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A clean run whose experts are those of other prompts."""
+    model = selfrepair.load_model(mixture(torch.float64), dtype="float64")
+    own = ablations.run_clean
+
+    def of_others(*args: Any) -> Any:
+        clean = own(*args)
+        return replace(clean, chosen_experts=clean.chosen_experts.roll(1, 1))
+
+    monkeypatch.setattr(ablations, "run_clean", of_others)
+    with pytest.raises(ValueError, match=NOTICED.replace(": .* where", f": {CHOSEN_EXPERTS} .* where")):
         selfrepair.ablate_heads(model, tokens, donors, heads=[(1, 2)])
 
 

@@ -12,7 +12,7 @@ from selfrepair.figures import figure_names, finding
 from selfrepair.figures.findings import write_findings
 from selfrepair.figures.wording import decimal, largest, measured, percentage, signs
 from selfrepair.files.tables import write_table
-from selfrepair.quantities import CAPPED, NOISE_OF
+from selfrepair.quantities import CAPPED, CHOSEN_EXPERTS, NOISE_OF
 from unit.figures.shared import FIGURES, PUBLISHED, make_tables, make_tokens
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -151,6 +151,18 @@ def test_file_has_a_section_a_figure_with_its_sources(tmp_path: Path) -> None:
     for name, files in tables.items():
         for line in finding(name, files):
             assert f"\n- {line}\n" in text
+
+
+def test_a_change_of_experts_is_told_where_there_is_one(tmp_path: Path) -> None:
+    tables = make_tables()["mlp_repair"]
+    before = finding("mlp_repair", saved(tables, tmp_path / "dense"))
+    for table in tables.values():
+        for end in ("", "_low", "_high"):
+            table[CHOSEN_EXPERTS + end] = 0.25 * table[f"self_repair_from_mlps{end}"]
+    *others, line = finding("mlp_repair", saved(tables, tmp_path / "mixture"))
+    assert others == before
+    model = tables["model"].set_index("selection").loc["top"]
+    assert f"{measured(model, CHOSEN_EXPERTS)} come from a change of the chosen experts" in line
 
 
 def test_numbers_are_rounded_to_their_interval() -> None:

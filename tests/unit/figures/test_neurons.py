@@ -19,7 +19,7 @@ from unit.figures.shared import (
     settings,
     words,
 )
-from unit.tables.test_neurons import condensed, shard
+from unit.tables.test_neurons import condensed, noted, shard
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -29,7 +29,10 @@ HEADS = ["L1H3", "L0H2"]
 
 @pytest.fixture
 def tables(tmp_path: Path, rng: np.random.Generator) -> dict[str, dict[str, pd.DataFrame]]:
-    found = condensed(tmp_path, [shard(rng, 40, 12), shard(rng, 40, 12)])
+    return by_figure(condensed(tmp_path, [shard(rng, 40, 12), shard(rng, 40, 12)]))
+
+
+def by_figure(found: dict[str, pd.DataFrame]) -> dict[str, dict[str, pd.DataFrame]]:
     for table in found.values():
         table.attrs.update(settings())
     return {
@@ -62,6 +65,19 @@ def test_one_head_alone(name: str, tables: dict[str, dict[str, pd.DataFrame]]) -
     figure = draw(name, {name: one})
     assert figure.axes[0].get_title() == HEADS[0]
     assert len(finding(name, {name: one})) == 1
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_no_neurons_are_told_in_words(name: str, tmp_path: Path) -> None:
+    dense = ", ".join(map(str, range(27)))
+    note = f"layer 27 is a mixture of experts: its neurons differ from token to token; dense layers ({dense})"
+    tables = by_figure(noted(tmp_path, note))
+    figure = draw(name, tables)
+    assert [ax.get_title() for ax in figure.axes] == HEADS
+    assert note in words(figure).replace("\n", " ")
+    assert "n = 1,280 tokens" in figure.get_supxlabel()
+    check_page(figure)
+    assert finding(name, tables) == [f"No neurons are compared: {note}."]
 
 
 @pytest.mark.parametrize("name", FIGURES)

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import xarray as xr
 
-from selfrepair.measure.neurons import DESCRIPTIONS, write_neurons
+from selfrepair.measure.neurons import DESCRIPTIONS, write_neurons, write_no_neurons
 from selfrepair.tables.neurons import AMONG_TOP, QUADRANTS, SHARES_OF_EFFECT, tabulate_neurons
 
 from written import write_settings
@@ -54,12 +54,25 @@ def shard(rng: np.random.Generator, n: int, best: int) -> xr.Dataset:
     )
 
 
+def noted(folder: Path, note: str) -> dict[str, pd.DataFrame]:
+    """Tables of two shards without neurons."""
+    files = [folder / f"{number}.h5" for number in range(2)]
+    for file in files:
+        attrs = {"ablation": "resample", "neuron_layer": 2, "n_neurons": 0, "n_prompts": 4, "note": note}
+        write_no_neurons(file, HEADS, attrs=attrs, provenance={})
+    return tabulated(folder, files)
+
+
 def condensed(folder: Path, shards: list[xr.Dataset], n_neurons: int = 30) -> dict[str, pd.DataFrame]:
     files = []
     for number, dataset in enumerate(shards):
         files.append(folder / f"{number}.h5")
         attrs = {"ablation": "resample", "neuron_layer": 2, "n_neurons": n_neurons, "n_prompts": 4}
         write_neurons(files[-1], [dataset], HEADS, attrs=attrs, provenance={})
+    return tabulated(folder, files)
+
+
+def tabulated(folder: Path, files: list[Path]) -> dict[str, pd.DataFrame]:
     heads = write_settings(folder / "heads.parquet", **SETTINGS)
     tables = {name: folder / f"{name}.parquet" for name in TABLES}
     tabulate_neurons(shards=files, heads_table=heads, tables=tables)
@@ -176,3 +189,10 @@ def test_prompts_are_counted_over_all_shards(tmp_path: Path, rng: np.random.Gene
     parts = [shard(rng, 10, 12), shard(rng, 10, 12)]
     leaders = condensed(tmp_path, parts)["erasure_neurons"]
     assert sorted(leaders["prompt"]) == sorted([*parts[0]["prompt"].values, *(parts[1]["prompt"].values + 4)])
+
+
+def test_shards_without_neurons_give_their_reason(tmp_path: Path) -> None:
+    for table in noted(tmp_path, "because").values():
+        assert table.to_dict("list") == {"rank": [1, 2], "layer": [1, 0], "head": [3, 2], "note": ["because"] * 2}
+        assert table.attrs["neuron_layer"] == 2
+        assert table.attrs["n_tokens"] == SETTINGS["n_tokens"]
