@@ -28,8 +28,7 @@ rule tabulate_all_models:
         "../environment.yml"
     threads: 1
     resources:
-        mem_mb=memory(1000),
-        runtime=10,
+        **resources("tabulate_all_models"),
     params:
         **runs("tabulate_all_models"),
     message:
@@ -60,8 +59,7 @@ for _name, _figure in MODELS_FIGURES.items():
             "../environment.yml"
         threads: 1
         resources:
-            mem_mb=memory(1000),
-            runtime=10,
+            **resources("draw_figure"),
         params:
             **runs("draw_figure", f"selfrepair.figures.{_name}"),
             figure=_name,
@@ -89,8 +87,7 @@ rule write_models_findings:
         "../environment.yml"
     threads: 1
     resources:
-        mem_mb=memory(1000),
-        runtime=10,
+        **resources("write_findings"),
     params:
         **runs("write_models_findings", *(f"selfrepair.figures.{name}" for name in MODELS_FIGURES)),
         tables={name: figure["tables"] for name, figure in MODELS_FIGURES.items()},

@@ -149,11 +149,15 @@ def gpus():
 
 
 def need(rule, wildcards, text=0):
-    """What a job of a rule needs, by formula; None where nothing says yet how large the model is."""
-    settings = config["models"][wildcards.model]
-    shape = model_shape(settings, Path(MODEL.format(model=wildcards.model)))
+    """What a job of a rule needs, by formula; None where nothing says yet how large the model is. A job of all models needs what
+    the largest of them does."""
+    models = [wildcards.model] if "model" in wildcards.keys() else config["run"]["models"]
+    shapes = [model_shape(config["models"][name], Path(MODEL.format(model=name))) for name in models]
+    if None in shapes:
+        return None
     # A figure, and a table of the main kind, have no kind in their paths.
-    return shape and Costs(shape, config).of(rule, wildcards.get("kind", MAIN_KIND), text)
+    kind = wildcards.get("kind", MAIN_KIND)
+    return max((Costs(shape, config).of(rule, kind, text) for shape in shapes), key=lambda found: found.mem_mb)
 
 
 def resources(rule):
@@ -174,8 +178,7 @@ def resources(rule):
 
     def runtime(wildcards, input, threads, attempt):
         found = need(rule, wildcards, text(input))
-        compute = config["compute"]
-        return attempt * (found.minutes(compute["device"], compute["dtype"], threads) if found else UNKNOWN_MINUTES)
+        return attempt * (found.minutes(config["compute"], threads) if found else UNKNOWN_MINUTES)
 
     return {"mem_mb": mem_mb, "disk_mb": disk_mb, "runtime": runtime}
 

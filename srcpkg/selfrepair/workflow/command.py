@@ -13,7 +13,7 @@ from rich.table import Table
 from selfrepair.workflow.config import RESULTS, check_config, check_shapes
 from selfrepair.workflow.machine import amount, disk_mb, memory_mb
 from selfrepair.workflow.plan import SHARE, Plan, RunPlan, make_plan
-from selfrepair.workflow.resources import RATES
+from selfrepair.workflow.resources import products, stated_rate
 
 MANIFEST = (RESULTS / "snapshots" / "models" / "{name}" / "manifest.json").as_posix()
 MATRIX, SECONDS = 2048, 1.0
@@ -98,9 +98,9 @@ def _rate(compute: dict[str, Any]) -> tuple[int | float, str]:
 
     on_gpu = compute["device"].startswith("cuda")
     if on_gpu and not torch.cuda.is_available():
-        return RATES["cuda", compute["dtype"]], "stated"
+        return stated_rate(compute), "stated"
     names = {"float64": torch.float64, "bfloat16": torch.bfloat16 if on_gpu else torch.float32}
-    a = torch.ones(MATRIX, MATRIX, dtype=names.get(compute["dtype"], torch.float32), device=compute["device"])
+    a = torch.ones(MATRIX, MATRIX, dtype=names.get(products(compute), torch.float32), device=compute["device"])
     b, count = a @ a, 0
     if on_gpu:
         torch.cuda.synchronize()

@@ -117,9 +117,9 @@ def check_shapes(config: dict[str, Any], manifest: str) -> None:
         settings = config["models"][name]
         if "shape" not in settings:
             continue
-        source, snapshot = parse_source(settings["source"]), Path(manifest.format(name=name))
-        folders = [source.path] if source.scheme == "path" else []
-        folders += [snapshot.parent] if _source_of(snapshot) == str(source) else []
+        sources, snapshot = sources_of(settings), Path(manifest.format(name=name))
+        folders = [sources[0].path] if sources[0].scheme == "path" else []
+        folders += [snapshot.parent] if _source_of(snapshot) == joined_name(sources) else []
         known = [shape for folder in folders if (shape := shape_of_folder(folder))]
         found = shape_differences(settings["shape"], known[0]) if known else []
         problems += [f"models.{name}.shape {difference}" for difference in found]

@@ -14,7 +14,7 @@ SHARE = 0.8
 """Of the rate of large matrix products, what a sweep reaches (docs/performance.md)."""
 
 ADVICE = {
-    "weights": "use a smaller model, or a larger machine; compute.dtype float64 takes twice what float32 does",
+    "weights": "set compute.weights to bfloat16, which takes half; on a GPU compute.offload too; or use a larger machine",
     "loading the weights": "use a smaller model, or a larger machine",
     "a batch of prompts": "lower tokens.prompt_length",
     "results of a shard": "lower tokens.prompts_per_shard",

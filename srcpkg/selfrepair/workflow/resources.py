@@ -13,18 +13,18 @@ from typing import Any
 
 from selfrepair.snapshots.manifest import json_or_nothing
 from selfrepair.snapshots.shapes import Shape, shape_of_folder, shape_of_settings
-from selfrepair.snapshots.sources import parse_source
+from selfrepair.snapshots.sources import joined_name, sources_of
 
 Amount = int | float
 """Of bytes or operations."""
 
 MB = 10**6
-NUMBER = {"float32": 4, "float64": 8, "bfloat16": 4}
-"""Bytes of a weight, a residual and a measured value, by `compute.dtype`."""
+NUMBER = {"float32": 4, "float64": 8, "bfloat16": 2}
+"""Bytes of a number."""
 BATCH_TOKENS, ACCELERATOR_BATCH_TOKENS = 1024, 16384
 """Tokens that go through the layers at a time: those of `selfrepair.model.model`, which would import torch."""
-PER_TOKEN = 8
-"""Numbers a head and token in an ablations file."""
+PER_TOKEN = 12
+"""Numbers a head and token in an ablations file, at most: post-norms, experts and caps have some of their own."""
 CHOSEN = 4
 """Heads that are looked at one by one, where `analyses.heads` names none."""
 
@@ -34,12 +34,12 @@ RATES = {
     ("cpu", "float32"): 0.05,
     ("cpu", "float64"): 0.025,
     ("cpu", "bfloat16"): 0.05,
-    ("cuda", "float32"): 10.0,
-    ("cuda", "float64"): 3.0,
-    ("cuda", "bfloat16"): 50.0,
+    ("cuda", "float32"): 20.0,
+    ("cuda", "float64"): 5.0,
+    ("cuda", "bfloat16"): 100.0,
 }
-"""Rate that time limits are computed from, in TFLOP/s: of one thread of an ordinary CPU (half of what docs/performance.md has),
-of a data centre's GPU."""
+"""Rate that time limits are computed from, in TFLOP/s: of one thread of an ordinary CPU, and of a data centre's GPU; half of
+what docs/performance.md has or less."""
 TIME_MARGIN = 3
 """Time limit, relative to the operations at that rate: a busy machine, and what is no matrix product."""
 START_SECONDS = 120
@@ -68,16 +68,15 @@ class Need:
     operations: Amount = 0
     tokens: int = 0
 
-    def minutes(self, device: str, dtype: str, threads: int = 1) -> int:
+    def minutes(self, compute: Mapping[str, Any], threads: int = 1) -> int:
         """Time limit: what the operations and files take at stated rates, with a margin.
 
         Args:
-            device: `compute.device`.
-            dtype: `compute.dtype`.
+            compute: The config's section.
             threads: Of the job, on a CPU.
         """
-        rate = RATES["cuda" if device.startswith("cuda") else "cpu", dtype] * 1e12
-        rate *= 1 if device.startswith("cuda") else threads
+        rate = stated_rate(compute) * 1e12
+        rate *= 1 if compute["device"].startswith("cuda") else threads
         seconds = START_SECONDS + TIME_MARGIN * self.operations / rate + (self.read + self.disk) / BYTES_A_SECOND
         return ceil(seconds / 60 / 5) * 5
 
@@ -95,6 +94,16 @@ class Need:
     def disk_mb(self) -> int:
         """Disk to ask for."""
         return max(1, ceil(self.disk / MB))
+
+
+def products(compute: Mapping[str, Any]) -> str:
+    """The type that matrices are kept and multiplied in."""
+    return str(compute.get("weights", compute["dtype"]))
+
+
+def stated_rate(compute: Mapping[str, Any]) -> float:
+    """The rate of `RATES` for a config's section ``compute``, in TFLOP/s."""
+    return RATES["cuda" if compute["device"].startswith("cuda") else "cpu", products(compute)]
 
 
 def _rounded(mb: Amount) -> int:
@@ -138,9 +147,9 @@ def model_shape(settings: Mapping[str, Any], snapshot: Path) -> Shape | None:
         settings: The model's entry under ``models``.
         snapshot: Manifest of its snapshot, which may not be there, or be of another source.
     """
-    source = parse_source(settings["source"])
-    found = shape_of_folder(source.path) if source.scheme == "path" else None
-    if found is None and json_or_nothing(snapshot).get("source") == str(source):
+    sources = sources_of(settings)
+    found = shape_of_folder(sources[0].path) if sources[0].scheme == "path" else None
+    if found is None and json_or_nothing(snapshot).get("source") == joined_name(sources):
         found = shape_of_folder(snapshot.parent)
     if found is None and "shape" in settings:
         found = shape_of_settings(settings["shape"])
@@ -166,7 +175,8 @@ class Costs:
         self.gpu = compute["device"].startswith("cuda")
         at_once = ACCELERATOR_BATCH_TOKENS if self.gpu else BATCH_TOKENS
         self.batch = min(self.in_shard, max(1, at_once // self.length)) * self.length
-        self.weights = shape.parameters * self.number
+        self.of_weight = NUMBER[products(compute)]
+        self.weights = shape.parameters * self.of_weight
 
     @property
     def shards(self) -> int:
@@ -288,7 +298,9 @@ class Costs:
         """Bytes of plain runs of a prompt, clean and ablated, and of some logits."""
         shape = self.shape
         runs = 2 * shape.layers * self.length * (2 * shape.d_model + shape.width)
-        return self.number * (runs + 2 * min(256, self.predicting) * shape.vocabulary)
+        # Plain runs of a bfloat16 model compute in float32: one weight at a time.
+        wide = self.number * shape.largest if self.of_weight < self.number else 0
+        return self.number * (runs + 2 * min(256, self.predicting) * shape.vocabulary) + wide
 
     @property
     def _of_donors(self) -> Amount:
@@ -419,14 +431,18 @@ class Costs:
                 {"a batch of prompts": host + (0 if self.gpu else small), "results of a shard": results},
             ),
         }
-        gpu = {"weights": self.weights, "a batch of prompts": host + small} if self.gpu else {}
+        gpu = {}
+        if self.gpu:
+            # Of layers that are offloaded one weight is there, beside embedding and unembedding.
+            there = 3 * self.of_weight * self.shape.largest if self.config["compute"].get("offload") else self.weights
+            gpu = {"weights": min(there, self.weights), "a batch of prompts": host + small}
         return Need(memory, gpu, disk=disk, read=read, operations=operations, tokens=tokens)
 
     @property
     def _loading(self) -> Amount:
         """Bytes held beside the weights while these are read: the files, or a part where these are used as they are."""
         converted = self.shape.stored_bytes != self.weights
-        return self.shape.stored_bytes if converted else self.number * max(self.shape.largest, 2**24)
+        return self.shape.stored_bytes if converted else self.of_weight * max(self.shape.largest, 2**24)
 
     @staticmethod
     def _larger(one: dict[str, Amount], other: dict[str, Amount]) -> dict[str, Amount]:

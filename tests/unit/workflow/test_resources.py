@@ -24,6 +24,9 @@ SMOLLM2 = {
 }
 
 
+CPU = {"device": "cpu", "dtype": "float32"}
+
+
 @pytest.fixture
 def config() -> dict[str, Any]:
     return read_configs(REPOSITORY / "config" / "config.yaml", [])
@@ -57,12 +60,23 @@ def test_bytes_are_those_of_the_files(config: dict[str, Any]) -> None:
     assert a_token == pytest.approx(30 * (576 + 9 * 64) * 4, rel=0.02)
 
 
+def test_bfloat16_takes_half_and_offloading_leaves_a_weight_on_the_gpu(config: dict[str, Any]) -> None:
+    def gpu_memory(**options: Any) -> float:
+        compute = {**config["compute"], "device": "cuda", **options}
+        need = Costs(shape_of_settings(LLAMA_7B), {**config, "compute": compute}).of("ablate_heads", "resample")
+        return need.gpu_memory["weights"] / 1e9
+
+    assert gpu_memory() == pytest.approx(27, rel=0.02)
+    assert gpu_memory(weights="bfloat16") == pytest.approx(13.5, rel=0.02)
+    assert gpu_memory(weights="bfloat16", offload=True) < 1
+
+
 def test_time_limits_are_generous_and_no_days(config: dict[str, Any]) -> None:
     """The default's job of the sweep takes some ten minutes, Llama-7B's on a GPU hours."""
     need = Costs(shape_of_settings(SMOLLM2), config).of("ablate_heads", "resample")
-    assert 20 <= need.minutes("cpu", "float32") <= 90
-    assert need.minutes("cpu", "float32", threads=4) < need.minutes("cpu", "float32")
-    assert need.minutes("cpu", "float64") > need.minutes("cpu", "float32")
+    assert 20 <= need.minutes(CPU) <= 90
+    assert need.minutes(CPU, threads=4) < need.minutes(CPU)
+    assert need.minutes({**CPU, "dtype": "float64"}) > need.minutes(CPU)
 
 
 @pytest.mark.parametrize(
@@ -109,7 +123,7 @@ def test_every_rule_has_its_need(config: dict[str, Any]) -> None:
         need = costs.of(rule, kind)
         assert need.mem_mb >= 40, rule
         assert need.disk_mb >= 1, rule
-        assert need.minutes("cpu", "float32") >= 5, rule
+        assert need.minutes(CPU) >= 5, rule
 
 
 def test_a_model_whose_size_nothing_says_is_not_guessed(tmp_path: Path) -> None:
