@@ -127,11 +127,12 @@ def run_clean(model: Model, tokens: Int[Tensor, "prompt pos"]) -> CleanRun:
         def keep_experts(layer: int, called: Routed, along: Tensor) -> None:
             experts = model.experts[layer]
             assert experts is not None
-            predicting = torch.arange(n_prompts * length, device=model.device).view(n_prompts, length)[:, :-1].flatten()
-            chosen[layer, ..., : experts.slots] = called.chosen[predicting].view(*along.shape[:2], -1)
-            for slot in range(experts.slots):  # one at a time: each has the size of the residual
-                given = experts.given(called, predicting, torch.full_like(predicting, slot)).view_as(along)
-                by_expert[layer, ..., slot] = (given * along).sum(-1)
+            own = called.chosen.view(n_prompts, length, -1)[:, :-1]
+            chosen[layer, ..., : experts.slots] = own
+            prompt, pos, slot = torch.nonzero(torch.ones_like(own), as_tuple=True)
+            given = experts.given(called, prompt * length + pos, slot).view(*own.shape, -1)
+            with model.measuring():
+                by_expert[layer, ..., : experts.slots] = torch.linalg.vecdot(given.to(along), along[:, :, None])
 
         def keep_attention(layer: int, _: nn.Module, __: Any, out: Tensor | tuple[Any, ...]) -> None:
             keep_scale("attention", layer, output(out, tokens.shape)[:, :-1])

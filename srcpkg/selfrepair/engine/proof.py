@@ -248,7 +248,10 @@ class Seen:
     @cached_property
     def by_choice(self) -> Tensor:
         """Effect of each expert that came in, minus that of each that went out [change, pos-1], logits."""
-        changes = [torch.zeros_like(self.scale)]
+        with torch.inference_mode(), self.of.model.running(exact=True):
+            return torch.stack([torch.zeros_like(self.scale), *self._by_choice()])
+
+    def _by_choice(self) -> Iterator[Tensor]:
         for layer, now in self.run.routed.items():
             before = self.of.clean.run.routed[layer]
             for expert in torch.cat([now.chosen, before.chosen]).unique().tolist():
@@ -257,8 +260,7 @@ class Seen:
                     if bool(rows.any()):
                         change = torch.zeros_like(self.scale)
                         change[rows] = sign * self.of.expert_effects(layer, expert, run, rows)
-                        changes.append(change)
-        return torch.stack(changes)
+                        yield change
 
     @cached_property
     def logit(self) -> Tensor:
@@ -326,8 +328,7 @@ class PlainPrompt:
         hidden = run.hidden[:-1][rows]
         weight = torch.where(run.chosen == expert, run.weights, 0).sum(-1)[:-1][rows]
         chosen = torch.full_like(run.chosen[: len(hidden), :1], expert)
-        with torch.inference_mode(), self.model.running():
-            given = experts.factor * experts.module(hidden, chosen, weight[:, None])
+        given = experts.factor * experts.module(hidden, chosen, weight[:, None])
         return (given.to(self.model.dtype) * self.seen_by("mlp", layer)[rows]).sum(-1)
 
     def seen_by(self, component: str, layer: int) -> Float[Tensor, "pos d_model"]:

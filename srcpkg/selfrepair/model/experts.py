@@ -1,7 +1,7 @@
 """The routed experts of a mixture, which run on the tokens that choose them, and what each gives."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -35,7 +35,7 @@ class Routed:
         return cls(*args) if whole and fits and weights.is_floating_point() else None
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Experts:
     """The experts of one layer's MLP, whose output is the sum of what each chosen expert gives.
 
@@ -48,6 +48,7 @@ class Experts:
     module: nn.Module
     slots: int
     factor: float
+    _asked: bool = field(init=False, default=False)
 
     def given(self, routed: Routed, token: Int[Tensor, " pair"], slot: Int[Tensor, " pair"]) -> Tensor:
         """What an expert gives to the MLP's output for a token, for some (token, slot) pairs [pair, d_model].
@@ -57,16 +58,20 @@ class Experts:
         pairs = routed.hidden[token], routed.chosen[token, slot, None], routed.weights[token, slot, None]
         if not len(token):
             return torch.zeros_like(pairs[0])
-        # Not called, so that hooks see the model's own calls alone.
-        out = self.module.forward(*pairs)
+        self._asked = True
+        try:
+            out = self.module(*pairs)
+        finally:
+            self._asked = False
         return out if self.factor == 1 else self.factor * out
 
     def watch(self, see: Callable[[Routed], None]) -> Any:
-        """Register a hook that sees every call, and return its handle."""
+        """Register a hook that sees every call of the model's own, and return its handle."""
 
         def hook(_: nn.Module, args: tuple[Any, ...]) -> None:
-            routed = Routed.of(args)
-            assert routed is not None
-            see(routed)
+            if not self._asked:
+                routed = Routed.of(args)
+                assert routed is not None
+                see(routed)
 
         return self.module.register_forward_pre_hook(hook)
