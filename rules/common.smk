@@ -17,7 +17,7 @@ from selfrepair.workflow.config import (
 from selfrepair.workflow.machine import memory_mb
 from selfrepair.workflow.provenance import code_digest
 from selfrepair.workflow.plan import check_fits
-from selfrepair.workflow.resources import UNKNOWN_MB, UNKNOWN_MINUTES, Costs, model_shape, share_of_cores
+from selfrepair.workflow.resources import UNKNOWN_MB, UNKNOWN_MINUTES, costs_of, share_of_cores
 from selfrepair.snapshots.sources import file_sizes, source_files, sources_of
 
 
@@ -152,12 +152,12 @@ def need(rule, wildcards, text=0):
     """What a job of a rule needs, by formula; None where nothing says yet how large the model is. A job of all models needs what
     the largest of them does."""
     models = [wildcards.model] if "model" in wildcards.keys() else config["run"]["models"]
-    shapes = [model_shape(config["models"][name], Path(MODEL.format(model=name))) for name in models]
-    if None in shapes:
+    costs = [costs_of(config["models"][name], Path(MODEL.format(model=name)), config) for name in models]
+    if None in costs:
         return None
     # A figure, and a table of the main kind, have no kind in their paths.
     kind = wildcards.get("kind", MAIN_KIND)
-    return max((Costs(shape, config).of(rule, kind, text) for shape in shapes), key=lambda found: found.mem_mb)
+    return max((of_model.of(rule, kind, text) for of_model in costs), key=lambda found: found.mem_mb)
 
 
 def resources(rule):

@@ -8,7 +8,7 @@ from typing import Any
 
 from selfrepair.workflow.config import main_kind
 from selfrepair.workflow.machine import shortage
-from selfrepair.workflow.resources import MB, Amount, Costs, Need, model_shape
+from selfrepair.workflow.resources import MB, Amount, Costs, Need, costs_of
 
 SHARE = 0.8
 """Of the rate of large matrix products, what a sweep reaches (docs/performance.md)."""
@@ -111,15 +111,14 @@ def make_plan(
     runs, wrong = [], []
     for model in config["run"]["models"]:
         settings, snapshot = config["models"][model], Path(manifest.format(name=model))
-        shape = model_shape(settings, snapshot)
-        if shape is None:
+        costs = costs_of(settings, snapshot, config)
+        if costs is None:
             unknown = (
                 f"nothing says how large {model} is: give models.{model}.shape, or take its snapshot first "
                 f"(snakemake {snapshot.as_posix()})"
             )
             runs += [RunPlan(model, corpus, [], unknown) for corpus in config["run"]["corpora"]]
             continue
-        costs = Costs(shape, config)
         for number, corpus in enumerate(config["run"]["corpora"]):
             # A snapshot serves every corpus.
             jobs = [
@@ -148,8 +147,8 @@ def check_fits(config: Mapping[str, Any], manifest: str, memory_mb: int, overrid
     """
     problems: list[str] = []
     for model in config["run"]["models"]:
-        if shape := model_shape(config["models"][model], Path(manifest.format(name=model))):
-            problems += _too_large(Costs(shape, config), model, memory_mb, overridden)
+        if costs := costs_of(config["models"][model], Path(manifest.format(name=model)), config):
+            problems += _too_large(costs, model, memory_mb, overridden)
     if problems:
         raise ValueError("\n".join(["this run does not fit:", *(f"  {problem}" for problem in problems)]))
 

@@ -156,16 +156,24 @@ def model_shape(settings: Mapping[str, Any], snapshot: Path) -> Shape | None:
     return found
 
 
+def costs_of(settings: Mapping[str, Any], snapshot: Path, config: Mapping[str, Any]) -> "Costs | None":
+    """What the jobs of a model need; None where nothing says how large it is. Takes what `model_shape` takes, and the config."""
+    shape = model_shape(settings, snapshot)
+    dequantised = any(source.scheme == "package" for source in sources_of(settings))
+    return None if shape is None else Costs(shape, config, dequantised)
+
+
 class Costs:
     """What the jobs of a model on a corpus need.
 
     Args:
         shape: The model's sizes.
         config: The merged config, checked.
+        dequantised: Its snapshot is made of a package's file, whose weights are dequantised.
     """
 
-    def __init__(self, shape: Shape, config: Mapping[str, Any]) -> None:
-        self.shape, self.config = shape, config
+    def __init__(self, shape: Shape, config: Mapping[str, Any], dequantised: bool = False) -> None:
+        self.shape, self.config, self.dequantised = shape, config, dequantised
         tokens, compute = config["tokens"], config["compute"]
         self.number = NUMBER[compute["dtype"]]
         self.length, self.prompts, self.in_shard = (
@@ -465,6 +473,9 @@ class Costs:
             case "snapshot_model":
                 imports, read = "snapshot", 2 * shape.stored_bytes
                 disk = shape.stored_bytes
+                if self.dequantised:
+                    # All weights, and copies of the largest on their way.
+                    held = NUMBER["float32"] * (shape.parameters + 3 * shape.largest)
             case "check_published":
                 imports = "tokenizer" if any("published" in of for of in config["models"].values()) else "nothing"
             case "tokenize_corpus":

@@ -71,6 +71,14 @@ def test_bfloat16_takes_half_and_offloading_leaves_a_weight_on_the_gpu(config: d
     assert gpu_memory(weights="bfloat16", offload=True) < 1
 
 
+def test_weights_that_are_dequantised_take_their_memory(config: dict[str, Any]) -> None:
+    """Measured: 1.2 GB for the default's 135 million weights."""
+    shape = shape_of_settings(SMOLLM2)
+    taken, asked = (Costs(shape, config, gguf).of("snapshot_model").mem_mb for gguf in (False, True))
+    assert taken < 600
+    assert 1200 <= asked <= 1.6 * 1200
+
+
 def test_time_limits_are_generous_and_no_days(config: dict[str, Any]) -> None:
     """The default's job of the sweep takes some ten minutes, Llama-7B's on a GPU hours."""
     need = Costs(shape_of_settings(SMOLLM2), config).of("ablate_heads", "resample")
