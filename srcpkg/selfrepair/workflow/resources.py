@@ -157,7 +157,13 @@ def model_shape(settings: Mapping[str, Any], snapshot: Path) -> Shape | None:
 
 
 def costs_of(settings: Mapping[str, Any], snapshot: Path, config: Mapping[str, Any]) -> "Costs | None":
-    """What the jobs of a model need; None where nothing says how large it is. Takes what `model_shape` takes, and the config."""
+    """What the jobs of a model need; None where nothing says how large it is.
+
+    Args:
+        settings: The model's entry under ``models``.
+        snapshot: Manifest of its snapshot.
+        config: The merged config, checked.
+    """
     shape = model_shape(settings, snapshot)
     dequantised = any(source.scheme == "package" for source in sources_of(settings))
     return None if shape is None else Costs(shape, config, dequantised)
