@@ -9,7 +9,7 @@ import pandas as pd
 from selfrepair.files.tables import read_table, write_table
 from selfrepair.tables.columns import THIS_RUN
 
-OF_A_MODEL = ("model", "weights", "n_layers", "n_heads", "parallel_attention_mlp", "published")
+OF_A_MODEL = ("model", "weights", "n_layers", "n_heads", "parallel_attention_mlp", "published", "logit_cap")
 """Settings that each model has of its own: lists in the joined table's attributes, in the order of the models."""
 
 
@@ -57,5 +57,5 @@ def _joined_settings(settings: Sequence[Mapping[Any, Any]], tables: Sequence[Pat
         raise ValueError(f"tables of {', '.join(map(str, names))}: a model stands there twice; name each once")
     return {
         **{key: value for key, value in first.items() if key not in OF_A_MODEL},
-        **{key: [own.get(key) for own in settings] for key in OF_A_MODEL if key in first},
+        **{key: [own.get(key) for own in settings] for key in OF_A_MODEL if any(key in own for own in settings)},
     }

@@ -36,6 +36,17 @@ def test_rows_of_all_models_stand_below_one_another_and_carry_the_settings_of_ea
     assert pd.read_csv(tmp_path / "all.csv").shape == joined.shape
 
 
+def test_what_one_model_has_and_another_lacks_is_no_difference(tmp_path: Path) -> None:
+    capped, plain = make_heads(4, 3), make_heads(4, 3)
+    plain = plain.drop(columns=[column for column in plain if "postnorm" in column or column.startswith("capped")])
+    plain.attrs = {key: value for key, value in capped.attrs.items() if key != "logit_cap"}
+    files = [written(tmp_path, "plain", plain), written(tmp_path, "capped", capped)]
+    join_models(tables=files, out=tmp_path / "all.parquet")
+    joined = read_table(tmp_path / "all.parquet")
+    assert joined.attrs["logit_cap"] == [None, 30.0]
+    assert joined.groupby("model")["capped_logit_change"].count().to_dict() == {"capped": 24, "plain": 0}
+
+
 def test_published_rows_stand_once_and_this_runs_take_the_models_name(tmp_path: Path) -> None:
     rows = [
         {"model": model, "depth": depth, "quantity": quantity, "median": 1.0}

@@ -47,7 +47,8 @@ def footer(figure: Figure, width_mm: float, run: Mapping[str, Any], *what: str, 
         ),
     ]
     if "logit_cap" in run:
-        items.append(f"logits before their cap of {run['logit_cap']:g}")
+        cap = run["logit_cap"]
+        items.append("logits before a model's cap" if isinstance(cap, list) else f"logits before their cap of {cap:g}")
     if "matrices" in run:
         items.append(f"matrices in {run['matrices']}; crosses: within its noise of zero")
     if int(run["first_position"]) > 0:
