@@ -61,9 +61,9 @@ def _head(run: Mapping[Any, Any], checks: str) -> str:
         "Checked": checks,
     }
     if "logit_cap" in run:
-        facts["Logits"] = (
-            f"before the cap of {run['logit_cap']:g} that the model puts on them; with it: `capped_logit_change` of table heads"
-        )
+        cap = run["logit_cap"]
+        of = "the caps that some models put" if isinstance(cap, list) else f"the cap of {cap:g} that the model puts"
+        facts["Logits"] = f"before {of} on them; with it: `capped_logit_change` of table heads"
     rows = [f"| {name} | {text} |" for name, text in facts.items()]
     introduction = INTRODUCTION.format(level=100 * run["confidence"], top=100 * run["top_fraction"])
     return "\n".join([f"# Findings: {title} on {run['corpus']}", "", "| | |", "|---|---|", *rows, "", introduction])
