@@ -57,7 +57,7 @@ def load_model(
 
     Raises:
         ValueError: The folder holds no model, the model in memory has another dtype or device or is in training
-            mode, or the definitions do not cover its architecture.
+            mode, it is a mixture of experts in bfloat16, or the definitions do not cover its architecture.
     """
     if dtype not in DTYPES:
         raise ValueError(
@@ -83,6 +83,11 @@ def load_model(
     if device == "cpu":
         keep_freed_memory()
     model = find_parts(hf, center_unembed, named, bfloat16, offload)
+    if bfloat16 and any(weight is None for weight in model.W_out):
+        raise ValueError(
+            f"{model.name} is a mixture of experts: rounding to bfloat16 lets tokens choose other experts, which moves single "
+            "tokens by whole logits; leave weights (compute.weights) out, with offload if the device is too small"
+        )
     try:
         # Not in bfloat16: what is looked at is the model, not its rounding.
         with left_as_it_was(hf), torch.inference_mode(), model.running(exact=True):
