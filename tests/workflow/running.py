@@ -173,7 +173,9 @@ class Space:
 
     @property
     def figures(self) -> set[str]:
-        return {path.stem for path in (self.package / "figures").glob("*.py")} - {"__init__", "findings", "wording"}
+        """Those of one model."""
+        modules = {path.stem for path in (self.package / "figures").glob("*.py")} - {"__init__", "findings", "wording"}
+        return {name for name in modules if not name.startswith("models_")}
 
     @contextmanager
     def edited(self, path: Path, old: str, new: str) -> Iterator[None]:

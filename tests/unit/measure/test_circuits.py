@@ -16,7 +16,7 @@ from selfrepair.measure.moved_residual import moved_changes
 from selfrepair.measure.reinforcement import ADDED, _added, reinforce_heads
 from selfrepair.model.calls import hooked
 from selfrepair.model.model import Model
-from selfrepair.quantities import PARTS
+from selfrepair.quantities import PARTS, held
 from selfrepair.tables.reinforcement import CONTROLS, tabulate_reinforcement
 from selfrepair.tables.repair import repair_by_layer, strongest_pairs
 from selfrepair.tables.statistics import estimate_weights
@@ -217,7 +217,7 @@ def test_planted_backup_head_carries_all_repair(kind: str) -> None:
     at = dataset.isel(head=every.index(primary), pos=backup.ASKED)
     # The head that is ablated predicted the answer, and its loss is made up for by heads, not by MLPs.
     assert float(at["direct_effect"].min()) > 1
-    heads, mlps, _ = (at[part].values for part in PARTS)
+    heads, mlps, _ = (at[part].values for part in held(PARTS, at))
     removed = (at["direct_effect"] - at["ablated_direct_effect"]).values
     assert (heads > 0.9 * removed).all()
     assert not mlps.any()

@@ -139,7 +139,7 @@ def test_the_donors_own_layers_change_nothing(tokens: np.ndarray) -> None:
     model = selfrepair.load_model(random_model("llama"), dtype="float64")
     ids = torch.from_numpy(tokens)
     found = ablated(model, ids, ids)
-    for quantity in ("logit_change", *PARTS):
+    for quantity in ("logit_change", *held(PARTS, found)):
         assert np.abs(found[quantity]).max() < 1e-12, quantity
 
 
