@@ -144,10 +144,9 @@ class Space:
         """The code digest of every rule, by the copy's own package."""
         scripts = sorted(path.stem for path in (self.repo / "scripts").glob("*.py"))
         rules = {script: [script] for script in scripts if script != "draw_figure"}
-        for figure in self.figures:
-            writer = "write_models_findings" if figure.startswith("models_") else "write_findings"
-            rules[writer].append(f"selfrepair.figures.{figure}")
-        rules |= {f"draw_{figure}": ["draw_figure", f"selfrepair.figures.{figure}"] for figure in self.figures}
+        for writer, figures in (("write_findings", self.figures), ("write_models_findings", self.models_figures)):
+            rules[writer].extend(f"selfrepair.figures.{figure}" for figure in figures)
+            rules |= {f"draw_{figure}": ["draw_figure", f"selfrepair.figures.{figure}"] for figure in figures}
         done = subprocess.run(
             [sys.executable, "-c", DIGESTS, json.dumps(rules)],
             cwd=self.repo / "scripts",
@@ -169,13 +168,21 @@ class Space:
     @property
     def targets(self) -> set[str]:
         """Rules that stand for files and make none."""
-        return {"all", "findings", *self.figures}
+        return {"all", "findings", *self.figures, *self.models_figures}
 
     @property
     def figures(self) -> set[str]:
         """Those of one model."""
-        modules = {path.stem for path in (self.package / "figures").glob("*.py")} - {"__init__", "findings", "wording"}
-        return {name for name in modules if not name.startswith("models_")}
+        return {name for name in self._drawn if not name.startswith("models_")}
+
+    @property
+    def models_figures(self) -> set[str]:
+        """Those of several models of one run."""
+        return self._drawn - self.figures
+
+    @property
+    def _drawn(self) -> set[str]:
+        return {path.stem for path in (self.package / "figures").glob("*.py")} - {"__init__", "findings", "wording"}
 
     @contextmanager
     def edited(self, path: Path, old: str, new: str) -> Iterator[None]:

@@ -116,7 +116,7 @@ IMPORTS = {
     "model": 500 * MB,
     "tokenizer": 440 * MB,
     "snapshot": 400 * MB,
-    "figure": 260 * MB,
+    "figure": 275 * MB,
     "table": 160 * MB,
     "nothing": 30 * MB,
 }
