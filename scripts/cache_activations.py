@@ -14,5 +14,7 @@ if __name__ == "__main__":
             out=Path(snakemake.output.activations),
             prompts=snakemake.params.prompts,
             compute=snakemake.params.compute,
+            # Changes nothing that is measured, so no param: what is there does not become stale by it.
+            keep=snakemake.config["cache"]["keep"],
             provenance=provenance,
         )

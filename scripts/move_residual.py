@@ -11,10 +11,12 @@ if __name__ == "__main__":
         from selfrepair.measure.shard import open_shard
 
         inputs, params = dict(snakemake.input.items()), snakemake.params
-        with open_shard(inputs, prompts=params.prompts, compute=params.compute) as shard:
+        heads = read_chosen_heads(Path(inputs["chosen"]))
+        layers = [layer for layer, _ in heads]
+        with open_shard(inputs, prompts=params.prompts, compute=params.compute, layers=layers) as shard:
             measure_moved_residual(
                 shard,
-                heads=read_chosen_heads(Path(inputs["chosen"])),
+                heads=heads,
                 out=Path(snakemake.output[0]),
                 provenance=provenance,
             )

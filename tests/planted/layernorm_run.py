@@ -81,7 +81,7 @@ def make_planted_run(folder: Path) -> PlantedRun:
     common = {"model_manifest": manifest, "tokens": folder / "tokens.h5", "compute": COMPUTE, "provenance": {}}
     activations = [folder / "activations" / f"{first}.h5" for first, _ in shards]
     for prompts, out in zip(shards, activations, strict=True):
-        cache_activations(out=out, prompts=prompts, **common)
+        cache_activations(out=out, prompts=prompts, keep=True, **common)
     thresholds = folder / "thresholds.h5"
     find_thresholds(shards=activations, out=thresholds, top_fraction=TOP, first_position=0, provenance={})
     average_activations(shards=activations, out=folder / "mean.h5", provenance={})

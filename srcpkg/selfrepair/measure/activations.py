@@ -1,6 +1,6 @@
 """The clean run of a shard of prompts as a file, and what is averaged over all shards."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import torch
 import xarray as xr
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from selfrepair.engine.clean import NO_EXPERT, CleanRun, prompt_chunks, run_clean
+from selfrepair.engine.rounding import repeated_tolerance
 from selfrepair.files.hdf5 import MADE_BY, open_hdf5, write_hdf5
 from selfrepair.files.sealed import advice_for
 from selfrepair.measure.tokens import read_shard
@@ -27,6 +28,7 @@ def cache_activations(
     out: Path,
     prompts: tuple[int, int],
     compute: dict[str, Any],
+    keep: bool,
     provenance: dict[str, Any],
 ) -> None:
     """Run a shard of prompts unablated and write what ablations start from.
@@ -35,9 +37,10 @@ def cache_activations(
         model_manifest: Of the model snapshot.
         tokens: Tokens file.
         out: HDF5 file: resid_pre, z, scale, correct_logit, head_direct_effect, mlp_direct_effect, and scales of post-norms,
-            mean logits and chosen experts where the model has such (`CleanRun`).
+            mean logits and chosen experts where the model has such (`CleanRun`); z_sum, z summed over prompts and positions.
         prompts: First prompt of the shard, and the one after its last.
         compute: device, dtype, center_unembed.
+        keep: Write resid_pre and z, all that is large. Without them each measurement runs the prompts again.
         provenance: From `selfrepair.workflow.jobs.job`.
     """
     model = load_model(model_manifest.parent, **compute)
@@ -51,12 +54,16 @@ def cache_activations(
         write_hdf5(out, kind="activations", provenance=provenance) as file,
         Progress(len(chunks), "clean run", "batch") as bar,
     ):
-        variables = _declare(file, model, n_prompts, length)
+        variables = _declare(file, model, n_prompts, length, keep)
+        z_sum = np.zeros((model.n_layers, model.n_heads, model.d_head))
         for chunk in chunks:
             clean = run_clean(model, ids[chunk])
             for layer in range(model.n_layers):
-                variables["resid_pre"][layer, chunk] = clean.resid_pre[layer].cpu().numpy()
-                variables["z"][layer, chunk] = clean.z[layer].cpu().numpy()
+                z = clean.z[layer].cpu().numpy()
+                z_sum[layer] += z.sum((0, 1), dtype="float64")
+                if keep:
+                    variables["resid_pre"][layer, chunk] = clean.resid_pre[layer].cpu().numpy()
+                    variables["z"][layer, chunk] = z
             variables["clean_scale"][chunk] = clean.scale.cpu().numpy()
             variables["correct_logit"][chunk] = clean.correct_logit.cpu().numpy()
             variables["head_direct_effect"][:, :, chunk] = clean.head_direct_effect.movedim(-1, 1).cpu().numpy()
@@ -69,9 +76,10 @@ def cache_activations(
                 variables["chosen_experts"][:, chunk] = clean.chosen_experts.cpu().numpy()
                 variables["expert_direct_effect"][:, chunk] = clean.expert_direct_effect.cpu().numpy()
             bar.advance()
+        file.put("z_sum", ("layer", "head", "d_head"), z_sum, description="z summed over prompts and positions")
 
 
-def _declare(file: Any, model: Model, n_prompts: int, length: int) -> dict[str, Any]:
+def _declare(file: Any, model: Model, n_prompts: int, length: int, keep: bool) -> dict[str, Any]:
     dtype = torch.zeros(0, dtype=model.dtype).numpy().dtype
     file.dims(
         layer=model.n_layers,
@@ -83,9 +91,12 @@ def _declare(file: Any, model: Model, n_prompts: int, length: int) -> dict[str, 
         d_head=model.d_head,
     )
     one = {"layer": 1, "prompt": 1}
-    declared = {
+    large = {
         "resid_pre": (("layer", "prompt", "pos", "d_model"), "", "residual that enters the layer"),
         "z": (("layer", "prompt", "pos", "head", "d_head"), "", "weighted values, the input of the output projection"),
+    }
+    declared = {
+        **(large if keep else {}),
         "clean_scale": (("prompt", "predicting_pos"), "", "scale s of the final norm"),
         "correct_logit": (("prompt", "predicting_pos"), "logits", "logit of the token that follows"),
         "head_direct_effect": (("layer", "head", "prompt", "predicting_pos"), "logits", "o . d / s of each head"),
@@ -116,9 +127,16 @@ def _declare(file: Any, model: Model, n_prompts: int, length: int) -> dict[str, 
 class CachedActivations:
     """A shard's activations file, read a layer of some prompts at a time. Made by `open_activations`."""
 
-    def __init__(self, dataset: xr.Dataset, model: Model, path: Path) -> None:
-        got = {dim: dataset.sizes[dim] for dim in ("layer", "head", "d_model", "d_head")}
+    def __init__(
+        self,
+        dataset: xr.Dataset,
+        model: Model,
+        path: Path,
+        tokens: Int[Tensor, "prompt pos"],
+        layers: Iterable[int] | None,
+    ) -> None:
         wanted = {"layer": model.n_layers, "head": model.n_heads, "d_model": model.d_model, "d_head": model.d_head}
+        got = {dim: dataset.sizes.get(dim, size) for dim, size in wanted.items()}
         if got != wanted:
             raise ValueError(
                 f"{path} has the shape of another model ({got}, this one {wanted}): "
@@ -126,6 +144,10 @@ class CachedActivations:
             )
         self._dataset = dataset
         self._device = model.device
+        every = range(model.n_layers)
+        self._remade = (
+            {} if "z" in dataset else _run_again(model, tokens, every if layers is None else layers, dataset, path)
+        )
 
     def clean_run(self, prompts: slice | np.ndarray) -> CleanRun:
         """The clean run of some prompts, as rows of the shard; residuals and z are read when they are asked for."""
@@ -151,15 +173,59 @@ class CachedActivations:
 
     def donor_z(self, layer: int, donors: np.ndarray) -> Float[Tensor, "prompt pos head d_head"]:
         """``z`` of a layer averaged over each prompt's donors [prompt, donor], rows of the shard."""
-        z = self._read("z", layer=layer)
+        z = self._layer("z", layer)
         return z[torch.from_numpy(donors).to(self._device).long()].mean(1)
+
+    def _layer(self, name: str, layer: int, prompts: slice | np.ndarray = slice(None)) -> Tensor:
+        if self._remade:
+            return self._remade[name][layer][prompts].to(self._device)
+        return self._read(name, layer=layer, prompt=prompts)
 
     def _read(self, name: str, **where: Any) -> Tensor:
         return torch.from_numpy(self._dataset[name].isel(where).values).to(self._device)
 
 
+Layers = Mapping[int, Float[Tensor, "prompt pos ..."]]
+
+
+def _run_again(
+    model: Model, tokens: Int[Tensor, "prompt pos"], layers: Iterable[int], dataset: xr.Dataset, path: Path
+) -> Mapping[str, Layers]:
+    """What an activations file was made without, of the layers that ablations start from.
+
+    Raises:
+        ValueError: The run is not the one that the file is of.
+    """
+    starts = set(layers) & set(range(model.n_layers))
+    # Where attention and MLP are taken apart, a head's write is added to what the next layer reads.
+    after = {layer + 1 for layer in starts if layer + 1 < model.n_layers}
+    read = {"resid_pre": starts | after, "z": starts}
+    sizes = {"resid_pre": (model.d_model,), "z": (model.n_heads, model.d_head)}
+    made = {
+        name: {layer: torch.empty(*tokens.shape, *sizes[name], dtype=model.dtype) for layer in read[name]}
+        for name in read
+    }
+    chunks = prompt_chunks(model, *tokens.shape)
+    with Progress(len(chunks), "clean run", "batch") as bar:
+        for chunk in chunks:
+            clean = run_clean(model, tokens[chunk])
+            # A norm of the whole stream, in which nothing cancels.
+            scale, written = clean.scale.cpu(), torch.from_numpy(dataset["clean_scale"].isel(prompt=chunk).values)
+            off = float(((scale - written).abs() / written).max())
+            if not off <= repeated_tolerance(model):
+                raise ValueError(
+                    f"{path} is of another clean run: final scales differ by {off:.1g} of their size, where rounding explains "
+                    f"{repeated_tolerance(model):.1g}: {advice_for(path, MADE_BY['activations'])}"
+                )
+            for name, of_layers in made.items():
+                for layer, values in of_layers.items():
+                    values[chunk] = getattr(clean, name)[layer].cpu()
+            bar.advance()
+    return made
+
+
 class _Layers(Sequence[Tensor]):
-    """A variable's layers of some prompts, each read from the file when it is asked for."""
+    """A variable's layers of some prompts, each read when it is asked for."""
 
     def __init__(self, cached: CachedActivations, name: str, prompts: slice | np.ndarray) -> None:
         self._cached, self._name, self._prompts = cached, name, prompts
@@ -168,16 +234,26 @@ class _Layers(Sequence[Tensor]):
         return int(self._cached._dataset.sizes["layer"])
 
     def __getitem__(self, layer: Any) -> Any:
-        return self._cached._read(self._name, layer=layer, prompt=self._prompts)
+        return self._cached._layer(self._name, layer, self._prompts)
 
 
 @contextmanager
-def open_activations(path: Path, model: Model) -> Iterator[CachedActivations]:
+def open_activations(
+    path: Path, model: Model, tokens: Int[Tensor, "prompt pos"], layers: Iterable[int] | None = None
+) -> Iterator[CachedActivations]:
     """Open an activations file for the model that it was made with.
 
+    Residuals and ``z`` that the file is without are made again, and held in memory.
+
+    Args:
+        path: The file.
+        model: The model.
+        tokens: Token ids of the shard's prompts.
+        layers: Layers whose heads are ablated: ``z`` and residuals that enter and leave these are there. None means all.
+
     Raises:
-        ValueError: The file is missing, damaged, or of a model of another shape.
+        ValueError: The file is missing, damaged, of a model of another shape or of another run.
     """
     with ExitStack() as stack:
         dataset = stack.enter_context(open_hdf5(path, "activations"))
-        yield CachedActivations(dataset, model, path)
+        yield CachedActivations(dataset, model, path, tokens, layers)

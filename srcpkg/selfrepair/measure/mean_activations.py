@@ -22,10 +22,9 @@ def average_activations(*, shards: Sequence[Path], out: Path, provenance: dict[s
     count = 0
     dtype = np.dtype("float32")
     for dataset, _ in open_shards(shards, "activations"):
-        dtype = dataset["z"].dtype
-        layers = range(dataset.sizes["layer"])
-        total = total + np.stack([dataset["z"][layer].values.sum((0, 1), dtype="float64") for layer in layers])
-        count += dataset.sizes["prompt"] * dataset.sizes["pos"]
+        dtype = dataset["head_direct_effect"].dtype
+        total = total + dataset["z_sum"].values
+        count += dataset.sizes["prompt"] * (dataset.sizes["predicting_pos"] + 1)
     mean = np.asarray(total / count, dtype)
     with write_hdf5(out, kind="mean_activations", provenance=provenance) as file:
         file.dims(layer=mean.shape[0], head=mean.shape[1], d_head=mean.shape[2])

@@ -9,7 +9,7 @@ A measurement is a function of an open shard that writes one file:
 Where it replays the model, it repeats some of its ablations by plain runs (`Shard.repeats`, or `Shard.proof`).
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -198,14 +198,23 @@ class Repeats:
 
 
 @contextmanager
-def open_shard(inputs: Mapping[str, Any], *, prompts: tuple[int, int], compute: Mapping[str, Any]) -> Iterator[Shard]:
+def open_shard(
+    inputs: Mapping[str, Any],
+    *,
+    prompts: tuple[int, int],
+    compute: Mapping[str, Any],
+    layers: Iterable[int] | None = None,
+) -> Iterator[Shard]:
     """Open a shard for a measurement: load the model, read the prompts, open their clean run.
+
+    Where the file of that is without residuals, it is made again.
 
     Args:
         inputs: Paths by the names that rules give them: model (manifest of the snapshot), tokens, activations; thresholds where
             top tokens are measured, mean_activations for mean ablation, if given and not empty. Others are left alone.
         prompts: First prompt of the shard, and the one after its last.
         compute: device, dtype, center_unembed.
+        layers: Layers that the measurement starts from, for a clean run that is made again; None means all.
 
     Raises:
         ValueError: A file is missing, damaged, or of another model or shard.
@@ -213,15 +222,16 @@ def open_shard(inputs: Mapping[str, Any], *, prompts: tuple[int, int], compute: 
     model = load_model(Path(inputs["model"]).parent, **compute)
     rows = slice(*prompts)
     shard = read_shard(Path(inputs["tokens"]), rows)
+    tokens = torch.from_numpy(shard.tokens).long()
     thresholds, mean_activations = (inputs.get(name) for name in ("thresholds", "mean_activations"))
     mean_z = None
     if mean_activations:
         mean_z = torch.from_numpy(read_mean_activations(Path(mean_activations))).to(model.device)
-    with open_activations(Path(inputs["activations"]), model) as cached:
+    with open_activations(Path(inputs["activations"]), model, tokens, layers) as cached:
         yield Shard(
             model=model,
             prompts=rows,
-            tokens=torch.from_numpy(shard.tokens).long(),
+            tokens=tokens,
             donors=shard.donors,
             cached=cached,
             thresholds=Path(thresholds) if thresholds else None,

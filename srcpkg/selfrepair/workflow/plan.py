@@ -18,11 +18,13 @@ ADVICE = {
     "loading the weights": "use a smaller model, or a larger machine",
     "a batch of prompts": "lower tokens.prompt_length",
     "results of a shard": "lower tokens.prompts_per_shard",
+    "activations of a shard": "lower tokens.prompts_per_shard, or set cache.keep to true",
     "results of all shards": "lower tokens.prompts",
 }
 """What to do about memory, by what takes most of it."""
 
 KEPT_ON_DISK = "lower tokens.prompts, or point results/ at a larger disk"
+LET_GO = "set cache.keep to false, which leaves no activations on disk"
 
 
 @dataclass(frozen=True)
@@ -129,7 +131,8 @@ def make_plan(
         wrong += _too_large(costs, model, memory_mb)
     kept = sum(run.kept_mb for run in runs)
     if kept > disk_mb:
-        wrong.append(shortage("the whole run", "disk", kept, disk_mb, KEPT_ON_DISK))
+        advice = f"{LET_GO}, {KEPT_ON_DISK}" if config["cache"]["keep"] else KEPT_ON_DISK
+        wrong.append(shortage("the whole run", "disk", kept, disk_mb, advice))
     return Plan(tflops, rate_is, memory_mb, disk_mb, runs, wrong)
 
 

@@ -187,8 +187,9 @@ class Costs:
         )
         self.predicting = self.length - 1
         self.gpu = compute["device"].startswith("cuda")
-        at_once = ACCELERATOR_BATCH_TOKENS if self.gpu else BATCH_TOKENS
-        self.batch = min(self.in_shard, max(1, at_once // self.length)) * self.length
+        self.keep = config["cache"]["keep"]
+        self.at_once = ACCELERATOR_BATCH_TOKENS if self.gpu else BATCH_TOKENS
+        self.batch = min(self.in_shard, max(1, self.at_once // self.length)) * self.length
         self.of_weight = NUMBER[products(compute)]
         self.weights = shape.parameters * self.of_weight
 
@@ -203,6 +204,12 @@ class Costs:
         if heads == "all":
             return self.shape.layers * self.shape.heads
         return self.chosen if heads == "chosen" else len(heads)
+
+    def layers_of(self, kind: str) -> int:
+        """Of how many layers a kind of ablation ablates heads, at most."""
+        heads = self.config["ablations"][kind]["heads"]
+        named = self.heads(kind) if isinstance(heads, str) else len({layer for layer, _ in heads})
+        return min(named, self.shape.layers)
 
     @property
     def chosen(self) -> int:
@@ -275,9 +282,14 @@ class Costs:
     def activations(self) -> Amount:
         """Bytes of a shard's activations file."""
         shape = self.shape
-        big = shape.layers * self.length * (shape.d_model + shape.width)
         effects = shape.layers * (shape.heads + 1) + 2
-        return self.in_shard * self.number * (big + self.predicting * effects)
+        sums = 8 * shape.layers * shape.width
+        large = self._large(shape.layers, shape.layers) if self.keep else 0
+        return large + sums + self.in_shard * self.number * self.predicting * effects
+
+    def _large(self, residuals: int, z: int) -> Amount:
+        """Bytes of a shard's residuals and ``z`` of so many layers."""
+        return self.in_shard * self.length * self.number * (residuals * self.shape.d_model + z * self.shape.width)
 
     def ablations(self, kind: str) -> Amount:
         """Bytes of an ablations file of a shard."""
@@ -294,11 +306,20 @@ class Costs:
         kept = 3 * self.config["analyses"]["top_neurons"] + 150
         return self.top_tokens * self.number * (kept + 10)
 
+    def _through_a_layer(self, heads: int = 1) -> Amount:
+        """Bytes of what is alive at once while a batch goes through a layer.
+
+        Args:
+            heads: Of the layer that are ablated, a run each: as many go through it together as there is room for.
+        """
+        shape, tokens = self.shape, max(self.batch, min(heads * self.batch, self.at_once))
+        return tokens * (self.number * (6 * shape.d_model + 4 * shape.width) + self.of_weight * 4 * shape.d_mlp)
+
     @property
-    def _through_a_layer(self) -> Amount:
-        """Bytes of what is alive at once while a batch goes through a layer."""
+    def _clean_run(self) -> Amount:
+        """Bytes of a batch's clean run."""
         shape = self.shape
-        return self.number * self.batch * (6 * shape.d_model + 4 * shape.width + 4 * shape.d_mlp)
+        return self.number * shape.layers * self.batch * (shape.d_model + shape.width) + self._through_a_layer()
 
     @property
     def _of_batch(self) -> Amount:
@@ -333,13 +354,13 @@ class Costs:
         """
         number, shape, in_shard = self.number, self.shape, self.in_shard
         per_head = number * in_shard * self.predicting
-        clean_run = number * shape.layers * self.batch * (shape.d_model + shape.width)
-        replay = self._of_batch + self._through_a_layer
+        replay = self._of_batch + self._through_a_layer(shape.heads)
         opened = {"read": self.activations + shape.stored_bytes, "tokens": in_shard * self.length}
+        of_chosen = min(self.chosen, shape.layers)
         match rule:
             case "cache_activations":
                 return self._model_job(
-                    batch=clean_run + self._through_a_layer,
+                    batch=self._clean_run,
                     disk=self.activations,
                     operations=in_shard * self.of_clean,
                     read=shape.stored_bytes,
@@ -353,6 +374,7 @@ class Costs:
                     results=2 * self.ablations(kind),
                     disk=self.ablations(kind),
                     operations=self.sweep_operations(kind, in_shard),
+                    starts=self.layers_of(kind),
                     **opened,
                 )
             case "freeze_layernorm":
@@ -362,6 +384,7 @@ class Costs:
                     results=4 * self.chosen * per_head,
                     disk=2 * self.chosen * per_head,
                     operations=in_shard * self.of_chosen,
+                    starts=of_chosen,
                     **opened,
                 )
             case "measure_neurons":
@@ -372,6 +395,7 @@ class Costs:
                     results=3 * self.neurons,
                     disk=self.neurons,
                     operations=in_shard * (self.of_chosen + self.layer_operations(self.length)),
+                    starts=shape.layers,
                     **opened,
                 )
             case "measure_donor_noise":
@@ -382,6 +406,7 @@ class Costs:
                     results=3 * donors * self.chosen * PER_TOKEN * per_head,
                     disk=donors * self.chosen * PER_TOKEN * per_head,
                     operations=in_shard * donors * self.of_chosen,
+                    starts=of_chosen,
                     **opened,
                 )
             case "project_other_donor":
@@ -390,6 +415,7 @@ class Costs:
                     host=self._of_donors,
                     disk=shape.layers * shape.heads * per_head,
                     operations=in_shard * shape.layers * self.of_directions,
+                    starts=shape.layers,
                     **opened,
                 )
             case "reinforce_heads":
@@ -402,6 +428,7 @@ class Costs:
                     results=2 * sums,
                     disk=sums,
                     operations=in_shard * attention + changed * 2 * shape.attention_parameters,
+                    starts=shape.layers,
                     **opened,
                 )
             case "move_residual":
@@ -411,15 +438,17 @@ class Costs:
                     operations=in_shard
                     * self.chosen
                     * (self.layer_operations(self.length, shape.attention_parameters) + self.of_directions),
+                    starts=of_chosen,
                     **opened,
                 )
             case "ablate_layers":
                 later = shape.layers * (shape.layers + 1) / 2
                 return self._model_job(
-                    batch=replay + 6 * number * self.batch * shape.d_model,
+                    batch=self._of_batch + self._through_a_layer() + 6 * number * self.batch * shape.d_model,
                     host=self._of_donors,
                     disk=2 * PER_TOKEN * shape.layers * per_head,
                     operations=in_shard * (2 * later + 3 * shape.layers) * self.layer_operations(self.length),
+                    starts=shape.layers,
                     **opened,
                 )
         return self._other_job(rule, kind, text)
@@ -434,15 +463,23 @@ class Costs:
         tokens: int,
         host: Amount = 0,
         results: Amount = 0,
+        starts: int = 0,
     ) -> Need:
-        """A job that runs the model: on a GPU, batches are there and the weights pass through memory."""
+        """A job that runs the model: on a GPU, batches are there and the weights pass through memory.
+
+        One that ``starts`` from some layers of the clean run makes it again where it is not kept.
+        """
+        again = {}
+        if starts and not self.keep:
+            batch, operations = max(batch, self._clean_run), operations + self.in_shard * self.of_clean
+            again = {"activations of a shard": self._large(min(2 * starts, self.shape.layers), starts)}
         small = batch + self._proof
         memory = {
             "Python and libraries": IMPORTS["model"] + (CUDA if self.gpu else 0),
             "weights": self.weights,
             **self._larger(
                 {"loading the weights": self._loading},
-                {"a batch of prompts": host + (0 if self.gpu else small), "results of a shard": results},
+                {"a batch of prompts": host + (0 if self.gpu else small), "results of a shard": results, **again},
             ),
         }
         gpu = {}
@@ -490,8 +527,8 @@ class Costs:
                 top = config["statistics"]["top_fraction"] * tokens
                 held = shape.layers * shape.heads * (in_shard + top) * (3 * number + 20)
             case "average_activations":
-                held = 2 * number * self.in_shard * self.length * shape.width
-                read = self.shards * self.activations
+                held = 6 * 8 * shape.layers * shape.width
+                read = held * self.shards
             case "tabulate_heads" | "tabulate_layernorm_claim":
                 imports = "tokenizer" if rule == "tabulate_heads" else "table"
                 held, read = values + sums, self.shards * values

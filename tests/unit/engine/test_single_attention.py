@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional
 
 import selfrepair
 from selfrepair.engine.clean import by_head, run_clean
@@ -10,7 +11,7 @@ from selfrepair.engine.single_attention import Attentions
 from selfrepair.model.calls import hooked
 from selfrepair.model.model import Model
 
-from conftest import CONFIGS, random_model
+from conftest import CONFIGS, in_bfloat16, random_model
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -62,3 +63,22 @@ def test_another_residual_everywhere(name: str, tokens: np.ndarray) -> None:
     assert float((found - wanted).abs().max()) < 1e-12
     assert float((wanted - clean.z[2]).abs().max()) > 1e-2
     assert model._layer_recorder._length == 8  # only the check at loading has recorded layers
+
+
+def test_bfloat16_kernels_that_round_otherwise_are_no_masks(
+    tokens: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU an attention with a mask runs in another kernel than one without."""
+    kernel = functional.scaled_dot_product_attention
+
+    def rounding(query: torch.Tensor, *args, **kwargs) -> torch.Tensor:
+        out = kernel(query, *args, **kwargs)
+        return out * (1 + 2**-7) if out.dtype == torch.bfloat16 and kwargs.get("attn_mask") is not None else out
+
+    monkeypatch.setattr(functional, "scaled_dot_product_attention", rounding)
+    model = selfrepair.load_model(in_bfloat16(random_model("llama", torch.float32)), weights="bfloat16")
+    resid = run_clean(model, torch.from_numpy(tokens)).resid_pre[1]
+    positions = torch.tensor([5, 2])
+    found = Attentions(model, tokens.shape[1]).z_at(1, resid[0], positions, resid[0, positions])
+    own = run_clean(model, torch.from_numpy(tokens)).z[1][0, positions]
+    torch.testing.assert_close(found, own, rtol=2**-5, atol=2**-5)

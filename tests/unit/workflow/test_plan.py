@@ -107,3 +107,16 @@ def test_a_shape_that_the_model_has_not_is_refused(planned, tmp_path: Path) -> N
     assert "models.tiny.shape is layers 3, but the model has layers 2: correct layers" in done.stderr
     shape["layers"] = 2
     assert planned("--tflops", "1", overlay=overlay).exit_code == 0
+
+
+def test_activations_that_do_not_fit_can_be_let_go(planned, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A million tokens of Llama-7B are a terabyte."""
+    monkeypatch.setattr(command, "disk_mb", lambda folder: 1_000_000)
+    overlay = {"run": {"models": ["llama-7b"]}, "cache": {"keep": True}}
+    options = ("--configfile", str(PAPER), "--tflops", "20")
+    assert "set cache.keep to false, which leaves no activations on disk" in planned(*options, overlay=overlay).stdout
+    overlay["cache"]["keep"] = False
+    found = planned(*options, overlay=overlay).stdout
+    assert "disk" in found
+    assert "cache.keep" not in found
+    assert "the whole run needs" not in found

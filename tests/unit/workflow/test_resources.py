@@ -138,3 +138,75 @@ def test_a_model_whose_size_nothing_says_is_not_guessed(tmp_path: Path) -> None:
     settings = {"source": f"hub:a/b@{'0' * 40}"}
     assert model_shape(settings, tmp_path / "manifest.json") is None
     assert model_shape({**settings, "shape": LLAMA_7B}, tmp_path / "manifest.json") == shape_of_settings(LLAMA_7B)
+
+
+LLAMAS = {
+    "1.1B": {
+        **{
+            "layers": 22,
+            "heads": 32,
+            "kv_heads": 4,
+            "d_model": 2048,
+            "d_mlp": 5632,
+            "vocabulary": 32000,
+            "gated": True,
+        },
+    },
+    "7B": {**LLAMA_7B, "kv_heads": 32},
+}
+PEAKS = {
+    ("1.1B", "float32", 32): {
+        **{"cache_activations": (6355, 6663), "ablate_heads": (7191, 7841), "freeze_layernorm": (7207, 8097)},
+        **{"measure_neurons": (7528, 8521), "project_other_donor": (4765, 4792), "measure_donor_noise": (7284, 8097)},
+        **{"reinforce_heads": (4783, 5211), "move_residual": (4987, 5214), "ablate_layers": (6123, 6325)},
+    },
+    ("1.1B", "bfloat16", 32): {
+        **{"cache_activations": (4042, 4186), "ablate_heads": (4441, 5050), "freeze_layernorm": (4598, 5402)},
+        **{"measure_neurons": (4964, 5400), "project_other_donor": (2641, 2760), "measure_donor_noise": (4826, 5289)},
+        **{"reinforce_heads": (2888, 3204), "move_residual": (2945, 3358), "ablate_layers": (4011, 4438)},
+    },
+    ("7B", "float32", 16): {
+        **{"cache_activations": (29574, 29773), "ablate_heads": (31786, 32114), "freeze_layernorm": (30074, 30482)},
+        **{"measure_neurons": (30807, 31420), "project_other_donor": (27592, 27613)},
+        **{"measure_donor_noise": (30505, 30937), "reinforce_heads": (27652, 29564)},
+        **{"move_residual": (27757, 27802), "ablate_layers": (29407, 29618)},
+    },
+    ("7B", "bfloat16", 16): {
+        **{"cache_activations": (16251, 16299), "ablate_heads": (17361, 18063), "freeze_layernorm": (16447, 17396)},
+        **{"measure_neurons": (17361, 17757), "project_other_donor": (14325, 14439)},
+        **{"measure_donor_noise": (17089, 17408), "reinforce_heads": (15163, 15649)},
+        **{"move_residual": (15098, 15506), "ablate_layers": (16239, 16370)},
+    },
+}
+"""MB that torch allocated, and that it held of the GPU, on an H100 (benchmarks/gpu_memory.py, torch 2.11).
+
+By model, type of the matrices and prompts of 128 tokens.
+"""
+
+
+@pytest.mark.parametrize(("size", "weights", "prompts"), PEAKS)
+def test_gpu_memory_is_what_an_h100_was_seen_to_take(
+    config: dict[str, Any], size: str, weights: str, prompts: int
+) -> None:
+    config["tokens"] |= {"prompts": prompts, "prompts_per_shard": prompts}
+    config["compute"] = {"device": "cuda", "dtype": "float32"}
+    config["compute"] |= {} if weights == "float32" else {"weights": weights}
+    costs = Costs(shape_of_settings(LLAMAS[size]), config)
+    for rule, (allocated, held) in PEAKS[size, weights, prompts].items():
+        assert held <= costs.of(rule, "resample").gpu_mb <= 1.6 * allocated, rule
+
+
+def test_without_activations_on_disk_jobs_hold_those_of_their_layers(config: dict[str, Any]) -> None:
+    kept = Costs(shape_of_settings(SMOLLM2), config)
+    let_go = Costs(shape_of_settings(SMOLLM2), {**config, "cache": {"keep": False}})
+    assert let_go.activations < 0.02 * kept.activations
+    part = "activations of a shard"
+    for rule in ("ablate_heads", "ablate_layers"):
+        # Residuals and z of every layer.
+        held = let_go.of(rule, "resample").memory[part]
+        assert held == pytest.approx(kept.activations - let_go.activations)
+        assert let_go.of(rule, "resample").operations > kept.of(rule, "resample").operations
+        assert part not in kept.of(rule, "resample").memory
+    # Four heads of four layers at most.
+    few = let_go.of("ablate_heads", "mean").memory[part]
+    assert few == 4 * 8 * 128 * (8 * 576 + 4 * 576)
