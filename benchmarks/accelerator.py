@@ -57,10 +57,7 @@ def seconds(run: Callable[[], object], repeats: int) -> float:
 
 
 def measure(size: str, weights: str | None, options: argparse.Namespace) -> str:
-    """The line of a model; nothing of it is left in memory."""
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
+    """The line of a model."""
     model = load(size, weights, options.device)
     shape = (options.prompts, options.length)
     tokens = torch.randint(3, 32000, shape, generator=torch.Generator().manual_seed(0))
@@ -72,7 +69,6 @@ def measure(size: str, weights: str | None, options: argparse.Namespace) -> str:
             sweep(model, tokens, clean, donor.z.__getitem__, heads, bar)
 
     took = seconds(ablate, options.repeats)
-    peak = torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else 0
     rate = sweep_flops(model, heads, *shape) / took
     d_mlp = SIZES[size]["intermediate_size"]
     a, b = (
@@ -83,7 +79,7 @@ def measure(size: str, weights: str | None, options: argparse.Namespace) -> str:
     pairs = options.prompts * (options.length - 1) * len(heads) / took
     return (
         f"{size:5}  {weights or 'float32':8}  {rate / 1e12:13.3g}  {products / 1e12:16.3g}  {rate / products:5.2f}  "
-        f"{peak:8.1f}  {pairs:14,.0f}"
+        f"{pairs:14,.0f}"
     )
 
 
@@ -97,7 +93,7 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=128)
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
-    print("model  matrices  sweep TFLOP/s  products TFLOP/s  share  peak GiB  pairs a second")  # noqa: T201
+    print("model  matrices  sweep TFLOP/s  products TFLOP/s  share  pairs a second")  # noqa: T201
     for size in options.sizes:
         for weights in (None, "bfloat16"):
             print(measure(size, weights, options), flush=True)  # noqa: T201

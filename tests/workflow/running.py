@@ -22,11 +22,22 @@ TIMEOUT = 900
 
 NOTHING = "Nothing to be done"
 DIGESTS = """
-import json, sys
+import json, os, sys
 from pathlib import Path
 from selfrepair.workflow.provenance import code_digest
-rules = json.loads(sys.argv[1])
-print(json.dumps({rule: code_digest(Path(f"{script}.py"), *modules) for rule, (script, *modules) in rules.items()}))
+rules, edits = json.load(sys.stdin)
+def digests():
+    return {rule: code_digest(Path(f"{script}.py"), *modules) for rule, (script, *modules) in rules.items()}
+found = {"": digests()}
+for name, (path, old, new) in edits.items():
+    path = Path(path)
+    kept, times = path.read_text(encoding="utf-8"), path.stat()
+    path.write_text(kept.replace(old, new, 1) if old else kept + new, encoding="utf-8")
+    found[name] = digests()
+    path.write_text(kept, encoding="utf-8")
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+assert digests() == found[""]
+print(json.dumps(found))
 """
 
 
@@ -140,15 +151,20 @@ class Space:
         found = {name: int(count) for name, count in re.findall(r"^(\w+) +(\d+)$", table, re.MULTILINE)}
         return Counter({name: count for name, count in found.items() if name not in self.targets})
 
-    def digests(self) -> dict[str, str]:
-        """The code digest of every rule, by the copy's own package."""
+    def digests(self, edits: dict[str, tuple[Path, str, str]]) -> dict[str, dict[str, str]]:
+        """The code digest of every rule, by the copy's own package: as it is (by the empty name), and after each edit alone.
+
+        Args:
+            edits: By name, a file, the text in it that is replaced (none: it is added to), and the new text.
+        """
         scripts = sorted(path.stem for path in (self.repo / "scripts").glob("*.py"))
         rules = {script: [script] for script in scripts if script != "draw_figure"}
         for writer, figures in (("write_findings", self.figures), ("write_models_findings", self.models_figures)):
             rules[writer].extend(f"selfrepair.figures.{figure}" for figure in figures)
             rules |= {f"draw_{figure}": ["draw_figure", f"selfrepair.figures.{figure}"] for figure in figures}
         done = subprocess.run(
-            [sys.executable, "-c", DIGESTS, json.dumps(rules)],
+            [sys.executable, "-c", DIGESTS],
+            input=json.dumps([rules, {name: (str(path), old, new) for name, (path, old, new) in edits.items()}]),
             cwd=self.repo / "scripts",
             env=self.environment,
             capture_output=True,

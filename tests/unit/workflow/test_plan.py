@@ -59,6 +59,33 @@ def test_the_papers_models_are_planned_on_a_million_tokens(planned) -> None:
     assert sweep["hours"] == pytest.approx(sweep["operations"] / (0.8 * 20e12) / 3600)
 
 
+def test_the_table_of_the_papers_models_is_what_is_planned(planned) -> None:
+    """docs/big-models.md, to the two digits that it gives."""
+    text = (REPOSITORY / "docs" / "big-models.md").read_text(encoding="utf-8")
+    lines = text.split("| model | operations of a sweep", 1)[1].split("\n\n", 1)[0].splitlines()[2:]
+    rows = {cells[0]: cells[1:] for cells in ([cell.strip() for cell in line.strip("|").split("|")] for line in lines)}
+    assert {name.lower().replace(" ", "-").replace("gpt-2", "gpt2") for name in rows} == SEVEN
+    found = json.loads(planned("--configfile", str(PAPER), "--tflops", "20", "--json").stdout)
+    runs = {run["model"]: run["stages"] for run in found["runs"]}
+    for name, (sweep, run, hours, *sizes) in rows.items():
+        stages = runs[name.lower().replace(" ", "-").replace("gpt-2", "gpt2")]
+        each = {stage["name"]: stage for stage in stages}
+        of_shards = [stage for stage in stages if stage["jobs"] > 1 and stage["name"] not in ("tables", "figures")]
+        assert float(sweep) == pytest.approx(each["ablate_heads (resample)"]["operations"] / 1e18, rel=0.05)
+        assert float(run) == pytest.approx(sum(stage["operations"] for stage in stages) / 1e18, rel=0.05)
+        assert float(hours) == pytest.approx(sum(stage["hours"] for stage in stages), rel=0.08)
+        wanted = [
+            max(stage["mem_mb"] for stage in of_shards),
+            max(stage["gpu_mb"] for stage in of_shards),
+            each["tables"]["mem_mb"],
+            each["cache_activations"]["disk_mb"],
+            sum(stage["disk_mb"] for stage in stages),
+        ]
+        for said, mb in zip(sizes, wanted, strict=True):
+            number, unit = said.split()
+            assert float(number) * {"GB": 1e3, "TB": 1e6}[unit] == pytest.approx(mb, rel=0.05), (name, said, mb)
+
+
 def test_what_does_not_fit_is_said_with_the_key_to_change(planned) -> None:
     done = planned("--configfile", str(PAPER), "--tflops", "20")
     assert done.exit_code == 1
