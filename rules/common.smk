@@ -1,16 +1,22 @@
 """What every rules file shares: the checked config, paths, code digests, resources."""
 
 import os
+import sys
 from pathlib import Path
 
+from snakemake.cli import get_argument_parser
 from snakemake.exceptions import WorkflowError
 
 from selfrepair.workflow.config import (
     check_config,
+    check_models,
     check_published,
     check_shapes,
     check_sources,
+    check_targets,
+    leave_out,
     main_kind,
+    read_config_file,
     shard_names,
     shard_prompts,
 )
@@ -59,17 +65,33 @@ PUBLISHED_MODEL = "results/{model}/published.json"
 LOGS = "logs/{model}/{corpus}"
 BENCHMARKS = f"{RUN}/benchmarks"
 
+
+def asked_for():
+    """What the command line asks for, which Snakemake tells no workflow before its rules are read."""
+    if Path(sys.argv[0]).parent.name != "snakemake" and Path(sys.argv[0]).name != "snakemake":
+        return []  # used as a library
+    return get_argument_parser().parse_known_args(sys.argv[1:])[0].targets
+
+
 MACHINE_MB = memory_mb()
 # Memory of a snapshot of texts, which are read one after another.
 CORPUS_MB = 500
 
 try:
+    # Snakemake has read them, and taken the last of two keys.
+    for _overlay in workflow.overwrite_configfiles:
+        read_config_file(Path(_overlay))
+    leave_out(config)
     check_config(config, Path(workflow.basedir) / "config" / "config.schema.yaml")
     check_sources(config, {"models": MODEL.format(model="{name}"), "corpora": CORPUS.format(corpus="{name}")})
     check_published(config, MODEL.format(model="{name}"), Path(PUBLISHED_MODELS))
     check_shapes(config, MODEL.format(model="{name}"))
+    check_models(config, MODEL.format(model="{name}"))
+    check_targets(asked_for(), config)
 except ValueError as error:
-    raise WorkflowError(str(error)) from None
+    # In a line, which Snakemake would put between two of where this is.
+    print(f"Error: {error}", file=sys.stderr)
+    raise SystemExit(1) from None
 
 # Prompts of a shard that can be donors of one of its prompts.
 OTHERS = config["tokens"]["prompts_per_shard"] - 1

@@ -5,12 +5,18 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-import yaml
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from selfrepair.workflow.config import RESULTS, check_config, check_shapes
+from selfrepair.workflow.config import (
+    RESULTS,
+    check_config,
+    check_models,
+    check_shapes,
+    leave_out,
+    read_config_file,
+)
 from selfrepair.workflow.machine import amount, disk_mb, memory_mb
 from selfrepair.workflow.plan import SHARE, Plan, RunPlan, make_plan
 from selfrepair.workflow.resources import products, stated_rate
@@ -46,6 +52,7 @@ def plan(
         config = read_configs(home / "config" / "config.yaml", configfile or [])
         check_config(config, home / "config" / "config.schema.yaml")
         check_shapes(config, MANIFEST)
+        check_models(config, MANIFEST)
     except (ValueError, OSError) as error:
         typer.echo(f"Error: {error}", err=True)
         raise typer.Exit(2) from None
@@ -66,25 +73,20 @@ def plan(
         raise typer.Exit(1)
 
 
-def read_configs(default: Path, overlays: list[Path]) -> dict[str, Any]:
+def read_configs(default: Path, overlays: list[Path]) -> dict[Any, Any]:
     """The default config with overlays laid over it, as Snakemake does it: keys by keys, lists as a whole.
 
     Raises:
-        ValueError: A file that is no YAML of keys.
+        ValueError: A file that cannot be read, or is no YAML of keys.
     """
-    config: dict[str, Any] = {}
+    config: dict[Any, Any] = {}
     for path in (default, *overlays):
-        try:
-            content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-        except yaml.YAMLError as error:
-            raise ValueError(f"{path} is not YAML ({str(error).splitlines()[0]}): correct it") from error
-        if not isinstance(content, dict):
-            raise ValueError(f"{path} holds a {type(content).__name__}: wanted keys and values")
-        _lay_over(config, content)
+        _lay_over(config, read_config_file(path))
+    leave_out(config)
     return config
 
 
-def _lay_over(config: dict[str, Any], overlay: dict[str, Any]) -> None:
+def _lay_over(config: dict[Any, Any], overlay: dict[Any, Any]) -> None:
     for key, value in overlay.items():
         if isinstance(value, dict) and isinstance(config.get(key), dict):
             _lay_over(config[key], value)

@@ -1,21 +1,79 @@
 """Checks of the workflow's config before anything runs, with errors that say what to do."""
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonschema import Draft202012Validator
+from yaml.nodes import MappingNode
 
+from selfrepair.snapshots.folder import read_config
 from selfrepair.snapshots.manifest import json_or_nothing, refuse_place
 from selfrepair.snapshots.names import CONFIG
 from selfrepair.snapshots.published import differences, read_facts
 from selfrepair.snapshots.shapes import shape_differences, shape_of_folder
 from selfrepair.snapshots.sources import joined_name, source_files, sources_of
+from selfrepair.workflow.schema import nearest, problems, shown
 
 RESULTS = Path("results")
 """Where everything is written, below the working directory."""
+MOST_SHARDS = 10_000
+"""Of a run: a job graph of more takes minutes to put together."""
+_LENGTHS = ("max_position_embeddings", "n_positions")
+"""What a model's config calls the most tokens that a prompt may have."""
+
+
+class _Strict(yaml.SafeLoader):
+    """YAML in which a key that stands twice is an error, not the last of the two."""
+
+    def construct_mapping(self, node: MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: dict[Any, int] = {}
+        for key, _ in node.value:
+            name, line = key.value, key.start_mark.line + 1
+            if isinstance(name, str) and name != "<<":
+                if name in seen:
+                    raise ValueError(f"{name} stands twice, in lines {seen[name]} and {line}: keep one")
+                seen[name] = line
+        return super().construct_mapping(node, deep)
+
+
+def read_config_file(path: Path) -> dict[Any, Any]:
+    """Read a config or an overlay.
+
+    Raises:
+        ValueError: In one line: it cannot be read, is no YAML, has a key twice, no keys, or asks to be run as a template.
+    """
+    try:
+        content = yaml.load(path.read_bytes().decode("utf-8"), _Strict)
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({error.strerror}): correct --configfile") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 (byte {error.start}): convert it (iconv -t UTF-8)") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" in line {mark.line + 1}" if mark else ""
+        what = " ".join(str(getattr(error, "problem", None) or error).split())
+        raise ValueError(f"{path} is no YAML: {what}{where}: correct it") from None
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds {shown(content)}: wanted keys and values, as in config/config.yaml")
+    if "__use_yte__" in content:
+        raise ValueError(f"{path} has __use_yte__, which lets a config run code: write its values out")
+    return content
+
+
+def leave_out(config: dict[str, Any]) -> None:
+    """Remove what an overlay sets to null of the default's ablations, models and corpora.
+
+    Args:
+        config: The merged config, which is changed.
+    """
+    for section in ("ablations", "models", "corpora"):
+        if isinstance(entries := config.get(section), dict):
+            for name in [name for name, settings in entries.items() if settings is None]:
+                del entries[name]
 
 
 def check_config(config: dict[str, Any], schema: Path) -> None:
@@ -28,25 +86,28 @@ def check_config(config: dict[str, Any], schema: Path) -> None:
     Raises:
         ValueError: One line for each thing wrong.
     """
-    validator = Draft202012Validator(yaml.safe_load(schema.read_text(encoding="utf-8")))
-    problems = [
-        f"{'.'.join(map(str, error.absolute_path)) or 'the config'}: {error.message}"
-        for error in validator.iter_errors(config)
+    found = problems(config, yaml.safe_load(schema.read_text(encoding="utf-8"))) or [
+        *_unknown_names(config),
+        *_one_folder(config["run"]),
+        *_beside_parts(config["models"]),
+        *_chosen(config["ablations"], config["analyses"]),
+        *_prompts(config["tokens"]),
+        *_no_tokens(config["tokens"], config["statistics"]),
+        *_weights(config["compute"]),
     ]
-    if not problems:
-        problems = [
-            *_unknown_names(config),
-            *_one_folder(config["run"]),
-            *_beside_parts(config["models"]),
-            *_chosen(config["ablations"]),
-            *_prompts(config["tokens"]),
-            *_no_tokens(config["tokens"], config["statistics"]),
-            *_weights(config["compute"]),
-        ]
-    if problems:
-        raise ValueError(
-            "\n".join(["config is wrong:", *(f"  {problem}" for problem in problems), f"  (see {schema})"])
-        )
+    _refuse(found, f"every key: {schema}")
+
+
+def _refuse(found: list[str], *also: str) -> None:
+    """Say what is wrong, if anything is, a line each.
+
+    Raises:
+        ValueError: If anything is.
+    """
+    if len(found) == 1:
+        raise ValueError("\n  ".join([f"config is wrong: {found[0]}", *also]))
+    if found:
+        raise ValueError("\n  ".join(["config is wrong:", *found, *also]))
 
 
 def check_sources(config: dict[str, Any], manifests: Mapping[str, str]) -> None:
@@ -62,15 +123,14 @@ def check_sources(config: dict[str, Any], manifests: Mapping[str, str]) -> None:
     Raises:
         ValueError: One line for each source that is wrong.
     """
-    problems = []
-    for section, manifest in manifests.items():
-        for name in config["run"][section]:
-            place = Path(manifest.format(name=name))
-            problems += [
-                f"{section}.{name}.source {found}" for found in _of_source(section, config[section][name], place)
-            ]
-    if problems:
-        raise ValueError("\n".join(["config is wrong:", *(f"  {problem}" for problem in problems)]))
+    _refuse(
+        [
+            f"{section}.{name}.source {found}"
+            for section, manifest in manifests.items()
+            for name in config["run"][section]
+            for found in _of_source(section, config[section][name], Path(manifest.format(name=name)))
+        ]
+    )
 
 
 def check_published(config: dict[str, Any], manifest: str, facts: Path) -> None:
@@ -84,22 +144,72 @@ def check_published(config: dict[str, Any], manifest: str, facts: Path) -> None:
     Raises:
         ValueError: One line for each model that is another.
     """
-    problems = []
+    advice = "name the published model that it is, or leave the key out"
+    found = []
     for name in config["run"]["models"]:
         settings = config["models"][name]
         if (published := settings.get("published")) is None:
             continue
-        sources = sources_of(settings)
-        snapshot = Path(manifest.format(name=name))
-        # A path is what the next snapshot reads; of other sources a snapshot says what they are, once there is one.
-        folders = [source.path for source in sources if source.scheme == "path"]
-        folders += [snapshot.parent] if _source_of(snapshot) == joined_name(sources) else []
+        folders = _at_hand(settings, Path(manifest.format(name=name)))
         known = [model for folder in folders if (model := json_or_nothing(folder / CONFIG))]
-        found = differences(known[0], published, read_facts(facts)) if known else []
-        problems += [f"models.{name}.published is {published}, but {difference}" for difference in found]
-    if problems:
-        advice = "name the published model that it is, or leave the key out"
-        raise ValueError("\n".join(["config is wrong:", *(f"  {problem}: {advice}" for problem in problems)]))
+        different = differences(known[0], published, read_facts(facts)) if known else []
+        found += [f"models.{name}.published is {published}, but {each}: {advice}" for each in different]
+    _refuse(found)
+
+
+def _at_hand(settings: Mapping[str, Any], snapshot: Path) -> list[Path]:
+    """Folders that say what a model is: a path is what the next snapshot reads, of other sources their snapshot says it."""
+    sources = sources_of(settings)
+    folders = [sources[0].path] if sources[0].scheme == "path" else []
+    return folders + ([snapshot.parent] if _source_of(snapshot) == joined_name(sources) else [])
+
+
+def check_models(config: dict[str, Any], manifest: str) -> None:
+    """Check that models have what the config asks of them, as far as they are at hand already.
+
+    Args:
+        config: The merged config, checked.
+        manifest: The path of a model snapshot's manifest with the name left open as ``{name}``.
+
+    Raises:
+        ValueError: One line for each layer or head that a model lacks, and for prompts that it does not take; an architecture
+            that is not covered.
+    """
+    found: list[str] = []
+    for name in config["run"]["models"]:
+        for folder in _at_hand(config["models"][name], Path(manifest.format(name=name)))[:1]:
+            if not (folder / CONFIG).is_file():
+                continue
+            try:
+                own = read_config(folder, f"models.{name}")
+            except ValueError as error:
+                found.append(str(error))
+                continue
+            found += _too_long(config["tokens"]["prompt_length"], name, own)
+            if (shape := shape_of_folder(folder)) is not None:
+                found += _lacking(config, name, shape.layers, shape.heads)
+    _refuse(found)
+
+
+def _too_long(length: int, name: str, own: Mapping[str, Any]) -> list[str]:
+    limit = next((own[key] for key in _LENGTHS if isinstance(own.get(key), int)), None)
+    if limit is None or length <= limit:
+        return []
+    return [f"tokens.prompt_length is {length}, but {name} takes {limit} tokens at most: lower it"]
+
+
+def _lacking(config: dict[str, Any], name: str, layers: int, heads: int) -> Iterator[str]:
+    """What the config names that a model has not."""
+    has = f"but {name} has layers 0 to {layers - 1} and heads 0 to {heads - 1}"
+    lists = {f"ablations.{kind}.heads": settings["heads"] for kind, settings in config["ablations"].items()}
+    for key, listed in {**lists, "analyses.heads": config["analyses"]["heads"]}.items():
+        if isinstance(listed, list):
+            beyond = [pair for pair in listed if pair[0] >= layers or pair[1] >= heads]
+            if beyond:
+                yield f"{key} names {shown(beyond)}, {has}"
+    neuron_layer = config["analyses"]["neuron_layer"]
+    if neuron_layer is not None and neuron_layer >= layers:
+        yield f"analyses.neuron_layer is {neuron_layer}, {has}"
 
 
 def check_shapes(config: dict[str, Any], manifest: str) -> None:
@@ -112,19 +222,44 @@ def check_shapes(config: dict[str, Any], manifest: str) -> None:
     Raises:
         ValueError: One line for each model that has another shape.
     """
-    problems = []
+    found = []
     for name in config["run"]["models"]:
         settings = config["models"][name]
-        if "shape" not in settings:
+        if "shape" in settings:
+            folders = _at_hand(settings, Path(manifest.format(name=name)))
+            known = [shape for folder in folders if (shape := shape_of_folder(folder))]
+            different = shape_differences(settings["shape"], known[0]) if known else []
+            found += [f"models.{name}.shape {each}" for each in different]
+    _refuse(found)
+
+
+def check_targets(targets: Iterable[str], config: Mapping[str, Any]) -> None:
+    """Check that files asked for by their paths are of models and corpora that there are.
+
+    Args:
+        targets: Rules and paths.
+        config: The merged config, checked.
+
+    Raises:
+        ValueError: One line for each that is of none.
+    """
+    found = []
+    for target in targets:
+        parts = Path(target).parts
+        if len(parts) < 3 or parts[0] != RESULTS.name:
             continue
-        sources, snapshot = sources_of(settings), Path(manifest.format(name=name))
-        folders = [sources[0].path] if sources[0].scheme == "path" else []
-        folders += [snapshot.parent] if _source_of(snapshot) == joined_name(sources) else []
-        known = [shape for folder in folders if (shape := shape_of_folder(folder))]
-        found = shape_differences(settings["shape"], known[0]) if known else []
-        problems += [f"models.{name}.shape {difference}" for difference in found]
-    if problems:
-        raise ValueError("\n".join(["config is wrong:", *(f"  {problem}" for problem in problems)]))
+        named = [("corpora", parts[2])] if parts[1] == "all_models" else [("models", parts[1]), ("corpora", parts[2])]
+        if parts[1] == "snapshots":
+            named = [(parts[2], parts[3])] if len(parts) > 3 and parts[2] in ("models", "corpora") else []
+        for section, name in named:
+            # A file of a model, of no corpus.
+            if name not in config[section] and not (section == "corpora" and len(parts) == 3):
+                there = f"{section} has {', '.join(config[section])}"
+                found.append(
+                    f"{target} is of {name!r}, which the config has not: {there}{nearest(name, config[section])}"
+                )
+    if found:
+        raise ValueError("\n  ".join(found))
 
 
 def main_kind(ablations: Mapping[str, Any]) -> str:
@@ -150,7 +285,8 @@ def shard_prompts(shard: str, tokens: dict[str, Any]) -> list[int]:
 
 def _unknown_names(config: dict[str, Any]) -> list[str]:
     return [
-        f"run.{section} names {name!r}, which is not under {section}: {', '.join(config[section])}"
+        f"run.{section} names {name!r}, which is not under {section} ({', '.join(config[section])})"
+        + (nearest(name, config[section]) or ": describe it there")
         for section in ("models", "corpora")
         for name in config["run"][section]
         if name not in config[section]
@@ -159,14 +295,14 @@ def _unknown_names(config: dict[str, Any]) -> list[str]:
 
 def _one_folder(run: Mapping[str, Any]) -> list[str]:
     """Names that are one folder where the file system takes upper case for lower case."""
-    problems = []
+    found = []
     for section in ("models", "corpora"):
         names: dict[str, str] = {}
         for name in run[section]:
             other = names.setdefault(name.lower(), name)
             if other != name:
-                problems.append(f"run.{section} names {other!r} and {name!r}, one folder on many disks: rename one")
-    return problems
+                found.append(f"run.{section} names {other!r} and {name!r}, one folder on many disks: rename one")
+    return found
 
 
 def _beside_parts(models: Mapping[str, Any]) -> list[str]:
@@ -179,24 +315,42 @@ def _beside_parts(models: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _chosen(ablations: dict[str, Any]) -> list[str]:
+def _chosen(ablations: dict[str, Any], analyses: dict[str, Any]) -> list[str]:
     main = main_kind(ablations)
-    if ablations[main]["heads"] != "chosen":
+    ablated, heads, layer = ablations[main]["heads"], analyses["heads"], analyses["neuron_layer"]
+    if ablated == "chosen":
+        return [
+            f"ablations.{main}.heads is chosen, but heads are chosen by their {main} ablation: use all, or name heads"
+        ]
+    if heads is None:
         return []
-    return [f"ablations.{main}.heads is chosen, but heads are chosen by their {main} ablation: use all, or name heads"]
+    missing = [pair for pair in heads if isinstance(ablated, list) and pair not in ablated]
+    found = []
+    if missing:
+        found.append(f"analyses.heads names {shown(missing)}, which ablations.{main}.heads has not: add them there")
+    if layer is not None and all(of > layer for of, _ in heads):
+        found.append(
+            f"analyses.neuron_layer is {layer}, but its MLP reads none of analyses.heads {shown(heads)}: name a later layer"
+        )
+    return found
 
 
 def _prompts(tokens: dict[str, Any]) -> list[str]:
-    problems = []
+    found = []
     size, prompts = tokens["prompts_per_shard"], tokens["prompts"]
     if prompts % size:
         near = [count for count in (prompts // size * size, (prompts // size + 1) * size) if count]
-        problems.append(
+        found.append(
             f"tokens.prompts is {prompts}, no multiple of tokens.prompts_per_shard {size}: use {' or '.join(map(str, near))}"
         )
+    if prompts // size > MOST_SHARDS:
+        found.append(
+            f"tokens.prompts is {prompts} in shards of {size}, which are {prompts // size:,}; wanted {MOST_SHARDS:,} at most: "
+            f"raise tokens.prompts_per_shard to {-(-prompts // MOST_SHARDS)} or more"
+        )
     if tokens["donors"] >= size:
-        problems.append(f"tokens.donors is {tokens['donors']}, but a shard of {size} prompts holds {size - 1} others")
-    return problems
+        found.append(f"tokens.donors is {tokens['donors']}, but a shard of {size} prompts holds {size - 1} others")
+    return found
 
 
 def _weights(compute: Mapping[str, Any]) -> list[str]:
@@ -226,7 +380,11 @@ def _no_tokens(tokens: dict[str, Any], statistics: dict[str, Any]) -> list[str]:
 
 def _of_source(section: str, settings: Mapping[str, Any], manifest: Path) -> Iterator[str]:
     """What is wrong with a source, to follow its name."""
-    source = sources_of(settings)[0]  # of several, all are packages
+    try:
+        source = sources_of(settings)[0]  # of several, all are packages
+    except ValueError as error:
+        yield f"is wrong: {error}"
+        return
     try:
         refuse_place(manifest.parent)
         if source.scheme != "path":
@@ -244,6 +402,8 @@ def _of_source(section: str, settings: Mapping[str, Any], manifest: Path) -> Ite
         source_files(str(source), {"models": "model", "corpora": "corpus"}[section], format=settings.get("format"))
     except (ValueError, OSError) as error:
         yield f"is {source}: {error}"
+    except RuntimeError:  # of pathlib
+        yield f"is {source}, but there is no such user here: write the whole path"
 
 
 def _overlap(source: Path, section: str) -> Iterator[str]:

@@ -120,7 +120,7 @@ def test_a_rate_is_measured_where_none_is_given(planned) -> None:
 def test_a_wrong_config_is_said_in_the_workflows_words(planned) -> None:
     done = planned("--tflops", "1", overlay={"tokens": {"prompts": 7}})
     assert done.exit_code == 2
-    assert "Error: config is wrong:\n  tokens.prompts is 7, no multiple of" in done.stderr
+    assert "Error: config is wrong: tokens.prompts is 7, no multiple of" in done.stderr
 
 
 def test_a_shape_that_the_model_has_not_is_refused(planned, tmp_path: Path) -> None:
@@ -128,7 +128,10 @@ def test_a_shape_that_the_model_has_not_is_refused(planned, tmp_path: Path) -> N
 
     save_tiny_model(tmp_path / "model")
     shape = {"layers": 3, "heads": 4, "kv_heads": 2, "d_model": 16, "d_mlp": 32, "vocabulary": 9, "gated": True}
-    overlay = {"run": {"models": ["tiny"]}, "models": {"tiny": {"source": "path:model", "shape": shape}}}
+    overlay: dict[str, Any] = {
+        **{"run": {"models": ["tiny"]}, "models": {"tiny": {"source": "path:model", "shape": shape}}},
+        **{"tokens": {"prompt_length": 32}},
+    }
     done = planned("--tflops", "1", overlay=overlay)
     assert done.exit_code == 2
     assert "models.tiny.shape is layers 3, but the model has layers 2: correct layers" in done.stderr
