@@ -22,6 +22,7 @@ help:
 setup: .venv/done
 
 .venv/done: requirements.lock pyproject.toml
+	@case "$(CURDIR)" in *" "*) echo "Snakemake runs no Python whose path has a blank: move $(CURDIR)" >&2; exit 1;; esac
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else \
 	  f"Python {v[0]}.{v[1]} is too old: run make with PYTHON=python3.11 or newer")'
 	$(PYTHON) -m venv --clear .venv

@@ -78,6 +78,8 @@ MACHINE_MB = memory_mb()
 CORPUS_MB = 500
 
 try:
+    if " " in sys.executable:
+        raise ValueError(f"Snakemake runs no Python whose path has a blank ({sys.executable}): move the environment")
     # Snakemake has read them, and taken the last of two keys.
     for _overlay in workflow.overwrite_configfiles:
         read_config_file(Path(_overlay))

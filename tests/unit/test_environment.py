@@ -1,5 +1,7 @@
-"""The pins of environment.yml, requirements.lock and the ranges of pyproject.toml agree."""
+"""The pins of environment.yml, requirements.lock and the ranges of pyproject.toml agree, and the environment is made from them."""
 
+import shutil
+import subprocess
 import tomllib
 from pathlib import Path
 
@@ -42,3 +44,14 @@ def test_lock_is_not_bound_to_one_machine() -> None:
     text = (REPOSITORY / "requirements.lock").read_text()
     assert "file:" not in text
     assert "+cpu" not in text
+
+
+def test_a_checkout_whose_path_has_a_blank_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "with a blank"
+    folder.mkdir()
+    for name in ("Makefile", "requirements.lock", "pyproject.toml"):
+        shutil.copy(REPOSITORY / name, folder)
+    done = subprocess.run(["make", "setup"], cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert f"Snakemake runs no Python whose path has a blank: move {folder}" in done.stderr
+    assert not (folder / ".venv").exists()

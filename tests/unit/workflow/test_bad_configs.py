@@ -183,6 +183,10 @@ BAD = [
         "models: {mine: {source: 'path:x', license: \"a\\eb\"}}",
         "models.mine.license is 'a\\x1bb': wanted text in one line",
     ),
+    (
+        "models: {mine: {source: 'path:x', weights: '<script>alert(1)</script>'}}",
+        "models.mine.weights is '<script>alert(1)</script>': wanted text without < and >",
+    ),
     # Sources.
     ("models: {mine: {}}", f"models.mine has no source: {SOURCE}"),
     ("models: {mine: gpt2}", "models.mine is 'gpt2': wanted keys and values (source, parts"),
