@@ -1,4 +1,4 @@
-"""The pins of environment.yml, requirements.lock and the ranges of pyproject.toml agree, and the environment is made from them."""
+"""The pins of environment.yml, requirements.lock and the ranges of pyproject.toml agree; where no environment can be made."""
 
 import shutil
 import subprocess
