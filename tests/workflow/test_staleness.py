@@ -89,6 +89,7 @@ USERS: dict[str, set[str]] = {
         *("draw_ablation_types", "draw_layernorm_scale_ratio", "draw_effect_vs_logit_change", "write_findings"),
     },
     "figures/shared/models.py": MODELS_FIGURES | {"write_models_findings"},
+    "figures/shared/notes.py": NEURON_SHARES | {"draw_erasure_neurons", "draw_self_reinforcement", "write_findings"},
     "figures/shared/neurons.py": NEURON_SHARES | {"draw_erasure_neurons", "write_findings"},
     "figures/shared/repair_part.py": REPAIR_PARTS,
     "figures/shared/token_dots.py": {"draw_token_noise", "draw_ablation_types", "write_findings"},

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from selfrepair.engine.clean import by_head, prompt_chunks
+from selfrepair.engine.clean import OfLayers, by_head, prompt_chunks
 from selfrepair.model.calls import MASK, Call, hooked
 from selfrepair.model.model import Model
 from selfrepair.model.observed import CHECK_TOLERANCE
@@ -29,7 +29,7 @@ class Attentions:
     def __init__(self, model: Model, length: int) -> None:
         self.model, self.length = model, length
         self.calls = model.attention_calls(length)
-        self._checked = set[int]()
+        self._refused = dict[int, str | None]()
 
     def z(self, layer: int, resid: Float[Tensor, "prompt pos d_model"]) -> Float[Tensor, "prompt pos head d_head"]:
         """``z`` of a layer whose attention reads ``resid`` instead of its own residual."""
@@ -38,6 +38,15 @@ class Attentions:
             for chunk in prompt_chunks(self.model, resid.shape[0], self.length)
         ]
         return torch.cat(parts)
+
+    def why_not_at(self, resid: OfLayers) -> str | None:
+        """Why `z_at` cannot be asked of some layer; None where it can of all.
+
+        Args:
+            resid: Per layer, residuals that enter it, of one prompt at least.
+        """
+        reasons = (self._why_not_at(layer, resid[layer][0]) for layer in range(self.model.n_layers))
+        return next((reason for reason in reasons if reason is not None), None)
 
     def z_at(
         self,
@@ -60,9 +69,8 @@ class Attentions:
         Raises:
             ValueError: An attention that makes masks of its own, by where tokens lie in the sequence.
         """
-        if layer not in self._checked:
-            self._checked.add(layer)
-            self._check_places(layer, resid)
+        if (reason := self._why_not_at(layer, resid)) is not None:
+            raise ValueError(f"{self.model.name}: {reason}")
         rows = []
         for first in range(0, len(positions), CHANGES_AT_ONCE):
             some = slice(first, first + CHANGES_AT_ONCE)
@@ -72,8 +80,10 @@ class Attentions:
             rows.append(z[0, self.length :])
         return torch.cat(rows) if rows else resid.new_zeros(0, self.model.n_heads, self.model.d_head)
 
-    def _check_places(self, layer: int, resid: Tensor) -> None:
-        """Refuse an attention to which a token that changes nothing, anywhere in the sequence, is not what it stands for."""
+    def _why_not_at(self, layer: int, resid: Tensor) -> str | None:
+        """Whether a layer's attention takes a token that changes nothing, anywhere in the sequence, for what it stands for."""
+        if layer in self._refused:
+            return self._refused[layer]
         place = torch.arange(self.length + CHANGES_AT_ONCE, device=resid.device) % self.length
         # Not in bfloat16, where a kernel for masks rounds otherwise than one without.
         own = self._run(layer, self.calls[layer], resid[None], exact=True)[0][place]
@@ -83,11 +93,10 @@ class Attentions:
             if type(error) is not RuntimeError:  # out of memory, for one
                 raise
             again = torch.full_like(own, torch.nan)
-        if not bool(((again - own).abs() <= CHECK_TOLERANCE * own.abs().max()).all()):
-            raise ValueError(
-                f"{self.model.name}: the attention of layer {layer} makes masks of its own (a window, a slope), so that single "
-                "positions cannot be changed one at a time: leave self_reinforcement out of run.figures for this model"
-            )
+        same = bool(((again - own).abs() <= CHECK_TOLERANCE * own.abs().max()).all())
+        masks = f"the attention of layer {layer} makes masks of its own (a window, a slope)"
+        why = f"{masks}, so that single positions cannot be changed one at a time"
+        return self._refused.setdefault(layer, None if same else why)
 
     def _run(self, layer: int, call: Call, resid: Tensor, exact: bool = False) -> Tensor:
         captured: list[Tensor] = []

@@ -7,7 +7,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from selfrepair.figures.shared.neurons import draw_no_neurons, find_no_neurons, no_neurons
+from selfrepair.figures.shared.neurons import draw_no_neurons, find_no_neurons
+from selfrepair.figures.shared.notes import note_of
 from selfrepair.figures.style import footers, guides, inputs, layout, looks, ranges
 from selfrepair.figures.wording import head_name, percentage
 
@@ -32,7 +33,7 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
     Raises:
         ValueError: A table, a column or a setting is missing.
     """
-    if (note := no_neurons(tables)) is not None:
+    if (note := note_of(tables)) is not None:
         return draw_no_neurons(tables, note)
     tokens = inputs.table(tables, "neurons", ["rank", "layer", "head", X, Y, COLOUR])
     quadrants = inputs.table(tables, "quadrants", ["rank", "quadrant", *inputs.with_interval(SHARE)])
@@ -60,7 +61,7 @@ def finding(tables: dict[str, pd.DataFrame]) -> list[str]:
 
     Takes the tables of `draw` and raises what it raises. Gives lines of Markdown, one a head.
     """
-    if (note := no_neurons(tables)) is not None:
+    if (note := note_of(tables)) is not None:
         return find_no_neurons(note)
     columns = ["rank", "layer", "head", "n_tokens", "n_prompts", "quadrant", *inputs.with_interval(SHARE)]
     quadrants = inputs.table(tables, "quadrants", columns)

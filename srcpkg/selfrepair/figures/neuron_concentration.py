@@ -12,8 +12,8 @@ from selfrepair.figures.shared.neurons import (
     draw_shares,
     find_no_neurons,
     line_with_band,
-    no_neurons,
 )
+from selfrepair.figures.shared.notes import note_of
 from selfrepair.figures.style import inputs, looks
 from selfrepair.figures.wording import head_name, measured, percentage
 
@@ -40,7 +40,7 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
     Raises:
         ValueError: The table, a column or a setting is missing.
     """
-    if (note := no_neurons(tables)) is not None:
+    if (note := note_of(tables)) is not None:
         return draw_no_neurons(tables, note)
     table = inputs.table(tables, "neuron_concentration", COLUMNS)
     run = inputs.settings(tables, "neuron_concentration")
@@ -86,7 +86,7 @@ def finding(tables: dict[str, pd.DataFrame]) -> list[str]:
 
     Takes the tables of `draw` and raises what it raises. Gives lines of Markdown, one a head.
     """
-    if (note := no_neurons(tables)) is not None:
+    if (note := note_of(tables)) is not None:
         return find_no_neurons(note)
     table = inputs.table(tables, "neuron_concentration", COLUMNS)
     attrs = tables["neuron_concentration"].attrs

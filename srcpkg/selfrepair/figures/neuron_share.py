@@ -9,9 +9,9 @@ from selfrepair.figures.shared.neurons import (
     draw_shares,
     find_no_neurons,
     line_with_band,
-    no_neurons,
     rank_axis,
 )
+from selfrepair.figures.shared.notes import note_of
 from selfrepair.figures.style import inputs, looks
 from selfrepair.figures.wording import head_name, percentage
 
@@ -31,7 +31,7 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
     Raises:
         ValueError: The table, a column or a setting is missing.
     """
-    if (note := no_neurons(tables)) is not None:
+    if (note := note_of(tables)) is not None:
         return draw_no_neurons(tables, note)
     table = inputs.table(tables, "neuron_share", COLUMNS)
     run = inputs.settings(tables, "neuron_share")
@@ -57,7 +57,7 @@ def finding(tables: dict[str, pd.DataFrame]) -> list[str]:
 
     Takes the tables of `draw` and raises what it raises. Gives lines of Markdown, one a head.
     """
-    if (note := no_neurons(tables)) is not None:
+    if (note := note_of(tables)) is not None:
         return find_no_neurons(note)
     table = inputs.table(tables, "neuron_share", COLUMNS)
     layer = tables["neuron_share"].attrs["neuron_layer"]

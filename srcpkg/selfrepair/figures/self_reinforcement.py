@@ -7,6 +7,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from selfrepair.figures.shared.notes import draw_note, note_of
 from selfrepair.figures.style import footers, guides, inputs, layout, looks, marks, ranges
 from selfrepair.figures.wording import head_name, largest, measured, smallest
 
@@ -50,6 +51,8 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
     Raises:
         ValueError: The table, a column or a setting is missing.
     """
+    if (note := note_of(tables)) is not None:
+        return draw_note(tables, note, ["self-reinforcement"])
     table = inputs.table(tables, "reinforcement", [*COLUMNS, *inputs.with_interval("change_with_random")])
     run = inputs.settings(tables, "reinforcement")
     first = table[table["scale"] == table["scale"].min()]
@@ -129,6 +132,8 @@ def finding(tables: dict[str, pd.DataFrame]) -> list[str]:
 
     Takes the tables of `draw` and raises what it raises. Gives lines of Markdown.
     """
+    if (note := note_of(tables)) is not None:
+        return [f"Self-reinforcement is not measured: {note}."]
     table = inputs.table(tables, "reinforcement", COLUMNS)
     level = 100 * float(inputs.settings(tables, "reinforcement")["confidence"])
     n_heads = len(table.drop_duplicates(["layer", "head"]))

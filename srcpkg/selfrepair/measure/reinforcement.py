@@ -3,6 +3,7 @@
 After the authors' supplementary code of Rushing & Nanda (2024): evidence for or against iterative inference.
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,11 @@ from torch import Tensor
 from selfrepair.engine.clean import CleanRun, Directions
 from selfrepair.engine.proof import PlainPrompt, Proof, plain_run, replaced_attention_input
 from selfrepair.engine.single_attention import Attentions
-from selfrepair.files.hdf5 import write_hdf5
+from selfrepair.files.hdf5 import Writer, write_hdf5
 from selfrepair.measure.shard import Shard
 from selfrepair.workflow.progress import Progress
+
+logger = logging.getLogger(__name__)
 
 ADDED = ("own", "random", "other")
 """What is added to a head's input: its own output; a random direction and another head's output, as long as its own."""
@@ -33,13 +36,20 @@ def measure_reinforcement(
         scales: How many times its output is added.
         seed: Of the controls.
         out: HDF5 file: the variables of `reinforce_heads` summed over each prompt's top tokens of a head, and n_selected
-            [layer, head, prompt].
+            [layer, head, prompt]. Of a model whose attention cannot be asked (`Attentions.why_not_at`), n_selected alone, and
+            attribute ``note``: why.
         provenance: From `selfrepair.workflow.jobs.job`.
     """
     model = shard.model
     selected = shard.top_tokens(shard.all_heads)
     selected = selected.reshape(model.n_layers, model.n_heads, *selected.shape[1:])
     attentions = Attentions(model, shard.tokens.shape[1])
+    if (note := attentions.why_not_at(shard.cached.clean_run(slice(0, 1)).resid_pre)) is not None:
+        logger.info("self-reinforcement is not measured: %s", note)
+        attrs = {"note": note, **shard.proof("self-reinforcement").attrs()}
+        with write_hdf5(out, kind="reinforcement", provenance=provenance, attrs=attrs) as file:
+            _put_selected(file, selected)
+        return
     parts = [
         reinforce_heads(
             attentions,
@@ -57,16 +67,21 @@ def measure_reinforcement(
     proof = shard.proof("self-reinforcement")
     prove_reinforcement(proof, shard.tokens, selected, scales, found)
     with write_hdf5(out, kind="reinforcement", provenance=provenance, attrs=proof.attrs()) as file:
-        file.dims(
-            layer=model.n_layers, head=model.n_heads, prompt=len(shard.tokens), added=len(ADDED), scale=len(scales)
-        )
+        _put_selected(file, selected)
+        file.dims(added=len(ADDED), scale=len(scales))
         file.put("scale", ("scale",), np.array(scales, float), description="times the output is added")
-        dims = ("layer", "head", "prompt")
-        file.put("n_selected", dims, selected.sum(-1), description="top tokens of the head in the prompt")
         for name, (more, units, description) in VARIABLES.items():
-            file.put(
-                name, (*dims, *more), found[name], units=units, description=f"{description}, summed over top tokens"
-            )
+            text = f"{description}, summed over top tokens"
+            file.put(name, (*DIMS, *more), found[name], units=units, description=text)
+
+
+DIMS = ("layer", "head", "prompt")
+
+
+def _put_selected(file: Writer, selected: Bool[np.ndarray, "layer head prompt predicted"]) -> None:
+    layers, heads, prompts, _ = selected.shape
+    file.dims(layer=layers, head=heads, prompt=prompts)
+    file.put("n_selected", DIMS, selected.sum(-1), description="top tokens of the head in the prompt")
 
 
 VARIABLES = {

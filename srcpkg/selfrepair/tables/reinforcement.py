@@ -22,9 +22,13 @@ def tabulate_reinforcement(*, shards: Sequence[Path], heads_table: Path, out: Pa
         heads_table: Table "heads" of the run; its settings are taken over.
         out: Parquet file; a CSV is written beside it. ``label`` is "reinforcing" where the direct effect rises, and more than
             with either control, each by an interval above zero; "repressing" where it falls likewise; "neither" otherwise.
+            Where the shards hold none, a row with the reason in column ``note``.
     """
     run = read_settings(heads_table)
     sums = join_shards(shards, "reinforcement", n_prompts=run["n_prompts"])
+    if "note" in sums.attrs:
+        write_table(pd.DataFrame({"note": [str(sums.attrs["note"])]}), out, {**run, "ablation": ""})
+        return
     n_layers, n_heads, n_prompts = sums["n_selected"].shape
     weights = run_weights(run)
     counts = sums["n_selected"].values.reshape(-1, n_prompts).astype(float)

@@ -278,3 +278,18 @@ def test_findings_quote_the_strongest_pair_and_the_best_layer() -> None:
 
 def style_number(value: float) -> str:
     return f"{value:.2f}".replace("-", "−")
+
+
+def test_self_reinforcement_that_is_not_measured_is_told_in_words() -> None:
+    note = "the attention of layer 1 makes masks of its own"
+    table = reinforcement_tables()["reinforcement"]
+    tables = {"reinforcement": set_attrs_of(pd.DataFrame({"note": [note]}), table)}
+    figure = module_of("self_reinforcement").draw(tables)
+    assert next(text.get_text() for text in figure.texts) == note
+    assert "n = 1,280 tokens" in figure.get_supxlabel()
+    assert module_of("self_reinforcement").finding(tables) == [f"Self-reinforcement is not measured: {note}."]
+
+
+def set_attrs_of(table: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:
+    table.attrs = dict(other.attrs)
+    return table

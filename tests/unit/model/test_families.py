@@ -848,9 +848,11 @@ def test_whole_layers_and_single_attentions_give_the_same(name: str) -> None:
     positions = torch.tensor([length - 1, length // 2, 0])
     if CASES[name].own_masks:
         resid = clean.resid_pre[1][1]
+        assert "makes masks of its own" in str(attentions.why_not_at(clean.resid_pre))
         with pytest.raises(ValueError, match="makes masks of its own"):
             attentions.z_at(1, resid, positions, resid[positions])
         return
+    assert attentions.why_not_at(clean.resid_pre) is None
     for layer in range(model.n_layers):
         resid = clean.resid_pre[layer][1]
         changed = resid[positions].roll(1, 0)

@@ -7,6 +7,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from selfrepair.figures.shared.notes import draw_note
 from selfrepair.figures.style import footers, inputs, layout, looks
 from selfrepair.figures.wording import head_name
 
@@ -50,39 +51,13 @@ def draw_shares(
     return figure
 
 
-def no_neurons(tables: Mapping[str, pd.DataFrame]) -> str | None:
-    """Why a figure's tables hold no neurons; None where they do."""
-    notes = [str(table["note"].iloc[0]) for table in tables.values() if "note" in table]
-    return notes[0] if notes else None
-
-
 def draw_no_neurons(tables: Mapping[str, pd.DataFrame], note: str) -> Figure:
     """Draw why there are no neurons: a panel a head, headed by the heads' names, with the reason across them.
 
-    Args:
-        tables: The figure's tables, which have a row a head.
-        note: The reason.
-
-    Returns:
-        The figure, two columns wide.
-
-    Raises:
-        ValueError: A column or a setting is missing.
+    Takes the figure's tables, which have a row a head, and raises what `notes.draw_note` raises.
     """
-    key = next(iter(tables))
-    heads = inputs.table(tables, key, ["rank", "layer", "head", "note"])
-    run = inputs.settings(tables, *tables)
-    with looks.context():
-        figure = layout.new_figure(looks.TWO_COLUMNS, 66.0)
-        axes = figure.subplots(1, len(heads), squeeze=False)[0]
-        for ax, (_, head) in zip(axes, heads.iterrows(), strict=True):
-            ax.set_title(head_name(head))
-            ax.set(xticks=[], yticks=[])
-        text = footers.wrapped(note.split(" "), 0.8 * looks.TWO_COLUMNS, looks.TEXT_SIZE, " ")
-        box = {"facecolor": "white", "linewidth": 0}
-        figure.text(0.5, 0.6, text, ha="center", va="center", color=looks.FAINT, bbox=box)
-        footers.footer(figure, looks.TWO_COLUMNS, run)
-    return figure
+    heads = inputs.table(tables, next(iter(tables)), ["rank", "layer", "head", "note"])
+    return draw_note(tables, note, [head_name(head) for _, head in heads.iterrows()])
 
 
 def find_no_neurons(note: str) -> list[str]:
