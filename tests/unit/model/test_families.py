@@ -834,6 +834,7 @@ def test_whole_layers_and_single_attentions_give_the_same(name: str) -> None:
     length = CASES[name].lengths[-1]
     tokens, donors = prompts(length)
     found, _ = reference(name, length)
+    model.check_causal(tokens[0])  # as every clean run of a job begins; dynamic frequencies are those of short prompts then
     clean, donor = run_clean(model, tokens), run_clean(model, donors)
     with Progress(model.n_layers, "", "layer", show=False) as bar:
         values = ablate_layers(
