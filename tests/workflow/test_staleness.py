@@ -91,6 +91,9 @@ USERS: dict[str, set[str]] = {
     "figures/shared/models.py": MODELS_FIGURES | {"write_models_findings"},
     "figures/shared/notes.py": NEURON_SHARES | {"draw_erasure_neurons", "draw_self_reinforcement", "write_findings"},
     "figures/shared/neurons.py": NEURON_SHARES | {"draw_erasure_neurons", "write_findings"},
+    "figures/shared/parts.py": {
+        *("draw_repair_breakdown", "write_findings", "draw_models_by_layer", "write_models_findings"),
+    },
     "figures/shared/repair_part.py": REPAIR_PARTS,
     "figures/shared/token_dots.py": {"draw_token_noise", "draw_ablation_types", "write_findings"},
     "figures/style/footers.py": SHOWS,

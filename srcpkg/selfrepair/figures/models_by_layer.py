@@ -5,8 +5,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from selfrepair.figures.shared import models
+from selfrepair.figures.shared.parts import told
 from selfrepair.figures.style import footers, guides, inputs, layout, looks, marks, ranges
 from selfrepair.figures.wording import largest, measured, percentage, signs
+from selfrepair.quantities import PARTS, held
 
 QUANTITY = "self_repair"
 
@@ -72,15 +74,15 @@ def _names(ax: Axes, ends: list[tuple[float, str, str]]) -> None:
 
 
 def finding(tables: dict[str, pd.DataFrame]) -> list[str]:
-    """How much each model repairs, and at what depth most.
+    """How much each model repairs, at what depth most, and by what there.
 
     Takes the tables of `draw` and "model", and raises what `draw` raises. Gives lines of Markdown.
     """
     columns = ["model", "n_heads", *inputs.with_interval(QUANTITY, "pooled_repair_fraction")]
     means = inputs.table(tables, "model", columns, selection="top").set_index("model")
-    layers = inputs.table(
-        tables, "layers", ["model", "layer", "relative_depth", *inputs.with_interval(QUANTITY)], selection="top"
-    )
+    parts = held(PARTS, tables["layers"].columns) if "layers" in tables else PARTS
+    columns = ["model", "layer", "relative_depth", *inputs.with_interval(QUANTITY, *parts)]
+    layers = inputs.table(tables, "layers", columns, selection="top")
     lines = []
     for model in inputs.settings(tables, "layers", "model")["model"]:
         row, of_layers = means.loc[model], layers[layers["model"] == model]
@@ -89,7 +91,7 @@ def finding(tables: dict[str, pd.DataFrame]) -> list[str]:
             f"{model}: the rest of the model restores {percentage(row, 'pooled_repair_fraction')} of what ablation removes, "
             f"{measured(row, QUANTITY)} a head over {int(row['n_heads']):,} heads. The layer means are "
             f"{signs(of_layers, QUANTITY, 'layers')}; largest: layer {int(best['layer'])} (relative depth "
-            f"{best['relative_depth']:.2f}), {measured(best, QUANTITY)}."
+            f"{best['relative_depth']:.2f}), {measured(best, QUANTITY)}, of which {told(best, parts)}."
         )
     lines[-1] += " Rushing & Nanda 2024 find self-repair in every model family that they test."
     return lines

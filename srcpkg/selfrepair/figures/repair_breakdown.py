@@ -4,12 +4,12 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from selfrepair.figures.shared.parts import SOURCES, told
 from selfrepair.figures.style import footers, guides, inputs, layout, looks, marks, ranges
 from selfrepair.figures.wording import largest, measured, signs
 from selfrepair.quantities import OWN_POSTNORM, PARTS, POSTNORMS, QUANTITIES, held
 
 EFFECTS = ("direct_effect", "ablated_direct_effect", "logit_change")
-_SOURCES = dict(zip(PARTS, ("other heads", "MLPs", "post-norms", "LayerNorm"), strict=True))
 
 
 def draw(tables: dict[str, pd.DataFrame]) -> Figure:
@@ -67,10 +67,10 @@ def finding(tables: dict[str, pd.DataFrame]) -> list[str]:
     lines = [_of_layer(best, "of largest self-repair", parts)]
     if int(last["layer"]) != int(best["layer"]):
         lines.append(_of_layer(last, "last", parts))
-    told = "; ".join(f"from {_SOURCES[part]}, {signs(layers, part, 'layers')}" for part in parts)
+    signs_of = "; ".join(f"from {SOURCES[part]}, {signs(layers, part, 'layers')}" for part in parts)
     return [
         *lines,
-        f"Layer means of self-repair: {told}. Rushing & Nanda 2024 name LayerNorm scaling and sparse MLP neurons as "
+        f"Layer means of self-repair: {signs_of}. Rushing & Nanda 2024 name LayerNorm scaling and sparse MLP neurons as "
         "mechanisms of repair.",
     ]
 
@@ -81,11 +81,10 @@ def _parts(tables: dict[str, pd.DataFrame]) -> tuple[str, ...]:
 
 
 def _of_layer(row: pd.Series, which: str, parts: tuple[str, ...]) -> str:
-    told = ", ".join(f"{measured(row, part)} from {_SOURCES[part]}" for part in parts)
     own = f" (from its own attention's {measured(row, OWN_POSTNORM)})" if POSTNORMS in parts else ""
     return (
         f"Layer {int(row['layer'])}, {which}, mean over {int(row['n_heads'])} heads: self-repair "
-        f"{measured(row, 'self_repair')}, of which {told}{own}. Direct effect {measured(row, 'direct_effect')}, "
+        f"{measured(row, 'self_repair')}, of which {told(row, parts)}{own}. Direct effect {measured(row, 'direct_effect')}, "
         f"{measured(row, 'ablated_direct_effect')} when ablated; logit change {measured(row, 'logit_change')}."
     )
 

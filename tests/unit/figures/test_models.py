@@ -9,6 +9,7 @@ import pytest
 
 from selfrepair.figures import findings, models_and_published, models_by_layer
 from selfrepair.figures.style import looks
+from selfrepair.figures.wording import measured
 from selfrepair.files.tables import read_table, write_table
 from selfrepair.tables.all_models import join_models
 from selfrepair.tables.published import tabulate_published
@@ -124,10 +125,16 @@ def test_what_is_missing_is_named(name: str, tmp_path: Path) -> None:
 
 def test_findings_of_all_models(tmp_path: Path) -> None:
     tables = joined(tmp_path)
+    # As where one model has post-norms and the other none.
+    tables["layers"].loc[tables["layers"]["model"] == NAMES[0], "self_repair_from_postnorms"] = float("nan")
     lines = models_by_layer.finding(tables)
     assert [line.partition(":")[0] for line in lines] == list(NAMES)
     pooled = tables["model"].query("model == 'gpt2-small' and selection == 'top'")["pooled_repair_fraction"].iloc[0]
     assert f"restores {100 * pooled:.0f}% (" in lines[0].replace("−", "-")
+    layers = tables["layers"].query("model == 'gpt2-small' and selection == 'top'")
+    best = layers.loc[layers["self_repair"].idxmax()]
+    assert f", of which {measured(best, 'self_repair_from_heads')} from other heads, " in lines[0]
+    assert ["from post-norms" in line for line in lines] == [False, True]
     checks = {"measurement": ["ablations"], "repeated": [4], "numbers": [2000], "largest_difference": [2e-5]}
     write_table(pd.DataFrame(checks), tmp_path / "checks.parquet", {})
     files = {kind: tmp_path / f"{kind}.parquet" for kind in ("heads", "layers", "model")}
