@@ -81,10 +81,9 @@ def _parts(tables: dict[str, pd.DataFrame]) -> tuple[str, ...]:
 
 
 def _of_layer(row: pd.Series, which: str, parts: tuple[str, ...]) -> str:
-    own = f" (from its own attention's {measured(row, OWN_POSTNORM)})" if POSTNORMS in parts else ""
     return (
         f"Layer {int(row['layer'])}, {which}, mean over {int(row['n_heads'])} heads: self-repair "
-        f"{measured(row, 'self_repair')}, of which {told(row, parts)}{own}. Direct effect {measured(row, 'direct_effect')}, "
+        f"{measured(row, 'self_repair')}, of which {told(row, parts)}. Direct effect {measured(row, 'direct_effect')}, "
         f"{measured(row, 'ablated_direct_effect')} when ablated; logit change {measured(row, 'logit_change')}."
     )
 
