@@ -37,9 +37,9 @@ reproduce: setup
 	@echo "Report:  $(CURDIR)/results/report.html"
 	@for folder in results/*/*/figures; do echo "Figures: $(CURDIR)/$$folder"; done
 
-# Only when a figure or a caption is newer than the report.
+# Only when a figure, a finding or a caption is newer than the report.
 report: setup
-	@if [ ! -e results/report.html ] || [ -n "$$(find results/*/*/figures report -type f -newer results/report.html)" ]; then \
+	@if [ ! -e results/report.html ] || [ -n "$$(find results/*/*/figures results/*/*/findings.md report -type f -newer results/report.html)" ]; then \
 	  $(ENV) snakemake --quiet --report results/report.html; fi
 
 test: setup
