@@ -667,6 +667,8 @@ def test_the_report_is_one_file_with_every_figure_and_caption(copied: Space) -> 
         "How much does self-repair vary from token to token?",
         "120 tokens (8 prompts",
         "Self-repair of ablated attention heads",
+        "Model <em>tiny</em>. Licence: none.",
+        "Text <em>words</em>. Licence: none.",
     ):
         assert words in " ".join(html.replace("\\n", " ").split()), words
 
