@@ -21,7 +21,7 @@ def space(finished: Space, tmp_path_factory: pytest.TempPathFactory) -> Space:
         ("tokens.promts", 8, "tokens.promts is no key; did you mean tokens.prompts?"),
         ("tokens.prompts", -8, "tokens.prompts is -8: wanted a whole number of 2 or more"),
         ("tokens.prompts", 9, "tokens.prompts is 9, no multiple of tokens.prompts_per_shard 4: use 8 or 12"),
-        ("run.models", ["small"], "'small', which is not under models (smollm2-135m-instruct, tiny)"),
+        ("run.models", ["small"], "run.models names 'small', which is not under models (tiny, smollm2-135m-instruct)"),
         (
             "models.tiny.source",
             "tiny",
@@ -87,26 +87,31 @@ def test_more_prompts_than_the_text_holds(copied: Space) -> None:
     )
 
 
-def test_a_head_that_does_not_exist(copied: Space) -> None:
-    copied.change("ablations.resample.heads", [[0, 1], [9, 0]])
-    assert fails(copied, "ablate_heads/resample/00000", "results/tiny/words/ablations/resample/00000.h5") == (
-        "Error: head (layer 9, head 0) does not exist: LlamaForCausalLM (llama) has layers 0 to 1 and heads 0 to 3"
-    )
-
-
-def test_a_head_of_a_figure_that_was_not_ablated(copied: Space) -> None:
-    copied.change("analyses.heads", [[1, 7]])
-    assert fails(copied, "choose_heads", "token_noise") == (
-        "Error: heads [(1, 7)] were not ablated: name them under ablations.*.heads, or name others"
-    )
-
-
-def test_prompts_longer_than_the_model_takes(copied: Space) -> None:
-    copied.change("tokens.prompt_length", 40)
-    copied.change("tokens.prompts", 4)
-    last = fails(copied, "cache_activations/00000", "results/tiny/words/activations/00000.h5")
-    assert "prompts have 40 tokens" in last
-    assert "takes at most 32: shorten the prompts" in last
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (
+            "ablations.resample.heads",
+            [[0, 1], [9, 0]],
+            "ablations.resample.heads names [[9, 0]], but tiny has layers 0 to 1 and heads 0 to 3",
+        ),
+        ("analyses.heads", [[1, 7]], "analyses.heads names [[1, 7]], but tiny has layers 0 to 1 and heads 0 to 3"),
+        ("analyses.neuron_layer", 2, "analyses.neuron_layer is 2, but tiny has layers 0 to 1 and heads 0 to 3"),
+        ("tokens.prompt_length", 40, "tokens.prompt_length is 40, but tiny takes 32 tokens at most: lower it"),
+    ],
+)
+def test_what_the_model_has_not_is_refused_before_anything_runs(
+    space: Space, path: str, value: Any, message: str
+) -> None:
+    kept = space.config
+    try:
+        space.change(path, value)
+        done = space.snakemake("--dry-run")
+    finally:
+        space.write_config(kept)
+    assert done.returncode != 0
+    assert f"Error: config is wrong: {message}" in done.stdout
+    assert "Traceback" not in done.stdout
 
 
 def test_a_model_folder_without_weights(copied: Space) -> None:

@@ -65,7 +65,7 @@ def a_longer_change(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def a_longer_z(monkeypatch: pytest.MonkeyPatch) -> None:
     own = Attentions._run
-    monkeypatch.setattr(Attentions, "_run", lambda self, *args: 1.01 * own(self, *args))
+    monkeypatch.setattr(Attentions, "_run", lambda *args, **options: 1.01 * own(*args, **options))
 
 
 CHOSEN: dict[str, Any] = {"heads": "chosen"}
