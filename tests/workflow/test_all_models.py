@@ -69,4 +69,4 @@ def test_no_model_may_have_their_folders_name(copied: Space) -> None:
     copied.change("models.all_models", {"source": "path:model"})
     done = copied.snakemake("--dry-run")
     assert done.returncode != 0
-    assert "models: 'all_models' should not be valid" in done.stdout
+    assert "models has 'all_models', which is no name: wanted letters" in done.stdout
