@@ -115,9 +115,9 @@ def _rounded(mb: Amount) -> int:
 IMPORTS = {
     "model": 500 * MB,
     "tokenizer": 440 * MB,
-    "snapshot": 400 * MB,
+    "snapshot": 430 * MB,
     "figure": 275 * MB,
-    "table": 160 * MB,
+    "table": 170 * MB,
     "nothing": 30 * MB,
 }
 """Memory of a process that has imported what a kind of job uses and does nothing yet, measured with torch for CPUs."""
@@ -504,6 +504,8 @@ class Costs:
         """A job that runs no model."""
         number, shape, config = self.number, self.shape, self.config
         heads = self.heads(kind) if kind else shape.layers * shape.heads
+        # Whatever is ablated, every head is asked whether it reinforces itself.
+        heads = shape.layers * shape.heads if rule == "tabulate_reinforcement" else heads
         resamples = config["statistics"]["n_bootstrap"]
         tokens = self.prompts * self.predicting
         in_shard = self.in_shard * self.predicting
