@@ -39,7 +39,7 @@ reproduce: setup
 
 # Only when a figure, a finding or a caption is newer than the report.
 report: setup
-	@if [ ! -e results/report.html ] || [ -n "$$(find results/*/*/figures results/*/*/findings.md report -type f -newer results/report.html)" ]; then \
+	@if [ ! -e results/report.html ] || [ -n "$$(find results/*/*/figures results/*/*/findings.md report -type f -newer results/report.html 2>/dev/null)" ]; then \
 	  $(ENV) snakemake --quiet --report results/report.html; fi
 
 test: setup

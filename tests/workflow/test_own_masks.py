@@ -41,9 +41,7 @@ def save_model(folder: Path) -> None:
 def test_self_reinforcement_is_left_out_with_the_reason(fresh: Space, tmp_path: Path) -> None:
     space = fresh.copy(tmp_path / "space")
     save_model(space.work / "model")
-    space.make(
-        "self_reinforcement", "results/tiny/words/tables/resample/checks.parquet", "--omit-from", "measure_neurons"
-    )
+    space.make("self_reinforcement")
     for shard in ("00000", "00001"):
         with h5py.File(space.run / "reinforcement" / f"{shard}.h5") as file:
             assert file.attrs["note"].decode() == NOTE

@@ -210,3 +210,12 @@ def test_without_activations_on_disk_jobs_hold_those_of_their_layers(config: dic
     # Four heads of four layers at most.
     few = let_go.of("ablate_heads", "mean").memory[part]
     assert few == 4 * 8 * 128 * (8 * 576 + 4 * 576)
+
+
+def test_a_table_of_all_heads_does_not_shrink_with_those_that_are_ablated(config: dict[str, Any]) -> None:
+    """288 MB for the 704 heads of a Llama of 1.17 billion weights, 16 of which were ablated."""
+    shape = shape_of_settings(LLAMAS["1.1B"])
+    config["tokens"] |= {"prompts": 4, "prompts_per_shard": 4, "prompt_length": 32}
+    every = Costs(shape, config).of("tabulate_reinforcement", "resample").mem_mb
+    config["ablations"] = {"resample": {"heads": [[10, head] for head in range(16)]}}
+    assert 288 <= Costs(shape, config).of("tabulate_reinforcement", "resample").mem_mb == every <= 1.6 * 288
