@@ -3,10 +3,10 @@
 Direct effects come from projected directions (``W_O[head] @ d / s``), so no head's d_model output and no logits are formed.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -40,7 +40,19 @@ class Directions:
 NO_EXPERT = -1
 """In place of an expert's number, in a dense layer or one that chooses fewer experts than another."""
 
-OfLayers = Float[Tensor, "layer prompt pos ..."] | Sequence[Float[Tensor, "prompt pos ..."]]
+@runtime_checkable
+class EachLayer(Protocol):
+    """A layer's tensor [prompt, pos, ...], read when it is asked for.
+
+    A protocol rather than a sequence, of which a check of types at run time would read some layer to look at it.
+    """
+
+    def __getitem__(self, layer: int) -> Tensor:
+        """Of a layer, counted from 0."""
+        ...
+
+
+OfLayers = Float[Tensor, "layer prompt pos ..."] | EachLayer
 """Something of each layer, all in memory or each read when it is asked for."""
 
 

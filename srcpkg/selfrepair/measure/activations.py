@@ -1,6 +1,6 @@
 """The clean run of a shard of prompts as a file, and what is averaged over all shards."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -224,16 +224,13 @@ def _run_again(
     return made
 
 
-class _Layers(Sequence[Tensor]):
+class _Layers:
     """A variable's layers of some prompts, each read when it is asked for."""
 
     def __init__(self, cached: CachedActivations, name: str, prompts: slice | np.ndarray) -> None:
         self._cached, self._name, self._prompts = cached, name, prompts
 
-    def __len__(self) -> int:
-        return int(self._cached._dataset.sizes["layer"])
-
-    def __getitem__(self, layer: Any) -> Any:
+    def __getitem__(self, layer: int) -> Tensor:
         return self._cached._layer(self._name, layer, self._prompts)
 
 

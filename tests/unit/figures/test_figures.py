@@ -265,5 +265,18 @@ def test_captions(name, changes):
 
 
 def test_front_page():
-    html = rendered("workflow")
+    marks = r"*a* `b` c_ |d| \e https://a.example"
+    config = {
+        "run": {"models": ["one", "other"], "corpora": ["text"]},
+        "models": {"one": {"weights": marks, "license": marks}, "other": {}},
+        "corpora": {"text": {"license": "CC0"}},
+    }
+    html = rendered("workflow", config=config)
     assert "self-repair = logit change − (ablated direct effect − direct effect)" in html
+    text = re.sub(r"<[^>]+>", "", html)
+    for line in (
+        f"Model one ({marks}). Licence: {marks}.",
+        "Model other. Licence: the config names none.",
+        "Text text. Licence: CC0.",
+    ):
+        assert line in text
