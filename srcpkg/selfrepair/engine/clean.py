@@ -3,7 +3,7 @@
 Direct effects come from projected directions (``W_O[head] @ d / s``), so no head's d_model output and no logits are formed.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol, runtime_checkable
@@ -39,6 +39,7 @@ class Directions:
 
 NO_EXPERT = -1
 """In place of an expert's number, in a dense layer or one that chooses fewer experts than another."""
+
 
 @runtime_checkable
 class EachLayer(Protocol):

@@ -144,8 +144,9 @@ def mean_activation(model: Model, chunks: Sequence[Tensor]) -> Float[Tensor, "la
     """``z`` averaged over all prompts and positions of the given chunks of token ids [prompt, pos]."""
     total = torch.zeros(model.n_layers, model.n_heads, model.d_head, dtype=torch.float64, device=model.device)
     for chunk in chunks:
-        for layer, z in enumerate(run_clean(model, chunk).z):
-            total[layer] += z.sum((0, 1), dtype=torch.float64)
+        z = run_clean(model, chunk).z
+        for layer in range(model.n_layers):
+            total[layer] += z[layer].sum((0, 1), dtype=torch.float64)
     return (total / sum(chunk.numel() for chunk in chunks)).to(model.dtype)
 
 
