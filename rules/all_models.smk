@@ -22,6 +22,7 @@ rule tabulate_all_models:
         **{name: expand(path, model=config["run"]["models"], allow_missing=True) for name, path in JOINED.items()},
     output:
         **{name: all_models_table(name) for name in JOINED},
+        csv=beside(*map(all_models_table, JOINED)),
     log:
         "logs/all_models/{corpus}/tabulate_all_models.log",
     conda:
@@ -30,7 +31,7 @@ rule tabulate_all_models:
     resources:
         **resources("tabulate_all_models"),
     params:
-        **runs("tabulate_all_models"),
+        **runs("tabulate_all_models", makes=all_models_table(next(iter(JOINED)))),
     message:
         "Join the tables of all models on {wildcards.corpus}"
     script:
@@ -61,9 +62,13 @@ for _name, _figure in MODELS_FIGURES.items():
         resources:
             **resources("draw_figure"),
         params:
-            **runs("draw_figure", f"selfrepair.figures.{_name}"),
-            figure=_name,
-            settings=all_models_settings,
+            **runs(
+                "draw_figure",
+                f"selfrepair.figures.{_name}",
+                makes=ALL_MODELS_FIGURE.format(figure=_name, corpus="{corpus}"),
+                figure=_name,
+                settings=all_models_settings,
+            ),
         message:
             "Draw {params.figure} for all models on {wildcards.corpus}"
         script:
@@ -89,8 +94,12 @@ rule write_models_findings:
     resources:
         **resources("write_findings"),
     params:
-        **runs("write_models_findings", *(f"selfrepair.figures.{name}" for name in MODELS_FIGURES)),
-        tables={name: figure["tables"] for name, figure in MODELS_FIGURES.items()},
+        **runs(
+            "write_models_findings",
+            *(f"selfrepair.figures.{name}" for name in MODELS_FIGURES),
+            makes=ALL_MODELS_FINDINGS,
+            tables={name: figure["tables"] for name, figure in MODELS_FIGURES.items()},
+        ),
     message:
         "Write down the findings for all models on {wildcards.corpus}"
     script:

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from functools import cache
 from pathlib import Path
 
 from snakemake.cli import get_argument_parser
@@ -11,7 +12,6 @@ from selfrepair.workflow.config import (
     check_config,
     check_models,
     check_published,
-    check_shapes,
     check_sources,
     check_targets,
     leave_out,
@@ -19,11 +19,15 @@ from selfrepair.workflow.config import (
     read_config_file,
     shard_names,
     shard_prompts,
+    write_in_one_way,
 )
 from selfrepair.workflow.machine import memory_mb
-from selfrepair.workflow.provenance import code_digest
+from selfrepair.workflow.provenance import code_digest, module_digests
+from selfrepair.workflow.records import edited, read_record, write_code
 from selfrepair.workflow.plan import check_fits
 from selfrepair.workflow.resources import UNKNOWN_MB, UNKNOWN_MINUTES, costs_of, share_of_cores
+from selfrepair.snapshots.manifest import json_or_nothing
+from selfrepair.snapshots.shapes import every_head
 from selfrepair.snapshots.sources import file_sizes, source_files, sources_of
 
 
@@ -48,6 +52,7 @@ FROZEN_LAYERNORM = f"{RUN}/frozen_layernorm/{{kind}}/{{shard}}.h5"
 OTHER_DONOR = f"{RUN}/other_donor/{{shard}}.h5"
 DONOR_NOISE = f"{RUN}/donor_noise/{{shard}}.h5"
 NEURONS = f"{RUN}/neurons/{{kind}}/{{shard}}.h5"
+CHECKED_MODEL = "results/{model}/checked.json"
 CHOSEN_HEADS = f"{RUN}/chosen_heads.json"
 REINFORCEMENT = f"{RUN}/reinforcement/{{shard}}.h5"
 MOVED_RESIDUAL = f"{RUN}/moved_residual/{{shard}}.h5"
@@ -87,9 +92,9 @@ try:
     check_config(config, Path(workflow.basedir) / "config" / "config.schema.yaml")
     check_sources(config, {"models": MODEL.format(model="{name}"), "corpora": CORPUS.format(corpus="{name}")})
     check_published(config, MODEL.format(model="{name}"), Path(PUBLISHED_MODELS))
-    check_shapes(config, MODEL.format(model="{name}"))
     check_models(config, MODEL.format(model="{name}"))
     check_targets(asked_for(), config)
+    write_in_one_way(config)
 except ValueError as error:
     # In a line, which Snakemake would put between two of where this is.
     print(f"Error: {error}", file=sys.stderr)
@@ -121,10 +126,32 @@ def all_models_table(name):
     return ALL_MODELS_TABLE.format(table=name, kind=MAIN_KIND, corpus="{corpus}")
 
 
-def runs(name, *modules):
-    """What runs scripts/{name}.py, as params: the script, and the digest of what it imports (docs/staleness.md), with modules that
-    it picks by name."""
-    return {"script": name, "code": code_digest(Path(workflow.basedir) / "scripts" / f"{name}.py", *modules)}
+# By the digest of a rule's code, the digests of its modules.
+CODE = {}
+
+
+def runs(name, *modules, makes=None, **values):
+    """Params of a rule that runs scripts/{name}.py (docs/staleness.md).
+
+    The script; the digest of what it imports, with modules that it picks by name; what has become of the files that it makes,
+    where the first is not HDF5; its values of the config, which may be functions of the wildcards. Snakemake compares values
+    without their names, so that two which are exchanged would go unseen: ``named`` has both."""
+    digests = module_digests(Path(workflow.basedir) / "scripts" / f"{name}.py", *modules)
+    code = code_digest(digests)
+    CODE[code] = digests
+
+    def named(wildcards):
+        return [f"{key}={value(wildcards) if callable(value) else value!r}" for key, value in values.items()]
+
+    more = {"named": named} if len(values) > 1 else {}
+    if makes is not None:
+        more["edited"] = lambda wildcards: edited(Path(makes.format(**wildcards)))
+    return {"script": name, "code": code, **more, **values}
+
+
+def beside(*tables):
+    """The CSV beside each table."""
+    return [path.replace(".parquet", ".csv") for path in tables]
 
 
 def prompts_of(wildcards):
@@ -132,10 +159,26 @@ def prompts_of(wildcards):
     return shard_prompts(wildcards.shard, config["tokens"])
 
 
+NOT_IN_SNAPSHOT = ("published", "shape", "license")
+
+
 def settings_of(section, name):
-    """What a model or corpus is, by the job's wildcard; not what it is compared with, nor how large it is said to be."""
-    return lambda wildcards: {
-        key: value for key, value in config[section][wildcards[name]].items() if key not in ("published", "shape")
+    """What a model or corpus is, by the job's wildcard; not what it is compared with, how large it is said to be, nor its licence."""
+
+    def settings(wildcards):
+        return {key: value for key, value in config[section][wildcards[name]].items() if key not in NOT_IN_SNAPSHOT}
+
+    return settings
+
+
+def asked_of_model(wildcards):
+    """What the config asks of a model, which is known when its snapshot is there."""
+    shape = config["models"][wildcards.model].get("shape")
+    return {
+        "tokens": {"prompt_length": config["tokens"]["prompt_length"]},
+        "ablations": {kind: {"heads": HEADS[kind]} for kind in KINDS},
+        "analyses": {name: config["analyses"][name] for name in ("heads", "neuron_layer")},
+        "models": {wildcards.model: {"shape": shape} if shape else {}},
     }
 
 
@@ -156,7 +199,31 @@ def listed(heads):
     return None if isinstance(heads, str) else heads
 
 
+# All heads may be written as a list, and so may those that are chosen. Nothing is made again for that: a job is asked in the
+# words in which those that are there were asked.
+
+
+@cache
+def heads_to_ablate(model, corpus, kind):
+    """Heads that a kind ablates, None for all; as its first shard was asked for, where it is there and has the same."""
+    heads = listed(HEADS[kind])
+    first = Path(ABLATIONS.format(model=model, corpus=corpus, kind=kind, shard=SHARDS[0]))
+    asked = read_record(first).get("config", {}).get("heads", heads)
+    every = every_head(Path(MODEL.format(model=model)).parent)
+    same = every is not None and sorted(every if asked is None else asked) == sorted(every if heads is None else heads)
+    return asked if same else heads
+
+
+def heads_to_choose(wildcards):
+    """Heads of the config, None where they are to be chosen; also where they are those that were chosen."""
+    heads, path = config["analyses"]["heads"], Path(CHOSEN_HEADS.format(**wildcards))
+    asked = read_record(path).get("config", {}).get("heads", heads)
+    return asked if heads is not None and json_or_nothing(path).get("heads") == heads else heads
+
+
 onstart:
+    for _code, _modules in CODE.items():
+        write_code(_modules, _code)
     # A cluster's nodes are not this machine.
     if workflow.local_exec:
         try:

@@ -133,9 +133,13 @@ for _name, _figure in FIGURES.items():
         resources:
             **resources("draw_figure"),
         params:
-            **runs("draw_figure", f"selfrepair.figures.{_name}"),
-            figure=_name,
-            settings=caption_settings,
+            **runs(
+                "draw_figure",
+                f"selfrepair.figures.{_name}",
+                makes=FIGURE.format(figure=_name, model="{model}", corpus="{corpus}"),
+                figure=_name,
+                settings=caption_settings,
+            ),
         message:
             "Draw {params.figure} for {wildcards.model} on {wildcards.corpus}"
         script:
@@ -163,8 +167,12 @@ rule write_findings:
     resources:
         **resources("write_findings"),
     params:
-        **runs("write_findings", *(f"selfrepair.figures.{name}" for name in FIGURES)),
-        tables={name: list(figure["tables"]) for name, figure in FIGURES.items()},
+        **runs(
+            "write_findings",
+            *(f"selfrepair.figures.{name}" for name in FIGURES),
+            makes=FINDINGS,
+            tables={name: list(figure["tables"]) for name, figure in FIGURES.items()},
+        ),
     message:
         "Write down the findings for {wildcards.model} on {wildcards.corpus}"
     script:

@@ -1,12 +1,12 @@
 """Measurements: prompts, their clean run, what is selected and averaged over it, and every ablation, a shard at a time.
 
-Inputs: a model snapshot and a corpus snapshot; table heads of the main kind, from which heads are chosen.
+Inputs: a model snapshot and a corpus snapshot.
 Outputs: tokens.h5 with every prompt that the text holds and its donors; prompts.json, written when there are enough;
 activations/{shard}.h5; thresholds.h5 (top tokens of each head), mean_activations.h5 (for mean ablation), chosen_heads.json;
 ablations/{kind}, frozen_layernorm/{kind}, neurons/{kind}, other_donor, donor_noise, reinforcement, moved_residual and
 layer_ablations/{shard}.h5.
-Steps: tokenize_corpus, check_prompts; cache_activations; find_thresholds, average_activations; ablate_heads; choose_heads, of
-tables/heads; and what else is measured of a shard, each of which is a rule like cache_activations with more inputs.
+Steps: tokenize_corpus, check_prompts; cache_activations; find_thresholds, average_activations; ablate_heads; choose_heads, by
+the main kind of ablation; and what else is measured of a shard, each of which is a rule like cache_activations with more inputs.
 """
 
 # What every measurement of a shard reads; most take the top tokens too.
@@ -18,6 +18,8 @@ rule tokenize_corpus:
     input:
         model=MODEL,
         corpus=CORPUS,
+        # First, but what is asked of the model changes no tokens.
+        checked=ancient(CHECKED_MODEL),
     output:
         tokens=TOKENS,
     log:
@@ -30,9 +32,11 @@ rule tokenize_corpus:
     resources:
         **resources("tokenize_corpus"),
     params:
-        **runs("tokenize_corpus"),
-        # The number of prompts is left out: the file holds all, so that more prompts later keep the shards done before.
-        tokens={key: config["tokens"][key] for key in ("prompt_length", "prompts_per_shard", "donors", "seed")},
+        **runs(
+            "tokenize_corpus",
+            # The number of prompts is left out: the file holds all, so that more prompts later keep the shards done before.
+            tokens={key: config["tokens"][key] for key in ("prompt_length", "prompts_per_shard", "donors", "seed")},
+        ),
     message:
         "Cut {wildcards.corpus} into prompts for {wildcards.model}"
     script:
@@ -54,8 +58,11 @@ rule check_prompts:
     resources:
         **resources("check_prompts"),
     params:
-        **runs("check_prompts"),
-        prompts=config["tokens"]["prompts"],
+        **runs(
+            "check_prompts",
+            makes=PROMPTS,
+            prompts=config["tokens"]["prompts"],
+        ),
     message:
         "Check that {wildcards.corpus} holds {params.prompts} prompts"
     script:
@@ -79,9 +86,11 @@ rule cache_activations:
     resources:
         **model_job("cache_activations"),
     params:
-        **runs("cache_activations"),
-        prompts=prompts_of,
-        compute=config["compute"],
+        **runs(
+            "cache_activations",
+            prompts=prompts_of,
+            compute=config["compute"],
+        ),
     message:
         "Cache the clean run of {wildcards.model} on shard {wildcards.shard} of {wildcards.corpus}"
     script:
@@ -103,8 +112,7 @@ rule find_thresholds:
     resources:
         **resources("find_thresholds"),
     params:
-        **runs("find_thresholds"),
-        **statistics("top_fraction", "first_position"),
+        **runs("find_thresholds", **statistics("top_fraction", "first_position")),
     message:
         "Find the top tokens of every head of {wildcards.model} in {wildcards.corpus}"
     script:
@@ -146,16 +154,20 @@ use rule cache_activations as ablate_heads with:
     resources:
         **model_job("ablate_heads"),
     params:
-        **runs("ablate_heads"),
-        heads=lambda wildcards: listed(HEADS[wildcards.kind]),
-        which=lambda wildcards: COMPUTED[wildcards.kind],
+        **runs(
+            "ablate_heads",
+            heads=lambda wildcards: heads_to_ablate(wildcards.model, wildcards.corpus, wildcards.kind),
+            which=lambda wildcards: COMPUTED[wildcards.kind],
+        ),
     message:
         "Ablate heads of {wildcards.model} ({wildcards.kind}) on shard {wildcards.shard} of {wildcards.corpus}"
 
 
 rule choose_heads:
     input:
-        heads=table("heads"),
+        # Not table heads: which heads are chosen does not depend on how intervals are made.
+        ablations=expand(each_shard(ABLATIONS), kind=MAIN_KIND, allow_missing=True),
+        thresholds=THRESHOLDS,
     output:
         chosen=CHOSEN_HEADS,
     log:
@@ -166,8 +178,11 @@ rule choose_heads:
     resources:
         **resources("choose_heads"),
     params:
-        **runs("choose_heads"),
-        heads=config["analyses"]["heads"],
+        **runs(
+            "choose_heads",
+            makes=CHOSEN_HEADS,
+            heads=heads_to_choose,
+        ),
     message:
         "Choose the heads of {wildcards.model} to look at one by one"
     script:
@@ -209,9 +224,11 @@ use rule cache_activations as measure_neurons with:
     resources:
         **model_job("measure_neurons"),
     params:
-        **runs("measure_neurons"),
-        neuron_layer=config["analyses"]["neuron_layer"],
-        top_neurons=config["analyses"]["top_neurons"],
+        **runs(
+            "measure_neurons",
+            neuron_layer=config["analyses"]["neuron_layer"],
+            top_neurons=config["analyses"]["top_neurons"],
+        ),
     message:
         "Measure neurons of {wildcards.model} ({wildcards.kind}) on shard {wildcards.shard} of {wildcards.corpus}"
 
@@ -248,8 +265,7 @@ use rule cache_activations as measure_donor_noise with:
     resources:
         **model_job("measure_donor_noise"),
     params:
-        **runs("measure_donor_noise"),
-        donors=NOISE_DONORS,
+        **runs("measure_donor_noise", donors=NOISE_DONORS),
     message:
         "Ablate the chosen heads of {wildcards.model} with each of several donors alone on shard {wildcards.shard}"
 
@@ -267,9 +283,11 @@ use rule cache_activations as reinforce_heads with:
     resources:
         **model_job("reinforce_heads"),
     params:
-        **runs("reinforce_heads"),
-        scales=config["analyses"]["reinforcement_scales"],
-        seed=config["tokens"]["seed"],
+        **runs(
+            "reinforce_heads",
+            scales=config["analyses"]["reinforcement_scales"],
+            seed=config["tokens"]["seed"],
+        ),
     message:
         "Add outputs of heads of {wildcards.model} to their inputs on shard {wildcards.shard} of {wildcards.corpus}"
 

@@ -25,6 +25,9 @@ rule tabulate_checks:
         heads=table("heads"),
     output:
         checks=table("checks"),
+        csv=beside(
+            table("checks"),
+        ),
     log:
         f"{LOGS}/tabulate_checks.log",
     conda:
@@ -33,7 +36,7 @@ rule tabulate_checks:
     resources:
         **resources("tabulate_checks"),
     params:
-        **runs("tabulate_checks"),
+        **runs("tabulate_checks", makes=table("checks")),
     message:
         "Gather how far measurements of {wildcards.model} are from plain runs of the whole model"
     script:
@@ -49,15 +52,23 @@ use rule tabulate_checks as tabulate_heads with:
         heads=table("heads", kind="{kind}"),
         layers=table("layers", kind="{kind}"),
         model_mean=table("model", kind="{kind}"),
+        csv=beside(
+            table("heads", kind="{kind}"),
+            table("layers", kind="{kind}"),
+            table("model", kind="{kind}"),
+        ),
     log:
         f"{LOGS}/tabulate_heads/{{kind}}.log",
     resources:
         **resources("tabulate_heads"),
     params:
-        **runs("tabulate_heads"),
-        statistics=statistics("first_position", "n_bootstrap", "bootstrap_seed"),
-        top_fraction=config["statistics"]["top_fraction"],
-        donors=config["tokens"]["donors"],
+        **runs(
+            "tabulate_heads",
+            makes=table("heads", kind="{kind}"),
+            statistics=statistics("first_position", "n_bootstrap", "bootstrap_seed"),
+            top_fraction=config["statistics"]["top_fraction"],
+            donors=config["tokens"]["donors"],
+        ),
     message:
         "Condense {wildcards.kind} ablations of {wildcards.model} on {wildcards.corpus}"
 
@@ -70,12 +81,15 @@ use rule tabulate_checks as tabulate_token_noise with:
         thresholds=THRESHOLDS,
     output:
         tokens=table("token_noise", kind="{kind}"),
+        csv=beside(
+            table("token_noise", kind="{kind}"),
+        ),
     log:
         f"{LOGS}/tabulate_token_noise/{{kind}}.log",
     resources:
         **resources("tabulate_token_noise"),
     params:
-        **runs("tabulate_token_noise"),
+        **runs("tabulate_token_noise", makes=table("token_noise", kind="{kind}")),
     message:
         "List every token of the chosen heads of {wildcards.model}"
 
@@ -89,12 +103,16 @@ use rule tabulate_checks as tabulate_layernorm_scale with:
     output:
         ratios=table("layernorm_scale_ratio", kind="{kind}"),
         histogram=table("layernorm_scale_histogram", kind="{kind}"),
+        csv=beside(
+            table("layernorm_scale_ratio", kind="{kind}"),
+            table("layernorm_scale_histogram", kind="{kind}"),
+        ),
     log:
         f"{LOGS}/tabulate_layernorm_scale/{{kind}}.log",
     resources:
         **resources("tabulate_layernorm_scale"),
     params:
-        **runs("tabulate_layernorm_scale"),
+        **runs("tabulate_layernorm_scale", makes=table("layernorm_scale_ratio", kind="{kind}")),
     message:
         "Count final scales of {wildcards.model} under {wildcards.kind} ablation"
 
@@ -108,12 +126,16 @@ use rule tabulate_checks as tabulate_ablation_type with:
     output:
         tokens=table("ablation_type_tokens", kind="{kind}"),
         means=table("ablation_type", kind="{kind}"),
+        csv=beside(
+            table("ablation_type_tokens", kind="{kind}"),
+            table("ablation_type", kind="{kind}"),
+        ),
     log:
         f"{LOGS}/tabulate_ablation_type/{{kind}}.log",
     resources:
         **resources("tabulate_ablation_type"),
     params:
-        **runs("tabulate_ablation_type"),
+        **runs("tabulate_ablation_type", makes=table("ablation_type_tokens", kind="{kind}")),
     message:
         "List {wildcards.kind} ablation of the strongest chosen head of {wildcards.model}"
 
@@ -126,12 +148,15 @@ use rule tabulate_checks as tabulate_layernorm_claim with:
         published=PUBLISHED,
     output:
         claim=table("layernorm_claim", kind="{kind}"),
+        csv=beside(
+            table("layernorm_claim", kind="{kind}"),
+        ),
     log:
         f"{LOGS}/tabulate_layernorm_claim/{{kind}}.log",
     resources:
         **resources("tabulate_layernorm_claim"),
     params:
-        **runs("tabulate_layernorm_claim"),
+        **runs("tabulate_layernorm_claim", makes=table("layernorm_claim", kind="{kind}")),
     message:
         "Take the share that LayerNorm repairs in {wildcards.model} in each of its readings"
 
@@ -145,12 +170,15 @@ use rule tabulate_checks as tabulate_frozen_layernorm with:
         frozen=each_shard(FROZEN_LAYERNORM),
     output:
         frozen=table("frozen_layernorm", kind="{kind}"),
+        csv=beside(
+            table("frozen_layernorm", kind="{kind}"),
+        ),
     log:
         f"{LOGS}/tabulate_frozen_layernorm/{{kind}}.log",
     resources:
         **resources("tabulate_frozen_layernorm"),
     params:
-        **runs("tabulate_frozen_layernorm"),
+        **runs("tabulate_frozen_layernorm", makes=table("frozen_layernorm", kind="{kind}")),
     message:
         "Compare the closed form of the LayerNorm part of {wildcards.model} with frozen runs"
 
@@ -165,12 +193,19 @@ use rule tabulate_checks as tabulate_neurons with:
         erasure_neurons=table("erasure_neurons", kind="{kind}"),
         erasure_quadrants=table("erasure_quadrants", kind="{kind}"),
         neuron_consistency=table("neuron_consistency", kind="{kind}"),
+        csv=beside(
+            table("neuron_share", kind="{kind}"),
+            table("neuron_concentration", kind="{kind}"),
+            table("erasure_neurons", kind="{kind}"),
+            table("erasure_quadrants", kind="{kind}"),
+            table("neuron_consistency", kind="{kind}"),
+        ),
     log:
         f"{LOGS}/tabulate_neurons/{{kind}}.log",
     resources:
         **resources("tabulate_neurons"),
     params:
-        **runs("tabulate_neurons"),
+        **runs("tabulate_neurons", makes=table("neuron_share", kind="{kind}")),
     message:
         "Condense what the neurons of {wildcards.model} repair on {wildcards.corpus} ({wildcards.kind})"
 
@@ -181,12 +216,15 @@ use rule tabulate_checks as tabulate_reinforcement with:
         heads=table("heads"),
     output:
         table=table("self_reinforcement"),
+        csv=beside(
+            table("self_reinforcement"),
+        ),
     log:
         f"{LOGS}/tabulate_reinforcement.log",
     resources:
         **resources("tabulate_reinforcement"),
     params:
-        **runs("tabulate_reinforcement"),
+        **runs("tabulate_reinforcement", makes=table("self_reinforcement")),
     message:
         "Condense self-reinforcement of heads of {wildcards.model}"
 
@@ -201,12 +239,17 @@ use rule tabulate_checks as tabulate_repair with:
         by_layer=table("repair_by_layer"),
         rows=table("repair_rows"),
         pairs=table("repair_pairs"),
+        csv=beside(
+            table("repair_by_layer"),
+            table("repair_rows"),
+            table("repair_pairs"),
+        ),
     log:
         f"{LOGS}/tabulate_repair.log",
     resources:
         **resources("tabulate_repair"),
     params:
-        **runs("tabulate_repair"),
+        **runs("tabulate_repair", makes=table("repair_by_layer")),
     message:
         "Condense who repairs whom in {wildcards.model} on {wildcards.corpus}"
 
@@ -219,12 +262,16 @@ use rule tabulate_checks as tabulate_moved_residual with:
     output:
         correlations=table("next_layer_correlation"),
         next_heads=table("next_layer_heads"),
+        csv=beside(
+            table("next_layer_correlation"),
+            table("next_layer_heads"),
+        ),
     log:
         f"{LOGS}/tabulate_moved_residual.log",
     resources:
         **resources("tabulate_moved_residual"),
     params:
-        **runs("tabulate_moved_residual"),
+        **runs("tabulate_moved_residual", makes=table("next_layer_correlation")),
     message:
         "Correlate changes of the next layer's heads of {wildcards.model}"
 
@@ -235,12 +282,15 @@ use rule tabulate_checks as tabulate_layer_ablations with:
         heads=table("heads"),
     output:
         table=table("layer_ablation", kind="resample"),
+        csv=beside(
+            table("layer_ablation", kind="resample"),
+        ),
     log:
         f"{LOGS}/tabulate_layer_ablations.log",
     resources:
         **resources("tabulate_layer_ablations"),
     params:
-        **runs("tabulate_layer_ablations"),
+        **runs("tabulate_layer_ablations", makes=table("layer_ablation", kind="resample")),
     message:
         "Condense ablations of layers of {wildcards.model}"
 
@@ -254,12 +304,16 @@ use rule tabulate_checks as tabulate_selection_control with:
     output:
         layers=table("selection_control_layers"),
         model_mean=table("selection_control_model"),
+        csv=beside(
+            table("selection_control_layers"),
+            table("selection_control_model"),
+        ),
     log:
         f"{LOGS}/tabulate_selection_control.log",
     resources:
         **resources("tabulate_selection_control"),
     params:
-        **runs("tabulate_selection_control"),
+        **runs("tabulate_selection_control", makes=table("selection_control_layers")),
     message:
         "Measure self-repair of {wildcards.model} on tokens chosen in several ways"
 
@@ -272,12 +326,16 @@ use rule tabulate_checks as tabulate_donor_noise with:
     output:
         heads=table("donor_noise"),
         tokens=table("donor_noise_tokens"),
+        csv=beside(
+            table("donor_noise"),
+            table("donor_noise_tokens"),
+        ),
     log:
         f"{LOGS}/tabulate_donor_noise.log",
     resources:
         **resources("tabulate_donor_noise"),
     params:
-        **runs("tabulate_donor_noise"),
+        **runs("tabulate_donor_noise", makes=table("donor_noise")),
     message:
         "Compare donors with tokens for the chosen heads of {wildcards.model}"
 
@@ -298,8 +356,11 @@ rule check_published:
     resources:
         **resources("check_published"),
     params:
-        **runs("check_published"),
-        published=lambda wildcards: config["models"][wildcards.model].get("published"),
+        **runs(
+            "check_published",
+            makes=PUBLISHED_MODEL,
+            published=lambda wildcards: config["models"][wildcards.model].get("published"),
+        ),
     message:
         "Check which published model {wildcards.model} is"
     script:
@@ -315,12 +376,20 @@ use rule tabulate_checks as tabulate_published with:
         pairs=table("published_pairs"),
         agreement=table("published_agreement"),
         distributions=table("published_distributions"),
+        csv=beside(
+            table("published_pairs"),
+            table("published_agreement"),
+            table("published_distributions"),
+        ),
     log:
         f"{LOGS}/tabulate_published.log",
     resources:
         **resources("tabulate_published"),
     params:
-        **runs("tabulate_published"),
-        published=lambda wildcards: config["models"][wildcards.model].get("published"),
+        **runs(
+            "tabulate_published",
+            makes=table("published_pairs"),
+            published=lambda wildcards: config["models"][wildcards.model].get("published"),
+        ),
     message:
         "Set {wildcards.model} beside the published values"

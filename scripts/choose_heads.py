@@ -9,7 +9,8 @@ if __name__ == "__main__":
         from selfrepair.measure.chosen_heads import choose_heads
 
         choose_heads(
-            heads_table=Path(snakemake.input.heads),
+            shards=[Path(path) for path in snakemake.input.ablations],
+            thresholds=Path(snakemake.input.thresholds),
             out=Path(snakemake.output.chosen),
             heads=snakemake.params.heads,
         )

@@ -8,4 +8,6 @@ if __name__ == "__main__":
     with job(snakemake, offline=False):
         from selfrepair.snapshots.models import snapshot_model
 
-        snapshot_model(Path(snakemake.output.manifest), **snakemake.params.snapshot)
+        # No param: another licence makes nothing again. The report has that of the config.
+        license = snakemake.config["models"][snakemake.wildcards.model].get("license")
+        snapshot_model(Path(snakemake.output.manifest), license=license, **snakemake.params.snapshot)

@@ -8,5 +8,5 @@ if __name__ == "__main__":
     with job(snakemake):
         from selfrepair.tables.all_models import join_models
 
-        for name, out in snakemake.output.items():
-            join_models(tables=[Path(path) for path in snakemake.input[name]], out=Path(out))
+        for name, paths in snakemake.input.items():
+            join_models(tables=[Path(path) for path in paths], out=Path(snakemake.output[name]))

@@ -11,5 +11,5 @@ if __name__ == "__main__":
         tabulate_neurons(
             shards=[Path(path) for path in snakemake.input.neurons],
             heads_table=Path(snakemake.input.heads),
-            tables={name: Path(path) for name, path in snakemake.output.items()},
+            tables={name: Path(path) for name, path in snakemake.output.items() if name != "csv"},
         )

@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 
 from selfrepair.figures import finding, read_tables
+from selfrepair.files.sealed import write_text
 
 INTRODUCTION = (
     "One section a figure. Every number is read from the tables that the section names, by code. In brackets: {level:g}% "
@@ -39,7 +40,7 @@ def write_findings(
     for (name, files), picture in zip(tables.items(), figures, strict=True):
         lines = finding(name, files)
         parts.append("\n".join([f"## {name}", "", *(f"- {line}" for line in lines), "", _sources(picture, files, out)]))
-    out.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    write_text(out, "\n\n".join(parts) + "\n")
 
 
 def _head(run: Mapping[Any, Any], checks: str) -> str:

@@ -9,8 +9,11 @@ attributes) under digests of our own, checked when it is opened. Dimension scale
 import hashlib
 import json
 import mmap
+import os
+import re
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -56,12 +59,12 @@ MADE_BY = {
 class Slots:
     """A variable being written: assign to its slices."""
 
-    def __init__(self, variable: Any, path: Path) -> None:
-        self._variable, self._path = variable, path
+    def __init__(self, variable: Any, path: Path, needs: int) -> None:
+        self._variable, self._path, self._needs = variable, path, needs
 
     def __setitem__(self, key: Any, values: Any) -> None:
         """Write values where ``key`` points."""
-        with writing(self._path):
+        with _writing(self._path, self._needs):
             self._variable[key] = values
 
 
@@ -70,16 +73,18 @@ class Writer:
 
     def __init__(self, file: h5netcdf.File, path: Path) -> None:
         self._file, self._path = file, path
+        self.held: list[h5py.Dataset] = []
+        """Variables that are open: what HDF5 holds of one is written when it is closed, so they stay so to the end."""
 
     def attrs(self, **values: Any) -> None:
         """Write root attributes that are known at the end alone."""
-        with writing(self._path):
+        with _writing(self._path):
             for name, value in values.items():
                 self._file.attrs[name] = _attribute(value)
 
     def dims(self, **sizes: int) -> None:
         """Declare dimensions and their sizes."""
-        with writing(self._path):
+        with _writing(self._path):
             self._file.dimensions.update(sizes)
 
     def variable(
@@ -104,11 +109,12 @@ class Writer:
         """
         sizes = tuple(self._file.dimensions[dim].size for dim in dims)
         chunks = tuple(max(min((chunk or {}).get(dim, size), size), 1) for dim, size in zip(dims, sizes, strict=True))
-        with writing(self._path):
+        with _writing(self._path):
             variable = self._file.create_variable(name, tuple(dims), dtype, chunks=chunks, fletcher32=True)
             variable.attrs["long_name"] = _attribute(description or name)
             variable.attrs["units"] = _attribute(units)
-        return Slots(variable, self._path)
+            self.held.append(self._file._h5file[name])
+        return Slots(variable, self._path, _bytes(self.held))
 
     def put(
         self, name: str, dims: Sequence[str], values: np.ndarray, *, units: str = "", description: str = ""
@@ -150,18 +156,81 @@ def write_hdf5(
     with write_whole(path) as temporary:
         with writing(path):
             file = h5netcdf.File(temporary, "w", libver=FORMAT)
-        try:
-            with writing(path):
+        writer = Writer(file, path)
+        with _closed_well(file, file._h5file, path, writer.held):
+            with _writing(path):
                 described = {"schema_version": SCHEMA_VERSION, "kind": kind, "identity": provenance.get("identity", "")}
                 described["provenance"] = json.dumps(provenance, sort_keys=True)
                 for name, value in (described | (attrs or {})).items():
                     file.attrs[name] = _attribute(value)
-            yield Writer(file, path)
-        finally:
-            with writing(path):
-                file.close()
-        with writing(path):
-            _seal(temporary)
+            yield writer
+        _seal(temporary, path)
+
+
+@contextmanager
+def _writing(path: Path, needs: int = 0) -> Iterator[None]:
+    """As `selfrepair.files.sealed.writing`, of what HDF5 writes: not all that it says of the system is an OSError.
+
+    Args:
+        path: The file that is made.
+        needs: Bytes that are written, as far as they are known.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        number = getattr(error, "errno", None) or next(map(int, re.findall(r"errno = (\d+)", str(error))), None)
+        found = OSError(number, str(error)) if number else _what_the_system_says(path) or OSError(str(error))
+        raise refusal(path, found, "written", needs=needs) from error
+
+
+def _bytes(variables: list[h5py.Dataset]) -> int:
+    return sum(variable.nbytes for variable in variables)
+
+
+def _what_the_system_says(path: Path) -> OSError | None:
+    """What becomes of a plain write beside a file, where HDF5 does not tell why its own failed."""
+    try:
+        with tempfile.TemporaryFile(dir=path.parent) as handle:
+            handle.write(bytes(1 << 20))
+    except OSError as error:
+        return error
+    return None
+
+
+@contextmanager
+def _closed_well(file: Any, plain: h5py.File, path: Path, held: list[h5py.Dataset]) -> Iterator[None]:
+    """Close a file at the end of the block; what HDF5 cannot write then must not take the process with it.
+
+    HDF5 writes what it still holds when a file is closed, and once more when its objects go, where an error ends the process by
+    a fault of memory. So a file that will be thrown away is turned to a place where writing succeeds.
+
+    Args:
+        file: As it was opened, by h5netcdf or h5py.
+        plain: The same as h5py has it.
+        path: The file that is made.
+        held: Its variables that are open.
+    """
+    try:
+        yield
+        with _writing(path, _bytes(held)):
+            file.flush()
+            plain.flush()  # h5netcdf's own leaves values where they are
+    except BaseException:
+        with (
+            tempfile.TemporaryFile()
+            if not hasattr(os, "memfd_create")
+            else os.fdopen(os.memfd_create("lost"), "wb") as lost
+        ):
+            os.dup2(lost.fileno(), plain.id.get_vfd_handle())
+        with suppress(Exception):
+            held.clear()
+            plain.close()
+        if file is not plain:
+            file._closed = True  # or h5netcdf closes it once more, when it goes
+        raise
+    with _writing(path):
+        held.clear()
+        file.close()
 
 
 @contextmanager
@@ -361,20 +430,22 @@ def _text(file: h5py.File, name: str) -> Any:
     return value.decode() if isinstance(value, bytes) else np.asarray(value).item()
 
 
-def _seal(path: Path) -> None:
+def _seal(temporary: Path, path: Path) -> None:
     """Add digests of what HDF5 keeps without a checksum to a finished file."""
-    with path.open("rb") as handle, mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ) as content:
+    with temporary.open("rb") as handle, mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ) as content:
         heaps = []
         place = content.find(_HEAP)
         while place >= 0:
             size = int.from_bytes(content[place + 8 : place + 16], "little")
             heaps.append([place, size, _digest(content[place : place + size])])
             place = content.find(_HEAP, place + 1)
-    with h5netcdf.File(path, "r") as file:
+    with h5netcdf.File(temporary, "r") as file:
         header = _header(file)
-    with h5py.File(path, "r+", libver=FORMAT) as file:
-        file.attrs[DIGEST] = _attribute(_digest(header))
-        file.attrs[HEAPS] = _attribute(json.dumps(heaps))
+    with writing(path):
+        plain = h5py.File(temporary, "r+", libver=FORMAT)
+    with _closed_well(plain, plain, path, []), _writing(path):
+        plain.attrs[DIGEST] = _attribute(_digest(header))
+        plain.attrs[HEAPS] = _attribute(json.dumps(heaps))
 
 
 def _heaps_are(path: Path, heaps: str) -> bool:

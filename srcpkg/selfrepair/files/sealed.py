@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -26,7 +27,11 @@ _REASONS = {
         (errno.EACCES, errno.EPERM), "give this user the permission, or work where it is had; then run again"
     ),
     errno.EROFS: "its filesystem can only be read: work in another folder",
-    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "the disk or the quota is full: free space, then run again"),
+    **dict.fromkeys(
+        _FULL := (errno.ENOSPC, errno.EDQUOT),
+        "the disk or the quota is full: free space, set cache.keep to false, which leaves no activations on disk, or point "
+        "results/ at a larger disk; then run again",
+    ),
     errno.EFBIG: "the system allows no file of that size: raise the limit (`ulimit -f`), then run again",
     **dict.fromkeys((errno.EMFILE, errno.ENFILE), "raise the limit of open files (`ulimit -n`), or close some"),
     errno.EISDIR: "a folder is where a file is wanted: move it away, then run again",
@@ -42,7 +47,12 @@ def advice_for(path: Path, rule: str = "") -> str:
 
 
 def refusal(
-    path: Path, error: OSError, doing: str = "read", advice: str = "run again", fault: str = "is damaged"
+    path: Path,
+    error: OSError,
+    doing: str = "read",
+    advice: str = "run again",
+    fault: str = "is damaged",
+    needs: int = 0,
 ) -> ValueError:
     """An error of the system, or of a library that reads or writes a file, as one that names file, cause and remedy.
 
@@ -52,6 +62,7 @@ def refusal(
         doing: "read" or "written".
         advice: How the file is made again, where that is what helps.
         fault: What the file is where the error is about its content.
+        needs: Bytes that were to be written, as far as they are known.
     """
     said = str(error)
     if "lock file" in said:
@@ -77,16 +88,41 @@ def refusal(
             return ValueError(f"{path} cannot be written ({said}): correct the cause, then {advice}")
         return ValueError(f"{path} {fault} ({said}): {advice}")
     reason = _REASONS.get(error.errno, "correct the cause, then run again; the file itself may be sound")
-    return ValueError(f"{path} cannot be {doing} ({os.strerror(error.errno)}): {reason}")
+    space = f"; {_space(path, needs)}" if error.errno in _FULL and doing == "written" else ""
+    return ValueError(f"{path} cannot be {doing} ({os.strerror(error.errno)}{space}): {reason}")
+
+
+def full_disk(error: BaseException) -> OSError | None:
+    """The error of a full disk or quota that an exception is, or stands for: not all libraries raise it as it is."""
+    if isinstance(error, OSError) and error.errno in _FULL:
+        return error
+    number = next((number for number in _FULL if os.strerror(number) in str(error)), None)
+    return None if number is None else OSError(number, os.strerror(number))
+
+
+def _space(path: Path, needs: int) -> str:
+    """How much is written and how much is free, in words."""
+    there = next(folder for folder in path.absolute().parents if folder.exists())
+    begun = _partial(path)
+    # What is there of it goes with the error.
+    free = shutil.disk_usage(there).free + (512 * begun.stat().st_blocks if begun.exists() else 0)
+    return (
+        f"{f'{max(needs / 1e6, 0.1):,.1f} MB or more are needed, ' if needs else ''}{free / 1e6:,.1f} MB are free there"
+    )
 
 
 @contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Turn what the system or a library says of writing ``path`` within the block into a `refusal`."""
+def writing(path: Path, needs: int = 0) -> Iterator[None]:
+    """Turn what the system or a library says of writing ``path`` within the block into a `refusal`.
+
+    Args:
+        path: The file that is made.
+        needs: Bytes that are written, as far as they are known.
+    """
     try:
         yield
     except OSError as error:
-        raise refusal(path, error, "written") from error
+        raise refusal(path, error, "written", needs=needs) from error
 
 
 @contextmanager
@@ -96,7 +132,7 @@ def write_whole(path: Path) -> Iterator[Path]:
     Raises:
         ValueError: The system refuses to write: the file and the reason.
     """
-    temporary = path.with_name(f".{path.name}.partial")
+    temporary = _partial(path)
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -110,6 +146,17 @@ def write_whole(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+def _partial(path: Path) -> Path:
+    return path.with_name(f".{path.name}.partial")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text; it appears whole or not at all."""
+    content = text.encode()
+    with write_whole(path) as temporary, writing(path, len(content)):
+        temporary.write_bytes(content)
+
+
 def write_sealed(path: Path, content: bytes) -> None:
     """Write a file with its seal.
 
@@ -118,7 +165,7 @@ def write_sealed(path: Path, content: bytes) -> None:
         content: What it holds, `BLANK` in the place of the seal.
     """
     digest = hashlib.sha256(content).hexdigest()
-    with write_whole(path) as temporary, writing(path):
+    with write_whole(path) as temporary, writing(path, len(content)):
         temporary.write_bytes(_PLACE.sub(rb"\g<1>%s\g<3>" % digest.encode(), content))
 
 

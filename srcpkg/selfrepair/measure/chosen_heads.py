@@ -3,32 +3,39 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-import pandas as pd
+import numpy as np
+from jaxtyping import Float
 
+from selfrepair.files.hdf5 import heads_of, open_hdf5, open_shards
 from selfrepair.files.sealed import read_json, write_json
-from selfrepair.files.tables import read_table
+from selfrepair.measure.thresholds import read_top_tokens
 
 N_CHOSEN = 4
 """Heads that are taken where the config names none: as many as a figure of panels holds side by side."""
 
 
-def choose_heads(*, heads_table: Path, out: Path, heads: Sequence[tuple[int, int]] | None) -> None:
+def choose_heads(
+    *, shards: Sequence[Path], thresholds: Path, out: Path, heads: Sequence[tuple[int, int]] | None
+) -> None:
     """Write the heads that analyses of single heads are about.
 
     Args:
-        heads_table: Table "heads" of the main kind of ablation.
+        shards: Ablations files of the main kind in the order of their prompts.
+        thresholds: Top tokens of each head.
         out: JSON file: ``heads``, a list of [layer, head].
         heads: The (layer, head) pairs; None takes those of largest condensed self-repair that have an MLP after them.
 
     Raises:
         ValueError: A head that was not ablated.
     """
-    table = read_table(heads_table)
-    chosen = strongest_heads(table, N_CHOSEN) if heads is None else [(int(layer), int(head)) for layer, head in heads]
-    ablated = set(zip(table["layer"], table["head"], strict=True))
-    missing = [pair for pair in chosen if pair not in ablated]
-    if missing:
-        raise ValueError(f"heads {missing} were not ablated: name them under ablations.*.heads, or name others")
+    if heads is None:
+        chosen = strongest_heads(shards, thresholds, N_CHOSEN)
+    else:
+        chosen = [(int(layer), int(head)) for layer, head in heads]
+        with open_hdf5(shards[0], "ablations") as dataset:
+            missing = sorted(set(chosen) - set(heads_of(dataset)))
+        if missing:
+            raise ValueError(f"heads {missing} were not ablated: name them under ablations.*.heads, or name others")
     write_json(out, {"heads": chosen})
 
 
@@ -37,17 +44,41 @@ def read_chosen_heads(path: Path) -> list[tuple[int, int]]:
     return [(layer, head) for layer, head in read_json(path)["heads"]]
 
 
-def strongest_heads(table: pd.DataFrame, count: int) -> list[tuple[int, int]]:
+def strongest_heads(shards: Sequence[Path], thresholds: Path, count: int) -> list[tuple[int, int]]:
     """The heads of largest condensed self-repair that have an MLP after them, largest first.
 
     Args:
-        table: Table "heads".
+        shards: Ablations files of one kind in the order of their prompts.
+        thresholds: Top tokens of each head.
         count: How many, or as many as there are.
     """
-    last = table.attrs["n_layers"] - 1
-    top = table[table["selection"] == "top"]
-    if table.attrs["parallel_attention_mlp"]:
-        # The last layer's MLP runs beside its heads, not after them.
-        top = top[top["layer"] < last] if (top["layer"] < last).any() else top
-    best = top.sort_values("self_repair", ascending=False, kind="stable").head(count)
-    return [(int(layer), int(head)) for layer, head in zip(best["layer"], best["head"], strict=True)]
+    heads, self_repair, parallel = condensed_self_repair(shards, thresholds)
+    with open_hdf5(thresholds, "thresholds") as dataset:
+        last = dataset.sizes["layer"] - 1
+    # The last layer's MLP may run beside its heads, not after them.
+    followed = [not parallel or layer < last for layer, _ in heads]
+    order = np.argsort(-self_repair, kind="stable")  # no value comes last
+    best = [heads[row] for row in order if followed[row] or not any(followed)]
+    return best[:count]
+
+
+def condensed_self_repair(
+    shards: Sequence[Path], thresholds: Path
+) -> tuple[list[tuple[int, int]], Float[np.ndarray, " head"], bool]:
+    """Mean self-repair over the top tokens of each head (definitions.md, Selecting and condensing), in logits.
+
+    Args:
+        shards: Ablations files of one kind in the order of their prompts.
+        thresholds: Top tokens of each head.
+
+    Returns:
+        The (layer, head) pairs, their means (NaN without top tokens), and whether attention and MLP of a layer run in parallel.
+    """
+    totals, counts = [], []
+    for dataset, first in open_shards(shards, "ablations"):
+        heads, parallel = heads_of(dataset), bool(dataset.attrs["parallel_attention_mlp"])
+        top = read_top_tokens(thresholds, heads, slice(first, first + dataset.sizes["prompt"]))
+        totals.append(np.where(top, dataset["self_repair"].values, 0).sum((1, 2), dtype=np.float64))
+        counts.append(top.sum((1, 2)))
+    with np.errstate(invalid="ignore"):
+        return heads, np.sum(totals, 0) / np.sum(counts, 0), parallel

@@ -112,6 +112,12 @@ def shape_of_folder(folder: Path) -> Shape | None:
     return _shape_of_folder(folder, state)
 
 
+def every_head(folder: Path) -> list[list[int]] | None:
+    """All (layer, head) pairs of the model in a folder; None as `shape_of_folder`."""
+    shape = shape_of_folder(folder)
+    return None if shape is None else [[layer, head] for layer in range(shape.layers) for head in range(shape.heads)]
+
+
 @cache
 def _shape_of_folder(folder: Path, _state: tuple[tuple[str, int], ...]) -> Shape | None:
     if not (folder / CONFIG).is_file():

@@ -1,6 +1,7 @@
 """What a snapshot is taken from: `package:`, `hub:` and `path:` sources, and the user's files that they read."""
 
 import hashlib
+import os
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ class Source:
 
     Attributes:
         scheme: `package`, `hub` or `path`.
-        name: Distribution, repository, or path as written.
+        name: Distribution, repository, or path, without what changes nothing in it.
         version: Pinned version of a distribution, else None.
         revision: Pinned commit of a repository, else None.
     """
@@ -44,7 +45,7 @@ class Source:
         return Path(self.name).expanduser()
 
     def __str__(self) -> str:
-        """The source as it is written in the config."""
+        """The source as the config may write it."""
         pin = f"=={self.version}" if self.version else f"@{self.revision}" if self.revision else ""
         return f"{self.scheme}:{self.name}{pin}"
 
@@ -80,7 +81,8 @@ def parse_source(text: str) -> Source:
     if scheme == "path":
         if not rest:
             raise ValueError(f"source {text!r}: no path is given; wanted path:FOLDER_OR_FILE")
-        return Source(scheme, rest)
+        # So that `path:./model/` is `path:model`, for which nothing is made again.
+        return Source(scheme, os.path.normpath(rest))
     raise ValueError(f"source {text!r}: unknown scheme {scheme!r}; wanted one of {_FORMS}")
 
 

@@ -1,6 +1,7 @@
-"""The command `selfrepair`: what a run takes, before anything runs."""
+"""The command `selfrepair`: what a run takes, why it would run again, and whether results are what they say they are."""
 
 import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,10 +14,10 @@ from selfrepair.workflow.config import (
     RESULTS,
     check_config,
     check_models,
-    check_shapes,
     leave_out,
     read_config_file,
 )
+from selfrepair.workflow.graph import Job, differences, read_jobs
 from selfrepair.workflow.machine import amount, disk_mb, memory_mb
 from selfrepair.workflow.plan import SHARE, Plan, RunPlan, make_plan
 from selfrepair.workflow.resources import products, stated_rate
@@ -25,33 +26,37 @@ MANIFEST = (RESULTS / "snapshots" / "models" / "{name}" / "manifest.json").as_po
 MATRIX, SECONDS = 2048, 1.0
 """Size of the matrices, and how long they are multiplied, to measure a rate."""
 
+HOME = Path(__file__).resolve().parents[3]
+Overlays = Annotated[
+    list[Path] | None, typer.Option(help="Overlay of the default config, as for snakemake; may be given again.")
+]
+Home = Annotated[Path | None, typer.Option(help="Folder of the Snakefile; that of this package where it is left out.")]
+Targets = Annotated[
+    list[str] | None, typer.Argument(help="Figures, rules or files; all of the run where they are left out.")
+]
+
 app = typer.Typer(add_completion=False, no_args_is_help=True)
 
 
 @app.callback()
 def selfrepair() -> None:
-    """Self-repair in language models. Runs are made by `snakemake`; this says what they take."""
+    """Self-repair in language models. Runs are made by `snakemake`; this says what they take, and what has become of them."""
 
 
 @app.command()
 def plan(
-    configfile: Annotated[
-        list[Path] | None, typer.Option(help="Overlay of the default config, as for snakemake; may be given again.")
-    ] = None,
+    configfile: Overlays = None,
     tflops: Annotated[
         float | None, typer.Option(help="Rate of large matrix products, TFLOP/s; measured here where it is left out.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-    workflow: Annotated[
-        Path | None, typer.Option(help="Folder of the Snakefile; that of this package where it is left out.")
-    ] = None,
+    workflow: Home = None,
 ) -> None:
     """Say what a run takes, and what will not fit. Runs nothing. The exit status is 1 where something will not fit."""
-    home = workflow or Path(__file__).resolve().parents[3]
+    home = workflow or HOME
     try:
         config = read_configs(home / "config" / "config.yaml", configfile or [])
         check_config(config, home / "config" / "config.schema.yaml")
-        check_shapes(config, MANIFEST)
         check_models(config, MANIFEST)
     except (ValueError, OSError) as error:
         typer.echo(f"Error: {error}", err=True)
@@ -71,6 +76,62 @@ def plan(
         _show(found, Console())
     if found.does_not_fit:
         raise typer.Exit(1)
+
+
+@app.command()
+def why(targets: Targets = None, configfile: Overlays = None, workflow: Home = None) -> None:
+    """Say which rules `snakemake` would run for some targets, and why: a line a rule. Runs nothing."""
+    lines = dict[tuple[str, str], list[Job]]()
+    jobs = _jobs(targets, configfile, workflow)
+    for job in jobs:
+        if job.stale:
+            reasons = [*job.because, *(differences(job) if job.made and not job.forgotten else [])]
+            if job.follows:
+                reasons.append(f"follows {', '.join(job.follows)}")
+            lines.setdefault((job.rule, "; ".join(reasons)), []).append(job)
+    made = [job for job in jobs if job.made]
+    for line in _told(lines):
+        typer.echo(line)
+    stale = sum(job.stale for job in jobs)
+    typer.echo(f"{stale} of {len(jobs)} jobs would run." if stale else f"Nothing: all {len(jobs)} jobs are done.")
+    if made and any(job.forgotten for job in made):
+        typer.echo("Snakemake has no notes of these results (.snakemake is gone): `selfrepair verify` looks at them.")
+
+
+@app.command()
+def verify(targets: Targets = None, configfile: Overlays = None, workflow: Home = None) -> None:
+    """Compare every result with what its own provenance says: its files, what it was made of, code and config.
+
+    Reads all that is there, and relies on none of Snakemake's notes. The exit status is 1 where something differs.
+    """
+    wrong = dict[tuple[str, str], list[Job]]()
+    jobs = [job for job in _jobs(targets, configfile, workflow) if job.made]
+    for job in jobs:
+        for difference in differences(job, sure=True):
+            wrong.setdefault((job.rule, difference), []).append(job)
+    for line in _told(wrong):
+        typer.echo(line)
+    differing = {job.outputs[0] for group in wrong.values() for job in group}
+    typer.echo(f"{len(jobs) - len(differing)} of {len(jobs)} results are what their provenance says.")
+    if differing:
+        typer.echo(f"Remake the others: snakemake --forcerun {' '.join(sorted({rule for rule, _ in wrong}))}")
+        raise typer.Exit(1)
+
+
+def _jobs(targets: list[str] | None, configfile: list[Path] | None, workflow: Path | None) -> list[Job]:
+    try:
+        for path in configfile or []:
+            read_config_file(path)
+        return read_jobs((workflow or HOME) / "Snakefile", configfile or [], targets or [])
+    except ValueError as error:
+        typer.echo(f"Error: {error}", err=True)
+        raise typer.Exit(2) from None
+
+
+def _told(lines: Mapping[tuple[str, str], list[Job]]) -> Iterator[str]:
+    """A line for each rule and what is said of some of its jobs."""
+    for (rule, reason), jobs in lines.items():
+        yield f"{rule}{f' ({len(jobs)} jobs)' if len(jobs) > 1 else ''}: {reason}"
 
 
 def read_configs(default: Path, overlays: list[Path]) -> dict[Any, Any]:

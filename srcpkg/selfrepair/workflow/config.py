@@ -8,12 +8,13 @@ from typing import Any
 import yaml
 from yaml.nodes import MappingNode
 
+from selfrepair.files.sealed import write_json
 from selfrepair.snapshots.folder import read_config
 from selfrepair.snapshots.manifest import json_or_nothing, refuse_place
 from selfrepair.snapshots.names import CONFIG
 from selfrepair.snapshots.published import differences, read_facts
 from selfrepair.snapshots.shapes import shape_differences, shape_of_folder
-from selfrepair.snapshots.sources import joined_name, source_files, sources_of
+from selfrepair.snapshots.sources import joined_name, parse_source, source_files, sources_of
 from selfrepair.workflow.schema import nearest, problems, shown
 
 RESULTS = Path("results")
@@ -172,65 +173,85 @@ def check_models(config: dict[str, Any], manifest: str) -> None:
         manifest: The path of a model snapshot's manifest with the name left open as ``{name}``.
 
     Raises:
-        ValueError: One line for each layer or head that a model lacks, and for prompts that it does not take; an architecture
-            that is not covered.
+        ValueError: One line for each layer or head that a model lacks, for prompts that it does not take, and for a shape that
+            it has not; an architecture that is not covered.
     """
-    found: list[str] = []
-    for name in config["run"]["models"]:
-        for folder in _at_hand(config["models"][name], Path(manifest.format(name=name)))[:1]:
-            if not (folder / CONFIG).is_file():
-                continue
-            try:
-                own = read_config(folder, f"models.{name}")
-            except ValueError as error:
-                found.append(str(error))
-                continue
-            found += _too_long(config["tokens"]["prompt_length"], name, own)
-            if (shape := shape_of_folder(folder)) is not None:
-                found += _lacking(config, name, shape.layers, shape.heads)
-    _refuse(found)
+    _refuse(
+        [
+            found
+            for name in config["run"]["models"]
+            for folder in _at_hand(config["models"][name], Path(manifest.format(name=name)))[:1]
+            if (folder / CONFIG).is_file()
+            for found in _model_problems(config, name, folder)
+        ]
+    )
 
 
-def _too_long(length: int, name: str, own: Mapping[str, Any]) -> list[str]:
-    limit = next((own[key] for key in _LENGTHS if isinstance(own.get(key), int)), None)
-    if limit is None or length <= limit:
-        return []
-    return [f"tokens.prompt_length is {length}, but {name} takes {limit} tokens at most: lower it"]
-
-
-def _lacking(config: dict[str, Any], name: str, layers: int, heads: int) -> Iterator[str]:
-    """What the config names that a model has not."""
-    has = f"but {name} has layers 0 to {layers - 1} and heads 0 to {heads - 1}"
-    lists = {f"ablations.{kind}.heads": settings["heads"] for kind, settings in config["ablations"].items()}
-    for key, listed in {**lists, "analyses.heads": config["analyses"]["heads"]}.items():
-        if isinstance(listed, list):
-            beyond = [pair for pair in listed if pair[0] >= layers or pair[1] >= heads]
-            if beyond:
-                yield f"{key} names {shown(beyond)}, {has}"
-    neuron_layer = config["analyses"]["neuron_layer"]
-    if neuron_layer is not None and neuron_layer >= layers:
-        yield f"analyses.neuron_layer is {neuron_layer}, {has}"
-
-
-def check_shapes(config: dict[str, Any], manifest: str) -> None:
-    """Check that models are as large as the config says, as far as they are at hand already.
+def write_in_one_way(config: dict[str, Any]) -> None:
+    """Write what may be written in several ways in one, so that nothing is made again for another.
 
     Args:
         config: The merged config, checked.
-        manifest: The path of a model snapshot's manifest with the name left open as ``{name}``.
+    """
+    for section in ("models", "corpora"):
+        for settings in config[section].values():
+            if "source" in settings:
+                settings["source"] = str(parse_source(settings["source"]))
+            _sort(settings)
+    _sort(config["compute"])
+    statistics, analyses = config["statistics"], config["analyses"]
+    statistics["top_fraction"] = float(statistics["top_fraction"])
+    analyses["reinforcement_scales"] = [float(scale) for scale in analyses["reinforcement_scales"]]
+
+
+def _sort(settings: dict[str, Any]) -> None:
+    for key in sorted(settings):
+        settings[key] = settings.pop(key)
+
+
+def check_model(config: dict[str, Any], *, model: str, manifest: Path, out: Path) -> None:
+    """As `check_models`, of one model, as soon as its snapshot is there: before anything is computed.
+
+    Args:
+        config: What is asked of the model: ``tokens.prompt_length``, ``ablations``, ``analyses`` and the model's ``shape``.
+        model: Its name.
+        manifest: Of its snapshot.
+        out: JSON file, written when all is well.
 
     Raises:
-        ValueError: One line for each model that has another shape.
+        ValueError: As `check_models`.
     """
-    found = []
-    for name in config["run"]["models"]:
-        settings = config["models"][name]
-        if "shape" in settings:
-            folders = _at_hand(settings, Path(manifest.format(name=name)))
-            known = [shape for folder in folders if (shape := shape_of_folder(folder))]
-            different = shape_differences(settings["shape"], known[0]) if known else []
-            found += [f"models.{name}.shape {each}" for each in different]
-    _refuse(found)
+    _refuse(list(_model_problems(config, model, manifest.parent)))
+    write_json(out, {"asked": config})
+
+
+def _model_problems(config: dict[str, Any], name: str, folder: Path) -> Iterator[str]:
+    """What the config asks of a model that it has not."""
+    try:
+        own = read_config(folder, f"models.{name}")
+    except ValueError as error:
+        yield str(error)
+        return
+    length = config["tokens"]["prompt_length"]
+    limit = next((own[key] for key in _LENGTHS if isinstance(own.get(key), int)), length)
+    if length > limit:
+        yield f"tokens.prompt_length is {length}, but {name} takes {limit} tokens at most: lower it"
+    shape = shape_of_folder(folder)
+    if shape is None:
+        return
+    named = config["models"][name].get("shape")
+    for difference in shape_differences(named, shape) if named else []:
+        yield f"models.{name}.shape {difference}"
+    has = f"but {name} has layers 0 to {shape.layers - 1} and heads 0 to {shape.heads - 1}"
+    lists = {f"ablations.{kind}.heads": settings["heads"] for kind, settings in config["ablations"].items()}
+    for key, listed in {**lists, "analyses.heads": config["analyses"]["heads"]}.items():
+        if isinstance(listed, list):
+            beyond = [pair for pair in listed if pair[0] >= shape.layers or pair[1] >= shape.heads]
+            if beyond:
+                yield f"{key} names {shown(beyond)}, {has}"
+    neuron_layer = config["analyses"]["neuron_layer"]
+    if neuron_layer is not None and neuron_layer >= shape.layers:
+        yield f"analyses.neuron_layer is {neuron_layer}, {has}"
 
 
 def check_targets(targets: Iterable[str], config: Mapping[str, Any]) -> None:

@@ -11,11 +11,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from selfrepair.files.sealed import full_disk, refusal
 from selfrepair.workflow.machine import disk_mb, memory_mb, shortage
 from selfrepair.workflow.progress import draw_bars_on
 from selfrepair.workflow.provenance import describe
+from selfrepair.workflow.records import record_path, write_record
 
 logger = logging.getLogger(__name__)
+
+NOT_CONFIG = ("script", "code", "named", "edited")
+"""Params of every rule (rules/common.smk) that are no values of the config."""
 
 
 @contextmanager
@@ -39,21 +44,37 @@ def job(snakemake: Any, offline: bool = True) -> Iterator[dict[str, Any]]:
     with _redirected(Path(snakemake.log[0])) as terminal:
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", force=True)
         draw_bars_on(terminal)
+        outputs = [Path(path) for path in snakemake.output]
         try:
             _refuse_what_does_not_fit(snakemake)
-            config = {key: value for key, value in snakemake.params.items() if key not in ("code", "script")}
-            inputs = [Path(path) for path in snakemake.input]
-            yield describe(code=snakemake.params.code, config=config, inputs=inputs)
+            record_path(outputs[0]).unlink(missing_ok=True)
+            config = {key: value for key, value in snakemake.params.items() if key not in NOT_CONFIG}
+            provenance = describe(
+                code=snakemake.params.code, config=config, inputs=[Path(path) for path in snakemake.input]
+            )
+            yield provenance
+            write_record(outputs, snakemake.rule, provenance, snakemake.params.get("edited", ""))
             logger.info("peak memory: %.0f MB of %s MB asked for", peak_mb(), snakemake.resources.get("mem_mb", "no"))
         except Exception as error:
-            traceback.print_exc()
-            # A ValueError is addressed to the user: it stands last, where a log is read first.
-            print(f"\nError: {error}" if isinstance(error, ValueError) else f"\n{error!r}", file=sys.stderr)  # noqa: T201
+            _tell(error, outputs, terminal)
             raise SystemExit(1) from None
         except KeyboardInterrupt:
             # Ctrl-C reaches every process of the run; Snakemake says what was stopped.
             print("\nInterrupted.", file=sys.stderr)  # noqa: T201
             raise SystemExit(130) from None
+
+
+def _tell(error: Exception, outputs: list[Path], terminal: Any) -> None:
+    """Write an error to the log; or to the terminal, where the disk is so full that there is no log."""
+    if not isinstance(error, ValueError) and (full := full_disk(error)):
+        error = refusal(Path(full.filename or outputs[0]), full, "written").with_traceback(error.__traceback__)
+    # A ValueError is addressed to the user: it stands last, where a log is read first.
+    last = f"\nError: {error}" if isinstance(error, ValueError) else f"\n{error!r}"
+    try:
+        traceback.print_exception(error)
+        print(last, file=sys.stderr, flush=True)  # noqa: T201
+    except OSError:
+        print(last, file=terminal, flush=True)
 
 
 def _refuse_what_does_not_fit(snakemake: Any) -> None:

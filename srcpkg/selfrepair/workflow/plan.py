@@ -124,7 +124,9 @@ def make_plan(
         for number, corpus in enumerate(config["run"]["corpora"]):
             # A snapshot serves every corpus.
             jobs = [
-                job for job in run_jobs(config) if number == 0 or job[0] not in ("snapshot_model", "check_published")
+                job
+                for job in run_jobs(config)
+                if number == 0 or job[0] not in ("snapshot_model", "check_model", "check_published")
             ]
             stages = _stages(costs, jobs, tflops * SHARE)
             runs.append(RunPlan(model, corpus, stages))
@@ -175,6 +177,7 @@ def run_jobs(config: Mapping[str, Any]) -> list[tuple[str, str | None, int]]:
     figures = 16 + bool(sweeps) + (computed[main] == "all") + control + noise
     return [
         ("snapshot_model", None, 1),
+        ("check_model", None, 1),
         ("check_published", None, 1),
         ("tokenize_corpus", None, 1),
         ("check_prompts", None, 1),

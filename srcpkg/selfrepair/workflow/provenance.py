@@ -1,13 +1,14 @@
 """Where a result comes from: the code it runs, as a digest that layout and comments do not change, and its inputs.
 
-Snakemake sees inputs and params, not imported modules; a rule's ``code`` param is `code_digest` of its script, so that an edit
-to a module makes the results of that module stale, and no others.
+Snakemake sees inputs and params, not imported modules; a rule's ``code`` param is a digest of its script and of what that
+imports, so that an edit to a module makes the results of that module stale, and no others.
 """
 
 import ast
 import hashlib
 import json
 import platform
+from collections.abc import Mapping
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -16,29 +17,41 @@ from typing import Any, TypeGuard
 from selfrepair.files.sealed import SEAL, advice_for, listed, read_listed, read_sealed, refusal
 
 PACKAGE = "selfrepair"
+RUNS_JOBS = "workflow"
 LIBRARIES = ("torch", "transformers", "h5py", "numpy", "snakemake")
 
 
-def code_digest(script: Path, *modules: str) -> str:
-    """Digest of what a script runs: its syntax tree and those of every module of this package it imports, directly or not.
+def module_digests(script: Path, *modules: str) -> dict[str, str]:
+    """Digest of the syntax of a script, and of every module of this package that it imports, directly or not.
 
-    Comments, docstrings and layout do not count, nor do imports for type checkers alone.
+    Comments, docstrings and layout do not count, nor do imports for type checkers alone; nor Python's version.
 
     Args:
         script: A Python file.
         modules: More modules of this package that it runs, where it picks them by name.
 
     Returns:
-        16 hexadecimal digits.
+        16 hexadecimal digits each, by path: that of the script is its name, that of a module begins at the package.
     """
-    digest = hashlib.sha256()
-    for path in [script.resolve(), *sorted(module_files(script.resolve(), *modules))]:
-        digest.update(f"{path.name}\n{_syntax(path, path.stat().st_mtime_ns)}\n".encode())
-    return digest.hexdigest()[:16]
+    root, script = Path(__file__).parents[1], script.resolve()
+    names = {script: script.name} | {
+        path: path.relative_to(root.parent).as_posix() for path in module_files(script, *modules)
+    }
+    return {
+        name: _digest(path, path.stat().st_mtime_ns) for path, name in sorted(names.items(), key=lambda item: item[1])
+    }
+
+
+def code_digest(digests: Mapping[str, str]) -> str:
+    """One digest of all that `module_digests` gives, 16 hexadecimal digits."""
+    return hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def module_files(script: Path, *modules: str) -> set[Path]:
-    """Files of this package that a script, and modules named beside it, import, directly or not."""
+    """Files of this package that a script, and modules named beside it, import, directly or not.
+
+    What runs jobs (`selfrepair.workflow`) is left out: it computes nothing, and what it hands to them are params and inputs.
+    """
     root = Path(__file__).parents[1]
     found = {file for module in modules for file in _files_of(module, root)}
     waiting = [script, *found]
@@ -113,17 +126,27 @@ def _tree(path: Path, _mtime: int) -> ast.Module:
 
 
 @cache
-def _syntax(path: Path, mtime: int) -> str:
-    tree = ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+def _digest(path: Path, mtime: int) -> str:
+    return hashlib.sha256(_syntax(_tree(path, mtime)).encode()).hexdigest()[:16]
+
+
+def _syntax(node: ast.AST) -> str:
+    """A syntax tree as text that is the same in every version of Python: `ast.dump` is not."""
+    fields = []
+    for name, value in ast.iter_fields(node):
+        if name == "body" and isinstance(value, list):
             # A bare string is a docstring, of the body or of the attribute above it.
-            node.body = [
-                item for item in node.body if not (isinstance(item, ast.Expr) and isinstance(item.value, ast.Constant))
+            value = [
+                item for item in value if not (isinstance(item, ast.Expr) and isinstance(item.value, ast.Constant))
             ]
-        elif _for_type_checkers(node):
-            node.body = []
-    return ast.dump(tree)
+            value = [] if _for_type_checkers(node) else value
+        # Fields that a later version adds are empty in code of an earlier one; ``kind`` is how a text is written.
+        if value is None or value == [] or name in ("kind", "type_comment", "ctx"):
+            continue
+        parts = value if isinstance(value, list) else [value]
+        texts = [_syntax(part) if isinstance(part, ast.AST) else ascii(part) for part in parts]
+        fields.append(f"{name}=[{', '.join(texts)}]")
+    return f"{type(node).__name__}({', '.join(fields)})"
 
 
 @cache
@@ -152,6 +175,8 @@ def _for_type_checkers(node: ast.AST) -> TypeGuard[ast.If]:
 def _files_of(module: str, root: Path) -> list[Path]:
     """The files that importing a module runs: its own, and every package's above it."""
     parts = module.split(".")[1:]
+    if parts[:1] == [RUNS_JOBS]:
+        parts = []
     files = [root.joinpath(*parts[:depth], "__init__.py") for depth in range(len(parts) + 1)]
     if parts:
         files.append(root.joinpath(*parts[:-1], f"{parts[-1]}.py"))

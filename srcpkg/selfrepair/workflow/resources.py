@@ -521,6 +521,8 @@ class Costs:
                 if self.dequantised:
                     # All weights, and copies of the largest on their way.
                     held = NUMBER["float32"] * (shape.parameters + 3 * shape.largest)
+            case "check_model":
+                imports = "nothing"
             case "check_published":
                 imports = "tokenizer" if any("published" in of for of in config["models"].values()) else "nothing"
             case "tokenize_corpus":
@@ -534,6 +536,8 @@ class Costs:
             case "tabulate_heads" | "tabulate_layernorm_claim":
                 imports = "tokenizer" if rule == "tabulate_heads" else "table"
                 held, read = values + sums, self.shards * values
+            case "choose_heads":
+                held, read = heads * in_shard * (number + 10), self.shards * heads * in_shard * number
             case "tabulate_layernorm_scale":
                 held, read = 5 * heads * in_shard * number + sums / 4, self.shards * values
             case "tabulate_repair" | "tabulate_moved_residual":

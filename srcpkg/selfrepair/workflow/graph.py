@@ -1,0 +1,186 @@
+"""The jobs of a run as Snakemake sees them, and how what they have made differs from what they would make now."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from selfrepair.workflow.jobs import NOT_CONFIG
+from selfrepair.workflow.provenance import identity_of
+from selfrepair.workflow.records import changed_files, read_code, read_record
+from selfrepair.workflow.schema import shown
+
+MOST = 3
+"""Modules, files or values that a line names; the others are counted."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job of a run.
+
+    Attributes:
+        rule: Its rule.
+        outputs: Files that it makes.
+        inputs: Files that it reads.
+        params: By name, among them values of the config, and the digest of its code.
+        modules: Digests of the modules of its code, by path.
+        stale: Snakemake would run it.
+        because: What Snakemake says that is not in the job's record: what is missing, unfinished or newer.
+        follows: Rules that would run before it, whose results it reads.
+        forgotten: Snakemake has no notes of how its files were made.
+    """
+
+    rule: str
+    outputs: tuple[Path, ...]
+    inputs: tuple[Path, ...]
+    params: Mapping[str, Any]
+    modules: Mapping[str, str]
+    stale: bool
+    because: list[str] = field(default_factory=list)
+    follows: list[str] = field(default_factory=list)
+    forgotten: bool = False
+
+    @property
+    def made(self) -> bool:
+        """Whether the first of its files is there."""
+        return self.outputs[0].exists()
+
+
+def read_jobs(snakefile: Path, configfiles: Sequence[Path], targets: Iterable[str] = ()) -> list[Job]:
+    """The jobs that make some targets, each before those that read what it makes. Runs nothing.
+
+    Args:
+        snakefile: The workflow's.
+        configfiles: Overlays of its config.
+        targets: Rules or files; none means the default target.
+
+    Raises:
+        ValueError: Snakemake cannot put the jobs together: what it says.
+        SystemExit: The config is wrong, which has been said.
+    """
+    from snakemake.api import SnakemakeApi
+    from snakemake.exceptions import WorkflowError
+    from snakemake.settings.types import ConfigSettings, DAGSettings, OutputSettings, Quietness, ResourceSettings
+
+    with SnakemakeApi(OutputSettings(quiet={Quietness.ALL})) as api:
+        try:
+            workflow_api = api.workflow(
+                resource_settings=ResourceSettings(cores=1),
+                config_settings=ConfigSettings(configfiles=tuple(path.absolute() for path in configfiles)),
+                snakefile=snakefile,
+            )
+            workflow_api.dag(DAGSettings(targets=frozenset(targets), rerun_triggers=_triggers()))
+            workflow = workflow_api._workflow
+            # As for a summary, for which the API has no more than text.
+            workflow._prepare_dag(forceall=False, ignore_incomplete=False, lock_warn_only=True, nolock=True)
+            workflow._build_dag()
+        except WorkflowError as error:
+            raise ValueError(" ".join(str(error).split())) from None
+        code = workflow.globals["CODE"]
+        dag = workflow.dag
+        return [_job(job, dag, code) for level in dag.toposorted() for job in sorted(level, key=_name) if job.output]
+
+
+def _triggers() -> frozenset[Any]:
+    """What makes a job stale, as in profiles/default: all but code, for which the workflow has its own."""
+    from snakemake.settings.enums import RerunTrigger
+
+    return frozenset(RerunTrigger.all()) - {RerunTrigger.CODE}
+
+
+def _name(job: Any) -> str:
+    return f"{job.rule.name} {job.output[0] if job.output else ''}"
+
+
+def _job(job: Any, dag: Any, code: Mapping[str, Mapping[str, str]]) -> Job:
+    reason, params = dag.reason(job), dict(job.params.items())
+    because = [
+        *(f"{path} is missing" for path in sorted(map(str, reason.missing_output))),
+        *(f"{path} was left unfinished" for path in sorted(map(str, reason.incomplete_output))),
+        *(f"{path} is newer" for path in sorted(map(str, reason.updated_input))),
+    ]
+    follows = {
+        before.rule.name
+        for before in dag.dependencies[job]
+        if dag.needrun(before) and before.rule.name != job.rule.name
+    }
+    return Job(
+        rule=job.rule.name,
+        outputs=tuple(Path(str(path)) for path in job.output),
+        inputs=tuple(Path(str(path)) for path in job.input),
+        params=params,
+        modules=code.get(str(params.get("code")), {}),
+        stale=bool(dag.needrun(job)),
+        because=because,
+        follows=sorted(follows),
+        forgotten=bool(reason.no_metadata),
+    )
+
+
+def differences(job: Job, sure: bool = False) -> Iterator[str]:
+    """How a job is asked for otherwise than what is there was made, and what has become of that.
+
+    Args:
+        job: A job whose files are there.
+        sure: Read every file that it has made and every one that it read, and compare them with what they were.
+    """
+    record = read_record(job.outputs[0])
+    if not record:
+        yield "no record says how it was made"
+        return
+    if record.get("code") != job.params.get("code"):
+        yield _of_code(read_code(str(record.get("code"))), job.modules)
+    config = {name: value for name, value in job.params.items() if name not in NOT_CONFIG}
+    yield from _of_values(record.get("config", {}), config)
+    read = {path.as_posix() for path in job.inputs}
+    upstream = record.get("upstream", {})
+    if gone := sorted(upstream.keys() - read):
+        yield f"it was made of {_some(gone)}, too"
+    if new := sorted(read - upstream.keys()):
+        yield f"{_some(new)} is new to it" if len(new) == 1 else f"{_some(new)} are new to it"
+    if sure:
+        for path in sorted(upstream.keys() & read):
+            identity = _identity(Path(path))
+            if identity and identity != upstream[path]:
+                yield f"{path} is not the one that it was made of"
+    yield from changed_files(job.outputs[0], record, sure)
+
+
+@cache
+def _identity(path: Path) -> str:
+    """A file's identity, or nothing where the file is not there, or is damaged, which its own job is told."""
+    try:
+        return identity_of(path) if path.exists() else ""
+    except ValueError:
+        return ""
+
+
+def _of_code(old: Mapping[str, str], new: Mapping[str, str]) -> str:
+    if not old:
+        return "its code is another"
+    words = {"edited": old.keys() & new.keys(), "removed": old.keys() - new.keys(), "new": new.keys() - old.keys()}
+    changed = {
+        word: [name for name in sorted(names) if word != "edited" or old[name] != new[name]]
+        for word, names in words.items()
+    }
+    return "code: " + "; ".join(f"{_some(names)} {word}" for word, names in changed.items() if names)
+
+
+def _of_values(old: Any, new: Any, key: str = "") -> Iterator[str]:
+    """Values that differ, key by key: what each was and is."""
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        for name in [*old, *(name for name in new if name not in old)]:
+            yield from _of_values(old.get(name), new.get(name), f"{key}.{name}" if key else str(name))
+    elif _plain(old) != _plain(new):
+        yield f"{key} {shown(_plain(old))} -> {shown(_plain(new))}"
+
+
+def _plain(value: Any) -> Any:
+    """A value as JSON gives it back."""
+    return [_plain(each) for each in value] if isinstance(value, list | tuple) else value
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - MOST} more" if len(names) > MOST else ""
+    return f"{', '.join(names[:MOST])}{more}"
