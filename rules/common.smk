@@ -9,6 +9,7 @@ from snakemake.cli import get_argument_parser
 from snakemake.exceptions import WorkflowError
 
 from selfrepair.workflow.config import (
+    at_hand,
     check_config,
     check_models,
     check_published,
@@ -106,7 +107,22 @@ NOISE_DONORS = min(config["analyses"]["noise_donors"], OTHERS)
 SHARDS = shard_names(config["tokens"]["prompts"], config["tokens"]["prompts_per_shard"])
 KINDS = list(config["ablations"])
 MAIN_KIND = main_kind(config["ablations"])
-HEADS = {kind: config["ablations"][kind]["heads"] for kind in KINDS}
+
+
+def heads_of(kind):
+    """Heads that a kind ablates: all, chosen or a list; all, too, where these are listed."""
+    heads = config["ablations"][kind]["heads"]
+    every = [every_head(folder) for name in config["run"]["models"] for folder in model_folders(name)]
+    listed = not isinstance(heads, str) and every and all(of and sorted(of) == sorted(heads) for of in every)
+    return "all" if listed else heads
+
+
+def model_folders(name):
+    """The folder that says what a model is, where it is at hand already."""
+    return at_hand(config["models"][name], Path(MODEL.format(model=name)))[:1]
+
+
+HEADS = {kind: heads_of(kind) for kind in KINDS}
 # What each kind computes: all tokens, or the top tokens of each head alone.
 COMPUTED = {kind: config["ablations"][kind].get("tokens", "all") for kind in KINDS}
 
@@ -172,7 +188,13 @@ def settings_of(section, name):
 
 
 def asked_of_model(wildcards):
-    """What the config asks of a model, which is known when its snapshot is there."""
+    """What the config asks of a model.
+
+    As it was asked when the model was checked, where the model is at hand: what is asked now has been looked at already.
+    """
+    record = read_record(Path(CHECKED_MODEL.format(**wildcards)))
+    if "config" in record and model_folders(wildcards.model):
+        return record["config"]["asked"]
     shape = config["models"][wildcards.model].get("shape")
     return {
         "tokens": {"prompt_length": config["tokens"]["prompt_length"]},

@@ -45,7 +45,7 @@ rule check_model:
         checked=CHECKED_MODEL,
     log:
         "logs/{model}/check_model.log",
-    # Before anything is computed: what the model has not is said at once.
+    # Before any shard, though none reads it: what the model has not is said at once.
     priority: 100
     conda:
         "../environment.yml"

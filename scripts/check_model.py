@@ -6,11 +6,11 @@ from selfrepair.workflow.jobs import job
 
 if __name__ == "__main__":
     with job(snakemake):
-        from selfrepair.workflow.config import check_model
+        from selfrepair.snapshots.asked import check_model
 
         check_model(
-            snakemake.params.asked,
+            model_manifest=Path(snakemake.input.model),
             model=snakemake.wildcards.model,
-            manifest=Path(snakemake.input.model),
+            asked=snakemake.params.asked,
             out=Path(snakemake.output.checked),
         )

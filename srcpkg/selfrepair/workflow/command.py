@@ -17,7 +17,7 @@ from selfrepair.workflow.config import (
     leave_out,
     read_config_file,
 )
-from selfrepair.workflow.graph import Job, differences, read_jobs
+from selfrepair.workflow.graph import Job, differences, read_jobs, some
 from selfrepair.workflow.machine import amount, disk_mb, memory_mb
 from selfrepair.workflow.plan import SHARE, Plan, RunPlan, make_plan
 from selfrepair.workflow.resources import products, stated_rate
@@ -87,7 +87,7 @@ def why(targets: Targets = None, configfile: Overlays = None, workflow: Home = N
         if job.stale:
             reasons = [*job.because, *(differences(job) if job.made and not job.forgotten else [])]
             if job.follows:
-                reasons.append(f"follows {', '.join(job.follows)}")
+                reasons.append(f"follows {some(job.follows)}")
             lines.setdefault((job.rule, "; ".join(reasons)), []).append(job)
     made = [job for job in jobs if job.made]
     for line in _told(lines):

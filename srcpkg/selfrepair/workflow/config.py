@@ -8,12 +8,10 @@ from typing import Any
 import yaml
 from yaml.nodes import MappingNode
 
-from selfrepair.files.sealed import write_json
-from selfrepair.snapshots.folder import read_config
+from selfrepair.snapshots.asked import model_problems
 from selfrepair.snapshots.manifest import json_or_nothing, refuse_place
 from selfrepair.snapshots.names import CONFIG
 from selfrepair.snapshots.published import differences, read_facts
-from selfrepair.snapshots.shapes import shape_differences, shape_of_folder
 from selfrepair.snapshots.sources import joined_name, parse_source, source_files, sources_of
 from selfrepair.workflow.schema import nearest, problems, shown
 
@@ -21,8 +19,6 @@ RESULTS = Path("results")
 """Where everything is written, below the working directory."""
 MOST_SHARDS = 10_000
 """Of a run: a job graph of more takes minutes to put together."""
-_LENGTHS = ("max_position_embeddings", "n_positions")
-"""What a model's config calls the most tokens that a prompt may have."""
 
 
 class _Strict(yaml.SafeLoader):
@@ -151,14 +147,14 @@ def check_published(config: dict[str, Any], manifest: str, facts: Path) -> None:
         settings = config["models"][name]
         if (published := settings.get("published")) is None:
             continue
-        folders = _at_hand(settings, Path(manifest.format(name=name)))
+        folders = at_hand(settings, Path(manifest.format(name=name)))
         known = [model for folder in folders if (model := json_or_nothing(folder / CONFIG))]
         different = differences(known[0], published, read_facts(facts)) if known else []
         found += [f"models.{name}.published is {published}, but {each}: {advice}" for each in different]
     _refuse(found)
 
 
-def _at_hand(settings: Mapping[str, Any], snapshot: Path) -> list[Path]:
+def at_hand(settings: Mapping[str, Any], snapshot: Path) -> list[Path]:
     """Folders that say what a model is: a path is what the next snapshot reads, of other sources their snapshot says it."""
     sources = sources_of(settings)
     folders = [sources[0].path] if sources[0].scheme == "path" else []
@@ -180,9 +176,9 @@ def check_models(config: dict[str, Any], manifest: str) -> None:
         [
             found
             for name in config["run"]["models"]
-            for folder in _at_hand(config["models"][name], Path(manifest.format(name=name)))[:1]
+            for folder in at_hand(config["models"][name], Path(manifest.format(name=name)))[:1]
             if (folder / CONFIG).is_file()
-            for found in _model_problems(config, name, folder)
+            for found in model_problems(config, name, folder)
         ]
     )
 
@@ -207,51 +203,6 @@ def write_in_one_way(config: dict[str, Any]) -> None:
 def _sort(settings: dict[str, Any]) -> None:
     for key in sorted(settings):
         settings[key] = settings.pop(key)
-
-
-def check_model(config: dict[str, Any], *, model: str, manifest: Path, out: Path) -> None:
-    """As `check_models`, of one model, as soon as its snapshot is there: before anything is computed.
-
-    Args:
-        config: What is asked of the model: ``tokens.prompt_length``, ``ablations``, ``analyses`` and the model's ``shape``.
-        model: Its name.
-        manifest: Of its snapshot.
-        out: JSON file, written when all is well.
-
-    Raises:
-        ValueError: As `check_models`.
-    """
-    _refuse(list(_model_problems(config, model, manifest.parent)))
-    write_json(out, {"asked": config})
-
-
-def _model_problems(config: dict[str, Any], name: str, folder: Path) -> Iterator[str]:
-    """What the config asks of a model that it has not."""
-    try:
-        own = read_config(folder, f"models.{name}")
-    except ValueError as error:
-        yield str(error)
-        return
-    length = config["tokens"]["prompt_length"]
-    limit = next((own[key] for key in _LENGTHS if isinstance(own.get(key), int)), length)
-    if length > limit:
-        yield f"tokens.prompt_length is {length}, but {name} takes {limit} tokens at most: lower it"
-    shape = shape_of_folder(folder)
-    if shape is None:
-        return
-    named = config["models"][name].get("shape")
-    for difference in shape_differences(named, shape) if named else []:
-        yield f"models.{name}.shape {difference}"
-    has = f"but {name} has layers 0 to {shape.layers - 1} and heads 0 to {shape.heads - 1}"
-    lists = {f"ablations.{kind}.heads": settings["heads"] for kind, settings in config["ablations"].items()}
-    for key, listed in {**lists, "analyses.heads": config["analyses"]["heads"]}.items():
-        if isinstance(listed, list):
-            beyond = [pair for pair in listed if pair[0] >= shape.layers or pair[1] >= shape.heads]
-            if beyond:
-                yield f"{key} names {shown(beyond)}, {has}"
-    neuron_layer = config["analyses"]["neuron_layer"]
-    if neuron_layer is not None and neuron_layer >= shape.layers:
-        yield f"analyses.neuron_layer is {neuron_layer}, {has}"
 
 
 def check_targets(targets: Iterable[str], config: Mapping[str, Any]) -> None:

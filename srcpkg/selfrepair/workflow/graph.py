@@ -1,5 +1,6 @@
 """The jobs of a run as Snakemake sees them, and how what they have made differs from what they would make now."""
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -11,6 +12,7 @@ from selfrepair.workflow.provenance import identity_of
 from selfrepair.workflow.records import changed_files, read_code, read_record
 from selfrepair.workflow.schema import shown
 
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 MOST = 3
 """Modules, files or values that a line names; the others are counted."""
 
@@ -126,8 +128,8 @@ def differences(job: Job, sure: bool = False) -> Iterator[str]:
         sure: Read every file that it has made and every one that it read, and compare them with what they were.
     """
     record = read_record(job.outputs[0])
-    if not record:
-        yield "no record says how it was made"
+    if "code" not in record:
+        yield record.get("edited", "no record says how it was made")
         return
     if record.get("code") != job.params.get("code"):
         yield _of_code(read_code(str(record.get("code"))), job.modules)
@@ -136,9 +138,9 @@ def differences(job: Job, sure: bool = False) -> Iterator[str]:
     read = {path.as_posix() for path in job.inputs}
     upstream = record.get("upstream", {})
     if gone := sorted(upstream.keys() - read):
-        yield f"it was made of {_some(gone)}, too"
+        yield f"it was made of {some(gone)}, too"
     if new := sorted(read - upstream.keys()):
-        yield f"{_some(new)} is new to it" if len(new) == 1 else f"{_some(new)} are new to it"
+        yield f"{some(new)} is new to it" if len(new) == 1 else f"{some(new)} are new to it"
     if sure:
         for path in sorted(upstream.keys() & read):
             identity = _identity(Path(path))
@@ -164,7 +166,7 @@ def _of_code(old: Mapping[str, str], new: Mapping[str, str]) -> str:
         word: [name for name in sorted(names) if word != "edited" or old[name] != new[name]]
         for word, names in words.items()
     }
-    return "code: " + "; ".join(f"{_some(names)} {word}" for word, names in changed.items() if names)
+    return "code: " + "; ".join(f"{some(names)} {word}" for word, names in changed.items() if names)
 
 
 def _of_values(old: Any, new: Any, key: str = "") -> Iterator[str]:
@@ -173,7 +175,8 @@ def _of_values(old: Any, new: Any, key: str = "") -> Iterator[str]:
         for name in [*old, *(name for name in new if name not in old)]:
             yield from _of_values(old.get(name), new.get(name), f"{key}.{name}" if key else str(name))
     elif _plain(old) != _plain(new):
-        yield f"{key} {shown(_plain(old))} -> {shown(_plain(new))}"
+        digests = all(isinstance(each, str) and _DIGEST.fullmatch(each) for each in (old, new))
+        yield f"{key} changed" if digests else f"{key} {shown(_plain(old))} -> {shown(_plain(new))}"
 
 
 def _plain(value: Any) -> Any:
@@ -181,6 +184,7 @@ def _plain(value: Any) -> Any:
     return [_plain(each) for each in value] if isinstance(value, list | tuple) else value
 
 
-def _some(names: Sequence[str]) -> str:
+def some(names: Sequence[str]) -> str:
+    """Names as a line has them: the first few, the others counted."""
     more = f" and {len(names) - MOST} more" if len(names) > MOST else ""
     return f"{', '.join(names[:MOST])}{more}"

@@ -11,12 +11,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from selfrepair.files.sealed import write_json
+from selfrepair.files.sealed import read_json, write_json
 from selfrepair.snapshots.manifest import json_or_nothing
 
 PROVENANCE = "provenance"
 """Folder of the records below results/."""
 MANIFEST = "manifest.json"
+DAMAGED = "its record is damaged"
 
 Record = Mapping[str, Any]
 
@@ -64,7 +65,11 @@ def write_record(outputs: Iterable[Path], rule: str, provenance: Record, edited:
 def read_record(output: Path) -> dict[str, Any]:
     """How a job has made what it made, by the first file; empty where nothing says it."""
     if output.suffix != ".h5":
-        return json_or_nothing(record_path(output))
+        path = record_path(output)
+        try:
+            return read_json(path) if path.exists() else {}
+        except ValueError:
+            return {"edited": DAMAGED}
     import h5py  # late: most jobs need none of it
 
     try:

@@ -1,6 +1,8 @@
 """Code digests and identities: what counts as a change of a result, and what does not."""
 
 import hashlib
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,10 +12,11 @@ import pytest
 import selfrepair.workflow.provenance
 from selfrepair.files.hdf5 import write_hdf5
 from selfrepair.files.sealed import write_json
-from selfrepair.workflow.provenance import code_digest, describe, identity_of, module_files
+from selfrepair.workflow.provenance import code_digest, describe, identity_of, module_digests, module_files
 
 pytestmark = pytest.mark.filterwarnings("error")
 
+REPOSITORY = Path(__file__).parents[3]
 SCRIPT = '''"""A script."""
 
 import numpy as np
@@ -69,7 +72,7 @@ class Tree:
         path.write_text(text.replace(old, new, 1))
 
     def digest(self, *modules: str) -> str:
-        return code_digest(self.script, *modules)
+        return code_digest(module_digests(self.script, *modules))
 
     def files(self, *modules: str) -> set[str]:
         return {file.relative_to(self.package).as_posix() for file in module_files(self.script, *modules)}
@@ -143,25 +146,65 @@ def test_a_relative_import_is_refused(tree: Tree) -> None:
         tree.digest()
 
 
+DIGESTS = """
+from pathlib import Path
+from selfrepair.workflow.provenance import code_digest, module_digests
+print(*(code_digest(module_digests(path)) for path in sorted(Path("scripts").glob("*.py"))))
+"""
+
+
 def test_the_digest_of_every_script_is_the_same_in_another_process_and_place(tmp_path: Path) -> None:
-    repository = Path(__file__).parents[3]
-    code = "import sys; from pathlib import Path; from selfrepair.workflow.provenance import code_digest; "
-    code += "print(*(code_digest(path) for path in sorted(Path('scripts').glob('*.py'))))"
-    subprocess.run(["cp", "-r", str(repository / "scripts"), str(repository / "srcpkg"), str(tmp_path)], check=True)
+    subprocess.run(["cp", "-r", str(REPOSITORY / "scripts"), str(REPOSITORY / "srcpkg"), str(tmp_path)], check=True)
     printed = [
         subprocess.run(
-            [sys.executable, "-c", code],
+            [sys.executable, "-c", DIGESTS],
             cwd=place,
             env={"PYTHONPATH": f"{place}/srcpkg"},
             capture_output=True,
             text=True,
         )
-        for place in (repository, tmp_path)
+        for place in (REPOSITORY, tmp_path)
     ]
-    here = [code_digest(path) for path in sorted((repository / "scripts").glob("*.py"))]
+    here = [code_digest(module_digests(path)) for path in sorted((REPOSITORY / "scripts").glob("*.py"))]
     assert [result.stdout.split() for result in printed] == [here, here], printed
     # Scripts that run different code differ.
     assert len(set(here)) == len(here)
+
+
+VERSIONS = ("3.12", "3.13", "3.14")
+# Of the system, and of pyenv, whose own commands run one version alone.
+OTHER_PYTHONS = [
+    python
+    for python in (
+        *filter(None, (shutil.which(f"python{version}") for version in VERSIONS)),
+        *(str(path) for version in VERSIONS for path in Path.home().glob(f".pyenv/versions/{version}.*/bin/python")),
+    )
+    if subprocess.run([python, "-c", ""], capture_output=True, check=False).returncode == 0
+]
+
+
+@pytest.mark.skipif(not OTHER_PYTHONS, reason="no other version of Python is installed")
+def test_another_version_of_python_gives_the_same_digests(tmp_path: Path) -> None:
+    """It need not have the package's dependencies: what reads files is left out of a copy of the module."""
+    shutil.copytree(REPOSITORY / "srcpkg" / "selfrepair", tmp_path / "selfrepair")
+    shutil.copytree(REPOSITORY / "scripts", tmp_path / "scripts")
+    (tmp_path / "selfrepair" / "files" / "sealed.py").write_text(
+        "SEAL = advice_for = listed = read_listed = read_sealed = refusal = None"
+    )
+    (tmp_path / "selfrepair" / "__init__.py").write_text("")
+    printed = {
+        python: subprocess.run(
+            [python, "-c", DIGESTS],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(tmp_path)},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for python in (sys.executable, *OTHER_PYTHONS)
+    }
+    assert len(set(printed.values())) == 1, printed
+    assert len(printed[sys.executable].split()) > 30
 
 
 def test_identity_follows_from_code_config_and_inputs_alone(tmp_path: Path) -> None:
