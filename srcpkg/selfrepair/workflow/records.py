@@ -111,7 +111,10 @@ def edited(output: Path) -> str:
         The same as when the job was asked for, while its files are as it has made them; another text when they are not.
     """
     record = read_record(output) if output.suffix != ".h5" else {}
-    found = ", ".join(changed_files(output, record))
+    try:
+        found = ", ".join(changed_files(output, record))
+    except (AttributeError, KeyError, TypeError, ValueError):  # another version's, or by hand
+        found = DAMAGED
     # That of the last time, so that the same job need not run again once it has mended them.
     before = str(record.get("edited", ""))
     return before if not found else f"{found} again" if found == before else found
