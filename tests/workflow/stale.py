@@ -234,6 +234,12 @@ FROM_MODEL = {"snapshot_model": 1, "check_model": 1, "check_published": 1, **FRO
 FROM_CORPUS = {"snapshot_corpus": 1, **FROM_TOKENS}
 FROM_SNAPSHOTS = {**FROM_MODEL, **FROM_CORPUS}
 
+# As above, of one shard instead of two.
+ONE_SHARD = {**{rule: 1 if count == 2 else count for rule, count in FROM_TOKENS.items()}, "ablate_heads": 3}
+# The main kind of ablation alone.
+MAIN_KIND = {**CONDENSED, "ablate_heads": 2, "tabulate_heads": 1}
+# Of its top tokens alone there are no figures of all tokens.
+ALL_TOKENS = {"tabulate_token_noise", "draw_token_noise", "tabulate_selection_control", "draw_selection_control"}
 SIZES = {
     "layers": 2,
     "heads": 4,
@@ -251,7 +257,7 @@ WORDS = "text for the table"
 # By key of the config, another value than the tiny run's and the jobs that it makes stale.
 KEYS: dict[str, tuple[Any, dict[str, int]]] = {
     "models.*.source": ("path:another", FROM_MODEL),
-    "models.*.parts": ([{"source": "package:a==1", "file": "a"}], FROM_MODEL),
+    "models.*.parts": ([{"source": "package:a==1", "file": "a"}, {"source": "package:b==1", "file": "b"}], FROM_MODEL),
     "models.*.file": ("model.gguf", FROM_MODEL),
     "models.*.wheel_sha256": (DIGEST, FROM_MODEL),
     "models.*.sha256": (DIGEST, FROM_MODEL),
@@ -266,7 +272,7 @@ KEYS: dict[str, tuple[Any, dict[str, int]]] = {
     "corpora.*.file": ("text.bz2", FROM_CORPUS),
     "corpora.*.wheel_sha256": (DIGEST, FROM_CORPUS),
     "corpora.*.sha256": (DIGEST, FROM_CORPUS),
-    "corpora.*.format": ("lines", FROM_CORPUS),
+    "corpora.*.format": ("text", FROM_CORPUS),
     "corpora.*.config": ("default", FROM_CORPUS),
     "corpora.*.split": ("test", FROM_CORPUS),
     "corpora.*.text_column": ("body", FROM_CORPUS),
@@ -283,7 +289,7 @@ KEYS: dict[str, tuple[Any, dict[str, int]]] = {
         },
     ),
     "tokens.prompt_length": (12, FROM_TOKENS),
-    "tokens.prompts_per_shard": (8, {}),
+    "tokens.prompts_per_shard": (8, ONE_SHARD),
     "tokens.donors": (2, FROM_TOKENS),
     "tokens.seed": (1, FROM_TOKENS),
     "compute.device": ("cuda", FROM_ACTIVATIONS),
@@ -292,12 +298,12 @@ KEYS: dict[str, tuple[Any, dict[str, int]]] = {
     "compute.offload": (True, FROM_ACTIVATIONS),
     "compute.center_unembed": (False, FROM_ACTIVATIONS),
     "cache.keep": (False, {}),
-    "ablations.resample.heads": ([[0, 0], [0, 1], [1, 1]], {}),
-    "ablations.resample.tokens": ("top", {}),
-    "ablations.mean.heads": ("chosen", {}),
-    "ablations.mean.tokens": ("top", {}),
+    "ablations.resample.heads": ([[0, 0], [0, 1], [1, 1]], MAIN_KIND),
+    "ablations.resample.tokens": ("top", {rule: MAIN_KIND[rule] for rule in MAIN_KIND if rule not in ALL_TOKENS}),
+    "ablations.mean.heads": ("chosen", ABLATED_OTHERS),
+    "ablations.mean.tokens": ("top", ABLATED_OTHERS),
     "ablations.zero.heads": ([[0, 1], [1, 1]], OTHER_KIND),
-    "ablations.zero.tokens": ("top", {}),
+    "ablations.zero.tokens": ("top", ABLATED_OTHERS),
     "statistics.top_fraction": (0.2, SELECTED),
     "statistics.first_position": (1, SELECTED),
     "statistics.n_bootstrap": (60, TABULATED),

@@ -173,7 +173,7 @@ def test_a_config_value_makes_stale_what_uses_it_and_what_follows(space: Space, 
             shutil.copytree(space.work / name, space.work / other)
     path = key.replace("models.*", "models.tiny").replace("corpora.*", "corpora.words")
     if key == "models.*.parts":
-        path, value = "models.tiny", {"parts": value, "license": "none"}
+        path, value = "models.tiny", {"parts": value, "file": "model.gguf", "license": "none"}
     with configured(space, path, value):
         assert space.jobs() == jobs
 
