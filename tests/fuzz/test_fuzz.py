@@ -34,6 +34,7 @@ MANIFESTS = {section: f"results/snapshots/{section}/{{name}}/manifest.json" for 
 
 settings.register_profile("short", max_examples=60, deadline=20_000, suppress_health_check=list(HealthCheck))
 settings.register_profile("long", max_examples=10_000, deadline=60_000, suppress_health_check=list(HealthCheck))
+settings.register_profile("middle", max_examples=1500, deadline=None, suppress_health_check=list(HealthCheck))
 settings.load_profile(os.environ.get("FUZZ", "short"))
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -109,7 +110,15 @@ def configs(draw: st.DrawFn) -> dict[Any, Any]:
     return config
 
 
+def without(section: str, key: str) -> dict[Any, Any]:
+    config = copy.deepcopy(DEFAULT)
+    del config[section][key]
+    return config
+
+
 @given(configs())
+@example(without("tokens", "prompts"))
+@example(without("tokens", "prompt_length"))
 def test_a_config_is_taken_or_refused(config: dict[Any, Any]) -> None:
     with folder():
         try:

@@ -216,12 +216,8 @@ def _closed_well(file: Any, plain: h5py.File, path: Path, held: list[h5py.Datase
             file.flush()
             plain.flush()  # h5netcdf's own leaves values where they are
     except BaseException:
-        with (
-            tempfile.TemporaryFile()
-            if not hasattr(os, "memfd_create")
-            else os.fdopen(os.memfd_create("lost"), "wb") as lost
-        ):
-            os.dup2(lost.fileno(), plain.id.get_vfd_handle())
+        with Path(os.devnull).open("r+b") as nowhere:
+            os.dup2(nowhere.fileno(), plain.id.get_vfd_handle())
         with suppress(Exception):
             held.clear()
             plain.close()

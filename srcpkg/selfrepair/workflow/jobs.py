@@ -4,6 +4,7 @@ import io
 import logging
 import os
 import resource
+import signal
 import sys
 import traceback
 from collections.abc import Iterator
@@ -23,6 +24,12 @@ NOT_CONFIG = ("script", "code", "named", "edited")
 """Params of every rule (rules/common.smk) that are no values of the config."""
 
 
+STOPPED = (
+    "stopped by a signal (SIGTERM): the scheduler's time limit is up, or the job was cancelled. Run again; where time was "
+    "short, give the rule more (snakemake --set-resources RULE:runtime=MINUTES)"
+)
+
+
 @contextmanager
 def job(snakemake: Any, offline: bool = True) -> Iterator[dict[str, Any]]:
     """Run a block as a rule's job: output, log lines and tracebacks, import errors included, go to the rule's log.
@@ -38,6 +45,7 @@ def job(snakemake: Any, offline: bool = True) -> Iterator[dict[str, Any]]:
         SystemExit: The block failed, and the log holds the traceback; or it was interrupted.
     """
     _limit_threads(snakemake.threads)
+    signal.signal(signal.SIGTERM, _terminate)
     os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
     if offline:
         os.environ["HF_HUB_OFFLINE"] = "1"
@@ -62,6 +70,17 @@ def job(snakemake: Any, offline: bool = True) -> Iterator[dict[str, Any]]:
             # Ctrl-C reaches every process of the run; Snakemake says what was stopped.
             print("\nInterrupted.", file=sys.stderr)  # noqa: T201
             raise SystemExit(130) from None
+        except _Terminated:
+            print(f"\nError: {STOPPED}", file=sys.stderr)  # noqa: T201
+            raise SystemExit(143) from None
+
+
+class _Terminated(BaseException):
+    """The scheduler wants the job to end: what is half written goes, as after any error."""
+
+
+def _terminate(_number: int, _frame: Any) -> None:
+    raise _Terminated
 
 
 def _tell(error: Exception, outputs: list[Path], terminal: Any) -> None:

@@ -114,7 +114,8 @@ def _in_words(error: ValidationError, root: Schema) -> Iterator[str]:
         case "required":
             # Those that are misspelt are said already.
             needed = [name for name in cast(Any, error.validator_value) if name not in value]
-            needed = [name for name in needed if not any(get_close_matches(str(other), [name]) for other in value)]
+            unknown = [str(other) for other in value if other not in schema.get("properties", {})]
+            needed = [name for name in needed if not any(get_close_matches(other, [name]) for other in unknown)]
             if len(needed) == 1:
                 yield f"{key or 'the config'} has no {needed[0]}: wanted {_wanted(_part(root, (*path, *needed)), root)}"
             elif needed:

@@ -173,3 +173,21 @@ def test_a_log_says_what_memory_was_taken(tmp_path: Path) -> None:
     _, log = run(tmp_path, "held = bytearray(300_000_000)")
     [took] = [int(line.split("peak memory: ")[1].split()[0]) for line in log.splitlines() if "peak memory: " in line]
     assert 300 < took < 600
+
+
+def test_a_job_that_its_scheduler_stops_says_so_and_leaves_nothing_half_written(tmp_path: Path) -> None:
+    done, log = run(
+        tmp_path,
+        "import signal\n"
+        "from selfrepair.files.sealed import write_whole\n"
+        "with write_whole(Path(sys.argv[1]).with_name('table.csv')) as temporary:\n"
+        "    temporary.write_text('half')\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n",
+    )
+    assert done.returncode == 143
+    assert (
+        log.strip()
+        .splitlines()[-1]
+        .startswith("Error: stopped by a signal (SIGTERM): the scheduler's time limit is up")
+    )
+    assert [path.name for path in (tmp_path / "logs" / "deep").iterdir()] == ["rule.log"]

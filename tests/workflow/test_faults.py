@@ -1,0 +1,285 @@
+"""What befalls runs: kills, full disks, damage, a second run, a scheduler's limits. Each ends as the run that nothing befell.
+
+`make test-faults`; these take minutes, so `make test` leaves them out.
+"""
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+
+from selfrepair.files.hdf5 import open_hdf5
+from selfrepair.files.sealed import read_json
+from selfrepair.files.tables import read_table
+from selfrepair.snapshots.manifest import verify_manifest
+from workflow.running import TIMEOUT, Space
+from workflow.same import differences, results
+
+pytestmark = [pytest.mark.faults, pytest.mark.filterwarnings("error")]
+
+KILLS, SEED = 20, 7
+SHARES = (0.0, 0.1, 0.35, 0.6, 0.9, 0.999)
+FLIPS = 50
+
+
+@pytest.fixture
+def started(fresh: Space, tmp_path: Path) -> Space:
+    """A model, text and config, with nothing made of them yet."""
+    return fresh.copy(tmp_path / "space")
+
+
+def start(space: Space, *arguments: str) -> subprocess.Popen[str]:
+    """Snakemake with all its jobs in a group of processes of its own."""
+    with (space.root / "printed.txt").open("a") as stream:
+        return subprocess.Popen(
+            space.command(*arguments),
+            cwd=space.work,
+            env=space.environment,
+            stdout=stream,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            text=True,
+        )
+
+
+def end(process: subprocess.Popen[str], number: signal.Signals) -> None:
+    """Send a signal to a whole group, and wait until none of it lives."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, number)
+    process.wait(timeout=TIMEOUT)
+    deadline = time.monotonic() + TIMEOUT
+    while True:
+        try:
+            os.killpg(process.pid, 0)
+        except ProcessLookupError:
+            return
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def assert_undisturbed(space: Space, finished: Space) -> None:
+    assert list(differences(space.work / "results", finished.work / "results")) == []
+    assert list(space.work.rglob("*.partial")) == []
+    assert space.jobs() == {}
+
+
+def test_a_run_that_is_killed_again_and_again(started: Space, finished: Space) -> None:
+    """As by the kernel for memory, or by power cuts: at seeded moments, over all stages."""
+    moments = random.Random(SEED)
+    made = list[int]()
+    for _ in range(KILLS):
+        process = start(started)
+        # Until Snakemake has read the workflow and runs its first jobs; then any moment.
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=moments.uniform(6, 15))
+        assert process.poll() in (None, 0), (started.root / "printed.txt").read_text()[-3000:]
+        end(process, signal.SIGKILL)
+        made.append(len(results(started.work / "results")) if (started.work / "results").exists() else 0)
+        started.make("--unlock")
+    assert made == sorted(made), "a finished file was lost"
+    assert made[-1] > 30, "the kills hit the first stages alone"
+    started.make()
+    assert_undisturbed(started, finished)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A filesystem of 3 MB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(folder)], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        pytest.skip(f"a small filesystem can only be made by who may mount one: {done.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def test_a_full_disk(started: Space, finished: Space, small_disk: Path) -> None:
+    (started.work / "results").symlink_to(small_disk)
+    failed = started.snakemake("--keep-going")
+    assert failed.returncode != 0
+    assert "Segmentation" not in failed.stdout
+    logs = [path.read_text(encoding="utf-8") for path in (started.work / "logs").rglob("*.log")]
+    last = [log.strip().splitlines()[-1] for log in logs if "Traceback" in log]
+    assert last
+    for line in last:
+        assert line.startswith("Error: results/"), line
+        assert "cannot be written (No space left on device" in line or "of disk, " in line, line
+    assert any(
+        "are free there): the disk or the quota is full: free space, set cache.keep to false" in line for line in last
+    )
+    left = [path for path in small_disk.rglob("*") if path.is_file()]
+    assert [path.name for path in left if path.name.endswith(".partial")] == []
+    # No CSV without its table.
+    assert [path.name for path in left if path.suffix == ".csv" and not path.with_suffix(".parquet").exists()] == []
+    subprocess.run(["mount", "-o", "remount,size=200m", str(small_disk)], check=True)
+    started.make()
+    assert list(differences(small_disk, finished.work / "results")) == []
+    assert started.jobs() == {}
+
+
+def test_two_runs_at_once(started: Space, finished: Space) -> None:
+    target = "results/tiny/words/prompts.json"
+    first = start(started, target)
+    deadline = time.monotonic() + TIMEOUT
+    while not list((started.work / ".snakemake" / "locks").glob("*")):
+        assert first.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    second = started.snakemake(target)
+    assert second.returncode != 0
+    assert "locked" in second.stdout
+    assert first.wait(timeout=TIMEOUT) == 0
+    made = results(started.work / "results")
+    assert set(made) < set(results(finished.work / "results"))
+    assert "tiny/words/prompts.json" in made
+    for name, path in made.items():
+        other = finished.work / "results" / name
+        assert name.endswith(".h5") or path.read_bytes() == other.read_bytes(), name
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [(signal.SIGKILL, "SIGKILL"), (signal.SIGTERM, "the scheduler's time limit is up, or the job was cancelled")],
+    ids=["killed for memory", "time limit"],
+)
+def test_a_job_that_is_ended(copied: Space, finished: Space, number: signal.Signals, words: str) -> None:
+    """One job, not the run: Snakemake says which, removes what it had made, and the same command goes on."""
+    target = "results/tiny/words/ablations/resample/00000.h5"
+    process = start(copied, target, "--forcerun", target)
+    deadline = time.monotonic() + TIMEOUT
+    job = None
+    while job is None:
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+        job = next(iter(children(process.pid, "ablate_heads")), None)
+    time.sleep(2)
+    os.kill(job, number)
+    assert process.wait(timeout=TIMEOUT) != 0
+    printed = (copied.root / "printed.txt").read_text()
+    assert words in printed
+    assert "ablate_heads" in printed
+    assert not (copied.work / target).exists()
+    assert list(copied.work.rglob("*.partial")) == []
+    copied.make()
+    assert_undisturbed(copied, finished)
+
+
+def children(parent: int, script: str) -> list[int]:
+    """Processes of a run that run a script."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            command = (path / "cmdline").read_bytes().decode(errors="replace")
+            if os.getpgid(int(path.name)) == parent and f".{script}.py" in command and "snakemake\0" not in command:
+                found.append(int(path.name))
+    return found
+
+
+def read(path: Path) -> Any:
+    """A result as a later step reads it first, whatever kind it is."""
+    match path.suffix:
+        case ".h5":
+            with h5py.File(path) as file:
+                kind = file.attrs["kind"]
+            kind = kind.decode() if isinstance(kind, bytes) else str(kind)
+            with open_hdf5(path, kind) as dataset:
+                return dataset.load()
+        case ".parquet":
+            return read_table(path)
+        case ".json" if path.name != "manifest.json" and "snapshots" not in path.parts:
+            return read_json(path)
+    kind = path.parent.parent.name
+    return verify_manifest(path.parent / "manifest.json", {"models": "model", "corpora": "corpus"}[kind])
+
+
+def samples(finished: Space) -> dict[str, Path]:
+    """One file of every kind that a later step reads."""
+    run, snapshots = finished.run, finished.work / "results" / "snapshots"
+    found = {path.parent.relative_to(run).as_posix(): path for path in sorted(run.glob("**/00000.h5"))}
+    found |= {path.name: path for path in run.glob("*.h5")}
+    found |= {path.name: path for path in run.glob("*.json")}
+    found |= {path.name: path for path in (run / "tables" / "resample").glob("*.parquet")}
+    models = snapshots / "models" / "tiny"
+    return found | {
+        path.name: path for path in (*models.iterdir(), snapshots / "corpora" / "words" / "documents.jsonl")
+    }
+
+
+def test_every_kind_of_file_is_refused_when_it_is_damaged(finished: Space, tmp_path: Path) -> None:
+    """Cut at six lengths, and by single bits: none gives another value than was written."""
+    files = samples(finished)
+    assert len(files) > 40
+    rng = np.random.default_rng(SEED)
+    for name, path in files.items():
+        place = tmp_path / "results" / path.relative_to(finished.work / "results")
+        shutil.copytree(path.parent, place.parent, dirs_exist_ok=True)
+        content, wanted = place.read_bytes(), text_of(read(place))
+        for share in SHARES:
+            place.write_bytes(content[: int(share * len(content))])
+            with pytest.raises((ValueError, OSError)) as caught:
+                read(place)
+            assert len(str(caught.value).splitlines()) <= 2, name
+        noticed = 0
+        for _ in range(FLIPS):
+            at, bit = rng.integers(len(content)), rng.integers(8)
+            place.write_bytes(content[:at] + bytes([content[at] ^ 1 << bit]) + content[at + 1 :])
+            try:
+                assert text_of(read(place)) == wanted, f"{name}: bit {bit} of byte {at}"
+            except (ValueError, OSError, KeyError):
+                noticed += 1
+        assert noticed, name
+        shutil.rmtree(tmp_path / "results")
+
+
+def text_of(value: Any) -> str:
+    """What was read, as text that is the same only where every value is."""
+    if hasattr(value, "variables"):
+        return str({name: (of.dims, of.values.tobytes()) for name, of in sorted(value.variables.items())})
+    return value.to_csv() if hasattr(value, "to_csv") else str(value)
+
+
+def test_a_clock_that_is_set_back(copied: Space, finished: Space) -> None:
+    """Results that are older than what they are made of by the clock, though made later: made once more at most."""
+    later = time.time() + 3600
+    for path in (copied.work / "text").iterdir():
+        os.utime(path, (later, later))
+    copied.make()
+    assert_undisturbed(copied, finished)
+
+
+def test_results_that_were_moved(copied: Space, finished: Space, tmp_path: Path) -> None:
+    """To another place, as `cp -a` or `rsync -a` do it: nothing is made again."""
+    moved = copied.copy(tmp_path / "elsewhere")
+    shutil.rmtree(copied.root)
+    assert_undisturbed(moved, finished)
+
+
+@pytest.mark.parametrize("where", ["home", "temporary folder"])
+def test_a_place_outside_the_run_that_cannot_be_written(copied: Space, finished: Space, where: str) -> None:
+    target = "results/tiny/words/figures/token_noise.png"
+    names = ("HOME", "XDG_CACHE_HOME", "MPLCONFIGDIR") if where == "home" else ("TMPDIR",)
+    changed = dict.fromkeys(names, "/proc/none")
+    done = subprocess.run(
+        copied.command(target, "--forcerun", "draw_token_noise", "ablate_layers"),
+        cwd=copied.work,
+        env={**copied.environment, **changed},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert_undisturbed(copied, finished)
