@@ -231,16 +231,24 @@ def heads_to_ablate(model, corpus, kind):
     heads = listed(HEADS[kind])
     first = Path(ABLATIONS.format(model=model, corpus=corpus, kind=kind, shard=SHARDS[0]))
     asked = read_record(first).get("config", {}).get("heads", heads)
-    every = every_head(Path(MODEL.format(model=model)).parent)
+    every = next((every_head(folder) for folder in model_folders(model)), None)
     same = every is not None and sorted(every if asked is None else asked) == sorted(every if heads is None else heads)
     return asked if same else heads
 
 
 def heads_to_choose(wildcards):
-    """Heads of the config, None where they are to be chosen; also where they are those that were chosen."""
+    """Heads of the config, None where they are to be chosen; as they were asked for, where those that are there are the same.
+
+    No more than a mark of what is stale: the job takes the config's.
+    """
     heads, path = config["analyses"]["heads"], Path(CHOSEN_HEADS.format(**wildcards))
-    asked = read_record(path).get("config", {}).get("heads", heads)
-    return asked if heads is not None and json_or_nothing(path).get("heads") == heads else heads
+    made, record = json_or_nothing(path), read_record(path)
+    if "config" not in record:
+        return heads
+    asked = record["config"]["heads"]
+    if made.get("strongest") if heads is None else made.get("heads") == heads:
+        return asked
+    return "the strongest" if heads is None and asked is None else heads
 
 
 onstart:

@@ -12,5 +12,6 @@ if __name__ == "__main__":
             shards=[Path(path) for path in snakemake.input.ablations],
             thresholds=Path(snakemake.input.thresholds),
             out=Path(snakemake.output.chosen),
-            heads=snakemake.params.heads,
+            # Not the param, which says in whose words this was asked for before.
+            heads=snakemake.config["analyses"]["heads"],
         )

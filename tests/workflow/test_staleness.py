@@ -205,6 +205,31 @@ def test_the_chosen_heads_written_out_make_nothing_stale(space: Space) -> None:
         assert space.jobs()["measure_neurons"] == 2
 
 
+def test_heads_that_were_written_out_are_taken_though_others_would_be_chosen(finished: Space, tmp_path: Path) -> None:
+    """Chosen, written out, ablated on other tokens: the list stands, whatever is the strongest now; and without it, that."""
+    space = finished.copy(tmp_path / "space")
+    path = space.run / "chosen_heads.json"
+    chosen = read_json(path)["heads"]
+    listed = [*chosen[1:], chosen[0]]
+    target = str(path.relative_to(space.work))
+    space.change("analyses.heads", listed)
+    space.make(target)
+    assert read_json(path) == {"heads": listed, "strongest": False}
+    assert space.jobs(target) == {}
+    space.change("analyses.heads", None)
+    assert space.jobs(target) == {"choose_heads": 1}
+    space.make(target)
+    assert read_json(path) == {"heads": chosen, "strongest": True}
+    assert space.jobs(target) == {}
+    # Written out, then made again for another reason.
+    space.change("analyses.heads", chosen)
+    space.make(target, "--forcerun", "choose_heads")
+    assert read_json(path) == {"heads": chosen, "strongest": True}
+    assert space.jobs(target) == {}
+    space.change("analyses.heads", None)
+    assert space.jobs(target) == {}
+
+
 def test_values_are_recorded_with_their_names(space: Space) -> None:
     """Snakemake compares the values of params without their names, so that two which are exchanged would go unseen."""
     recorded = space.recorded_params()

@@ -22,21 +22,19 @@ def choose_heads(
     Args:
         shards: Ablations files of the main kind in the order of their prompts.
         thresholds: Top tokens of each head.
-        out: JSON file: ``heads``, a list of [layer, head].
+        out: JSON file: ``heads``, a list of [layer, head]; ``strongest``, whether these are what is taken where none are given.
         heads: The (layer, head) pairs; None takes those of largest condensed self-repair that have an MLP after them.
 
     Raises:
         ValueError: A head that was not ablated.
     """
-    if heads is None:
-        chosen = strongest_heads(shards, thresholds, N_CHOSEN)
-    else:
-        chosen = [(int(layer), int(head)) for layer, head in heads]
-        with open_hdf5(shards[0], "ablations") as dataset:
-            missing = sorted(set(chosen) - set(heads_of(dataset)))
-        if missing:
-            raise ValueError(f"heads {missing} were not ablated: name them under ablations.*.heads, or name others")
-    write_json(out, {"heads": chosen})
+    strongest = strongest_heads(shards, thresholds, N_CHOSEN)
+    chosen = strongest if heads is None else [(int(layer), int(head)) for layer, head in heads]
+    with open_hdf5(shards[0], "ablations") as dataset:
+        missing = sorted(set(chosen) - set(heads_of(dataset)))
+    if missing:
+        raise ValueError(f"heads {missing} were not ablated: name them under ablations.*.heads, or name others")
+    write_json(out, {"heads": chosen, "strongest": chosen == strongest})
 
 
 def read_chosen_heads(path: Path) -> list[tuple[int, int]]:
