@@ -6,7 +6,7 @@ from selfrepair.workflow.jobs import job
 
 if __name__ == "__main__":
     with job(snakemake):
-        from selfrepair.snapshots.asked import check_model
+        from selfrepair.snapshots.checked import check_model
 
         check_model(
             model_manifest=Path(snakemake.input.model),

@@ -24,10 +24,10 @@ NOTHING = "Nothing to be done"
 DIGESTS = """
 import json, os, sys
 from pathlib import Path
-from selfrepair.workflow.provenance import code_digest
+from selfrepair.workflow.provenance import code_digest, module_digests
 rules, edits = json.load(sys.stdin)
 def digests():
-    return {rule: code_digest(Path(f"{script}.py"), *modules) for rule, (script, *modules) in rules.items()}
+    return {rule: code_digest(module_digests(Path(f"{script}.py"), *modules)) for rule, (script, *modules) in rules.items()}
 found = {"": digests()}
 for name, (path, old, new) in edits.items():
     path = Path(path)

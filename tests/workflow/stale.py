@@ -135,7 +135,7 @@ USERS: dict[str, set[str]] = {
     "model/precision.py": RUNS_THE_MODEL,
     "model/token_ids.py": {"ablate_heads"},
     "quantities.py": RUNS_THE_MODEL | SHOWS | TABLES - {"tabulate_token_noise"},
-    "snapshots/asked.py": {"check_model"},
+    "snapshots/checked.py": {"check_model"},
     "snapshots/corpora.py": {"snapshot_corpus"},
     "snapshots/encoding.py": {"snapshot_model", "tokenize_corpus", "check_prompts"} | RUNS_THE_MODEL,
     "snapshots/folder.py": {"snapshot_model"} | RUNS_THE_MODEL | {"check_model"},

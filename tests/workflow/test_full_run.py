@@ -17,6 +17,7 @@ import yaml
 import selfrepair
 from selfrepair.figures.wording import percentage
 from selfrepair.files.sealed import read_json
+from selfrepair.files.tables import read_table
 from workflow.running import NOTHING, Space
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -318,6 +319,14 @@ def test_layers_and_model_are_means_over_heads(finished: Space, kind: str) -> No
         pd.testing.assert_frame_equal(table.set_index(keys)[estimates].sort_index(), wanted.sort_index())
     assert (layers["n_heads"] == N_HEADS).all()
     assert (model["n_heads"] == N_LAYERS * N_HEADS).all()
+
+
+def test_the_strongest_heads_are_chosen(finished: Space) -> None:
+    """By the estimates that the table has, which are computed otherwise."""
+    table = read_table(finished.run / "tables" / "resample" / "heads.parquet")
+    top = table[table["selection"] == "top"].sort_values("self_repair", ascending=False)
+    strongest = top[["layer", "head"]].head(4).to_numpy().tolist()
+    assert read_json(finished.run / "chosen_heads.json") == {"heads": strongest, "strongest": True}
 
 
 def test_tokens_of_the_strongest_heads(finished: Space) -> None:
@@ -625,6 +634,7 @@ def test_zero_ablation_leaves_no_direct_effect(finished: Space) -> None:
 def test_a_named_target_makes_only_what_it_needs(fresh: Space) -> None:
     assert fresh.jobs("token_noise") == {
         "snapshot_model": 1,
+        "check_model": 1,
         "snapshot_corpus": 1,
         "tokenize_corpus": 1,
         "check_prompts": 1,

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from selfrepair.files.sealed import read_json
-from selfrepair.snapshots.asked import check_model
+from selfrepair.snapshots.checked import check_model
 
 from tiny_model import save_tiny_model
 
