@@ -25,7 +25,7 @@ from selfrepair.workflow.config import (
 from selfrepair.workflow.machine import memory_mb
 from selfrepair.workflow.provenance import code_digest, module_digests
 from selfrepair.workflow.records import edited, read_record, write_code
-from selfrepair.workflow.plan import check_fits
+from selfrepair.workflow.plan import check_device, check_fits
 from selfrepair.workflow.resources import UNKNOWN_MB, UNKNOWN_MINUTES, costs_of, share_of_cores
 from selfrepair.snapshots.manifest import json_or_nothing
 from selfrepair.snapshots.shapes import every_head
@@ -257,6 +257,7 @@ onstart:
     # A cluster's nodes are not this machine.
     if workflow.local_exec:
         try:
+            check_device(config["compute"]["device"])
             check_fits(
                 config, MODEL.format(model="{name}"), MACHINE_MB, workflow.resource_settings.overwrite_resources
             )

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from workflow.running import Space, log_of
 
@@ -70,6 +71,16 @@ def test_a_source_that_has_gone_is_not_missed_once_its_snapshot_is_there(copied:
     (copied.work / "model").rename(copied.work / "moved")
     (copied.work / "text").rename(copied.work / "moved_text")
     assert copied.jobs() == {}
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has what the test asks for in vain")
+def test_a_device_that_is_not_here_is_refused_before_anything_runs(fresh: Space, tmp_path: Path) -> None:
+    space = fresh.copy(tmp_path / "fresh")
+    space.change("compute.device", "cuda")
+    done = space.snakemake()
+    assert done.returncode != 0
+    assert "compute.device is cuda, but torch sees no such device here: set cpu" in done.stdout
+    assert not (space.work / "results" / "snapshots").exists()
 
 
 def fails(space: Space, log: str, *arguments: str) -> str:

@@ -158,6 +158,32 @@ def check_fits(config: Mapping[str, Any], manifest: str, memory_mb: int, overrid
         raise ValueError("\n".join(["this run does not fit:", *(f"  {problem}" for problem in problems)]))
 
 
+def check_device(device: str) -> None:
+    """Check that the device on which models are to run is in this machine.
+
+    Args:
+        device: ``compute.device`` of the config.
+
+    Raises:
+        ValueError: torch does not see it.
+    """
+    if device == "cpu":
+        return
+    import torch  # late: it takes seconds, and is not asked on the CPU
+
+    kind, _, number = device.partition(":")
+    there = torch.backends.mps.is_available() if kind == "mps" else torch.cuda.is_available()
+    if not there:
+        raise ValueError(
+            f"compute.device is {device}, but torch sees no such device here: set cpu, or install the torch build for your "
+            "driver (README, GPU)"
+        )
+    if number and int(number) >= torch.cuda.device_count():
+        raise ValueError(
+            f"compute.device is {device}, but this machine has {torch.cuda.device_count()}, counted from 0"
+        )
+
+
 def run_jobs(config: Mapping[str, Any]) -> list[tuple[str, str | None, int]]:
     """Rules of a run of one model on one corpus, with kind of ablation and number of jobs, in the order of the stages.
 

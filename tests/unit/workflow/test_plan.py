@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from typer.testing import CliRunner
 
 from selfrepair.workflow import command
-from selfrepair.workflow.plan import check_fits
+from selfrepair.workflow.plan import check_device, check_fits
 
 from conftest import REPOSITORY
 
@@ -150,3 +151,20 @@ def test_activations_that_do_not_fit_can_be_let_go(planned, monkeypatch: pytest.
     assert "disk" in found
     assert "cache.keep" not in found
     assert "the whole run needs" not in found
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has what the test asks for in vain")
+@pytest.mark.parametrize("device", ["cuda", "cuda:1"])
+def test_a_device_that_is_not_here_is_refused(device: str) -> None:
+    with pytest.raises(ValueError, match=f"compute.device is {device}, but torch sees no such device here: set cpu"):
+        check_device(device)
+
+
+def test_a_device_beyond_those_that_there_are_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    check_device("cuda:1")
+    check_device("cuda")
+    check_device("cpu")
+    with pytest.raises(ValueError, match=r"compute\.device is cuda:2, but this machine has 2, counted from 0"):
+        check_device("cuda:2")
