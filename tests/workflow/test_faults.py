@@ -113,11 +113,11 @@ def test_a_run_that_is_killed_again_and_again(started: Space, finished: Space) -
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A filesystem of 3 MB."""
+    """A filesystem of 300 kB."""
     folder = tmp_path / "disk"
     folder.mkdir()
     done = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(folder)], capture_output=True, text=True, check=False
+        ["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", str(folder)], capture_output=True, text=True, check=False
     )
     if done.returncode:
         pytest.skip(f"a small filesystem can only be made by who may mount one: {done.stderr.strip()}")
@@ -129,8 +129,8 @@ def test_a_full_disk(started: Space, finished: Space, small_disk: Path) -> None:
     (started.work / "results").symlink_to(small_disk)
     # What a job asks for is looked at before its work, and refused there.
     refused = started.snakemake(TARGET)
-    assert re.search(r"Error: this job \(\w+\) needs \d+ MB of disk, \d MB are free here: ", refused.stdout)
-    little = ("--set-resources", *(f"{rule}:disk_mb=1" for rule in sorted(EVERY)))
+    assert re.search(r"Error: this job \(\w+\) needs \d+ MB of disk, 0 MB are free here: ", refused.stdout)
+    little = ("--set-resources", *(f"{rule}:disk_mb=0" for rule in sorted(EVERY)))
     failed = started.snakemake(TARGET, "--keep-going", *little)
     assert failed.returncode != 0
     assert "Segmentation" not in failed.stdout

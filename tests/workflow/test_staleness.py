@@ -116,7 +116,7 @@ def test_an_edit_of_a_script_changes_the_code_of_its_rule(digests: dict[str, dic
         ("tables/neurons.py", {"tabulate_neurons": 1, **drawn(*NEURON_FIGURES)}),
         ("figures/style/looks.py", DRAWN),
         ("tables/statistics.py", TABULATED),
-        ("measure/chosen_heads.py", CONDENSED),
+        ("measure/chosen_heads.py", {**CONDENSED, "ablate_heads": 6}),
         ("measure/mean_activations.py", {"average_activations": 1, **OPENED}),
         ("engine/replay.py", REPLAYED),
         ("measure/moved_residual.py", MOVED),
@@ -185,7 +185,7 @@ def test_a_config_value_makes_stale_what_uses_it_and_what_follows(space: Space, 
         ("corpora.words.source", "path:text/.", {}),
         ("models.tiny", {"license": "none", "source": "path:model"}, {}),
         ("statistics.top_fraction", 0.10, {}),
-        ("analyses.reinforcement_scales", [2.0, 1.0, 0.5, 0.25, 0.1], {}),
+        ("analyses.reinforcement_scales", [1.0, 3, 5.0], {}),
         ("ablations.zero.heads", EVERY_HEAD, {}),
         ("ablations.resample.heads", EVERY_HEAD, {}),
     ],
@@ -233,7 +233,7 @@ def test_heads_that_were_written_out_are_taken_though_others_would_be_chosen(fin
 def test_values_are_recorded_with_their_names(space: Space) -> None:
     """Snakemake compares the values of params without their names, so that two which are exchanged would go unseen."""
     recorded = space.recorded_params()
-    assert "['neuron_layer=None', 'top_neurons=10']" in recorded["measure_neurons"]
+    assert "['neuron_layer=None', 'top_neurons=50']" in recorded["measure_neurons"]
     assert "['top_fraction=0.1', 'first_position=0']" in recorded["find_thresholds"]
 
 

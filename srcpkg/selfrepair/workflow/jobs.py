@@ -106,7 +106,7 @@ def _refuse_what_does_not_fit(snakemake: Any) -> None:
     has = {"memory": memory_mb(), "disk": disk_mb(Path(snakemake.output[0]).parent)}
     for kind, mb in asked.items():
         # Snakemake hands out no more than the machine's memory: a job that wants more has been given all of it.
-        if isinstance(mb, int | float) and mb >= has[kind]:
+        if isinstance(mb, int | float) and (mb >= has[kind] if kind == "memory" else mb > has[kind]):
             raise ValueError(shortage(f"this job ({snakemake.rule})", kind, mb, has[kind]))
 
 
