@@ -62,7 +62,7 @@ def read_jobs(snakefile: Path, configfiles: Sequence[Path], targets: Iterable[st
         SystemExit: The config is wrong, which has been said.
     """
     from snakemake.api import SnakemakeApi
-    from snakemake.exceptions import WorkflowError
+    from snakemake.exceptions import RuleException, WorkflowError
     from snakemake.settings.types import ConfigSettings, DAGSettings, OutputSettings, Quietness, ResourceSettings
 
     with SnakemakeApi(OutputSettings(quiet={Quietness.ALL})) as api:
@@ -77,7 +77,7 @@ def read_jobs(snakefile: Path, configfiles: Sequence[Path], targets: Iterable[st
             # As for a summary, for which the API has no more than text.
             workflow._prepare_dag(forceall=False, ignore_incomplete=False, lock_warn_only=True, nolock=True)
             workflow._build_dag()
-        except WorkflowError as error:
+        except (WorkflowError, RuleException) as error:
             raise ValueError(" ".join(str(error).split())) from None
         code = workflow.globals["CODE"]
         dag = workflow.dag
