@@ -252,8 +252,6 @@ def heads_to_choose(wildcards):
 
 
 onstart:
-    for _code, _modules in CODE.items():
-        write_code(_modules, _code)
     # A cluster's nodes are not this machine.
     if workflow.local_exec:
         try:
@@ -263,6 +261,8 @@ onstart:
             )
         except ValueError as error:
             raise WorkflowError(str(error)) from None
+    for _code, _modules in CODE.items():
+        write_code(_modules, _code)
 
 
 def gpus():

@@ -118,6 +118,7 @@ IMPORTS = {
     "snapshot": 430 * MB,
     "figure": 275 * MB,
     "table": 170 * MB,
+    "config": 38 * MB,
     "nothing": 30 * MB,
 }
 """Memory of a process that has imported what a kind of job uses and does nothing yet, measured with torch for CPUs."""
@@ -522,7 +523,7 @@ class Costs:
                     # All weights, and copies of the largest on their way.
                     held = NUMBER["float32"] * (shape.parameters + 3 * shape.largest)
             case "check_model":
-                imports = "nothing"
+                imports = "config"
             case "check_published":
                 imports = "tokenizer" if any("published" in of for of in config["models"].values()) else "nothing"
             case "tokenize_corpus":
