@@ -14,6 +14,7 @@ import re
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -35,6 +36,10 @@ DIGEST, HEAPS = "digest_of_header", "heaps"
 _SEALS = (DIGEST, HEAPS)
 _OWN = ("kind", "schema_version", *_SEALS)
 _HEAP = b"GCOL\x01\x00\x00\x00"
+_NETCDF = ("CLASS", "DIMENSION_LIST", "NAME", "REFERENCE_LIST", "_NCProperties", "_Netcdf4Coordinates", "_Netcdf4Dimid")
+"""Attributes that hold what netCDF makes of HDF5."""
+_NO_VARIABLE = b"This is a netCDF dimension but not a netCDF variable"
+"""What begins the name of a dimension that holds no values."""
 
 T = TypeVar("T")
 
@@ -257,15 +262,14 @@ def open_hdf5(path: Path, kind: str) -> Iterator[xr.Dataset]:
         # Before anything follows a reference into a heap: damage there may keep HDF5 busy for ever.
         if not _heaps_are(path, own[HEAPS]):
             raise ValueError(f"{path} is damaged (a heap is not what was written): {advice}")
-        file = _checked(path, advice, lambda: h5netcdf.File(plain, "r"))
-        header = _checked(path, advice, lambda: _header(file))
-        if _digest(header) != own[DIGEST]:
+        header = _checked(path, advice, lambda: _Header.of(plain))
+        if header.digest != own[DIGEST]:
             raise ValueError(f"{path} is damaged (its header is not what was written): {advice}")
         lazy = {}
-        for name, variable in file.variables.items():
-            values = indexing.LazilyIndexedArray(_Values(variable, path, advice))
-            lazy[name] = xr.Variable(variable.dimensions, values, dict(variable.attrs))
-        yield xr.Dataset(lazy, attrs={name: value for name, value in file.attrs.items() if name not in _SEALS})
+        for name, (dims, attrs) in header.variables.items():
+            values = indexing.LazilyIndexedArray(_Values(plain[name], path, advice))
+            lazy[name] = xr.Variable(dims, values, attrs)
+        yield xr.Dataset(lazy, attrs=header.attrs)
 
 
 def open_shards(paths: Sequence[Path], kind: str, *, n_prompts: int | None = None) -> Iterator[tuple[xr.Dataset, int]]:
@@ -435,12 +439,12 @@ def _seal(temporary: Path, path: Path) -> None:
             size = int.from_bytes(content[place + 8 : place + 16], "little")
             heaps.append([place, size, _digest(content[place : place + size])])
             place = content.find(_HEAP, place + 1)
-    with h5netcdf.File(temporary, "r") as file:
-        header = _header(file)
+    with h5py.File(temporary, "r") as file:
+        header = _Header.of(file)
     with writing(path):
         plain = h5py.File(temporary, "r+", libver=FORMAT)
     with _closed_well(plain, plain, path, []), _writing(path):
-        plain.attrs[DIGEST] = _attribute(_digest(header))
+        plain.attrs[DIGEST] = _attribute(header.digest)
         plain.attrs[HEAPS] = _attribute(json.dumps(heaps))
 
 
@@ -458,18 +462,52 @@ def _digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def _header(file: h5netcdf.File) -> bytes:
-    """All that a file holds but its values: dimensions, variables, their types, chunks and attributes."""
-    variables = {
-        name: [
-            variable.dimensions,
-            variable.shape,
-            str(variable.dtype),
-            variable.chunks,
-            sorted(variable.attrs.items()),
-        ]
-        for name, variable in file.variables.items()
-    }
-    sizes = {name: dimension.size for name, dimension in file.dimensions.items()}
-    attrs = sorted((name, value) for name, value in file.attrs.items() if name not in _SEALS)
-    return json.dumps([sizes, variables, attrs], sort_keys=True, default=lambda value: value.tolist()).encode()
+@dataclass(frozen=True)
+class _Header:
+    """All that a file holds but its values. Read by h5py alone: through h5netcdf it takes several times as long, which is most of
+    what a job of a thousand shards does.
+
+    Attributes:
+        variables: By name, the dimensions' names and the attributes.
+        attrs: The file's own attributes, less what seals it.
+        digest: Of these and of sizes, types and chunks.
+    """
+
+    variables: dict[str, tuple[list[str], dict[str, Any]]]
+    attrs: dict[str, Any]
+    digest: str
+
+    @classmethod
+    def of(cls, file: h5py.File) -> "_Header":
+        """The header of an open file."""
+        sizes, variables, layout = {}, {}, {}
+        for name, values in file.items():
+            dims = [name]
+            if values.is_scale:
+                sizes[name] = values.shape[0]
+                if values.attrs["NAME"].startswith(_NO_VARIABLE):
+                    continue
+            else:
+                scales = values.attrs.get("DIMENSION_LIST", [])
+                dims = [h5py.h5r.get_name(scale[0], file.id).decode().removeprefix("/") for scale in scales]
+            attrs = _attributes(values)
+            variables[name] = (dims, attrs)
+            layout[name] = [dims, values.shape, str(values.dtype), values.chunks, sorted(attrs.items())]
+        attrs = {name: value for name, value in _attributes(file).items() if name not in _SEALS}
+        content = json.dumps([sizes, layout, sorted(attrs.items())], sort_keys=True, default=lambda value: value.tolist())
+        return cls(variables, attrs, _digest(content.encode()))
+
+
+def _attributes(of: h5py.File | h5py.Dataset) -> dict[str, Any]:
+    """Attributes of a file or a variable: text as text, one number as a number; netCDF's own left out."""
+    found: dict[str, Any] = {}
+    for name in of.attrs:
+        if name in _NETCDF:
+            continue
+        value = of.attrs[name]
+        if isinstance(value, bytes):
+            value = value.decode()
+        elif isinstance(value, np.ndarray) and value.shape == (1,):
+            value = value[0]
+        found[name] = value
+    return found
