@@ -36,7 +36,7 @@ from selfrepair.engine import replay
 from selfrepair.engine.clean import CleanRun, prompt_chunks, run_clean
 from selfrepair.engine.sweep import sweep
 from selfrepair.files.hdf5 import open_hdf5
-from selfrepair.measure.thresholds import top_tokens
+from selfrepair.measure.largest import Largest
 from selfrepair.model.flops import head_flops, sweep_flops
 from selfrepair.model.model import Model
 from selfrepair.workflow.progress import Progress
@@ -153,9 +153,11 @@ def default_top_tokens(model: Model, tokens: np.ndarray, n_prompts: int) -> np.n
     effects = [run_clean(model, torch.from_numpy(tokens[chunk])).head_direct_effect for chunk in chunks]
     by_head = torch.cat(effects, dim=1).movedim(-1, 1).flatten(0, 1).numpy()
     flat = by_head.reshape(len(by_head), -1)
-    selected = np.zeros(flat.shape, bool)
-    np.put_along_axis(selected, top_tokens(flat, int(TOP_FRACTION * flat.shape[1])), True, axis=1)
-    return selected.reshape(by_head.shape)[:, :n_prompts]
+    largest, more = Largest(), True
+    while more:
+        largest.look(flat)
+        more = largest.narrow(int(TOP_FRACTION * flat.shape[1]))
+    return largest.pick(flat).reshape(by_head.shape)[:, :n_prompts]
 
 
 def top_tokens_ratio(case: "Case", selected: np.ndarray) -> tuple[float, float]:

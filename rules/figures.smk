@@ -37,7 +37,10 @@ if SWEEPS:
         "category": "Self-repair",
     }
 if COMPUTED[MAIN_KIND] == "all":
-    FIGURES["token_noise"] = {"tables": {"tokens": table("token_noise")}, "category": "Self-repair"}
+    FIGURES["token_noise"] = {
+        "tables": {"tokens": table("token_noise"), "spread": table("token_spread")},
+        "category": "Self-repair",
+    }
 
 # The chosen heads were ablated by the main kind, and by the kinds that say so.
 OF_CHOSEN = [kind for kind in KINDS if kind == MAIN_KIND or HEADS[kind] in ("all", "chosen")]

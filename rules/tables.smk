@@ -81,8 +81,10 @@ use rule tabulate_checks as tabulate_token_noise with:
         thresholds=THRESHOLDS,
     output:
         tokens=table("token_noise", kind="{kind}"),
+        spread=table("token_spread", kind="{kind}"),
         csv=beside(
             table("token_noise", kind="{kind}"),
+            table("token_spread", kind="{kind}"),
         ),
     log:
         f"{LOGS}/tabulate_token_noise/{{kind}}.log",
@@ -91,7 +93,7 @@ use rule tabulate_checks as tabulate_token_noise with:
     params:
         **runs("tabulate_token_noise", makes=table("token_noise", kind="{kind}")),
     message:
-        "List every token of the chosen heads of {wildcards.model}"
+        "List tokens of the chosen heads of {wildcards.model}"
 
 
 use rule tabulate_checks as tabulate_layernorm_scale with:

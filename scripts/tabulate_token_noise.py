@@ -1,4 +1,4 @@
-"""List every token of the chosen heads."""
+"""List tokens of the chosen heads, and how self-repair spreads over them."""
 
 from pathlib import Path
 
@@ -13,5 +13,6 @@ if __name__ == "__main__":
             shards=[Path(path) for path in snakemake.input.ablations],
             thresholds=Path(snakemake.input.thresholds),
             chosen_heads=Path(snakemake.input.chosen),
-            out=Path(snakemake.output.tokens),
+            tokens_out=Path(snakemake.output.tokens),
+            heads_out=Path(snakemake.output.spread),
         )

@@ -9,6 +9,7 @@ import xarray as xr
 
 from selfrepair.files.hdf5 import write_hdf5
 from selfrepair.files.tables import write_table
+from selfrepair.tables.statistics import Resamples, Totals
 
 
 def write_settings(path: Path, **attrs: Any) -> Path:
@@ -25,16 +26,20 @@ def write_ablations(path: Path, dataset: xr.Dataset) -> Path:
 
 
 def write_thresholds(path: Path, selected: np.ndarray) -> Path:
-    """Top tokens of heads in order, 4 a layer; those of a head with few are listed more than once."""
-    n_pos = selected.shape[2]
-    tokens = [np.flatnonzero(of_head) for of_head in selected]
-    longest = max(map(len, tokens))
-    attrs = {"n_pos": n_pos, "n_prompts": selected.shape[1]}
-    with write_hdf5(path, kind="thresholds", provenance={}, attrs=attrs) as file:
-        file.dims(layer=len(selected) // 4, head=4, top=longest)
-        top = np.stack([np.resize(of_head, longest) for of_head in tokens]).reshape(-1, 4, longest)
-        file.put("top_tokens", ("layer", "head", "top"), top)
+    """Top tokens of heads in order, 4 a layer."""
+    top = selected.reshape(-1, 4, *selected.shape[1:]).astype(np.uint8)
+    dims = ("layer", "head", "prompt", "predicting_pos")
+    with write_hdf5(path, kind="thresholds", provenance={}, attrs={"n_top": int(selected[0].sum())}) as file:
+        file.dims(**dict(zip(dims, top.shape, strict=True)))
+        file.put("top_tokens", dims, top)
     return path
+
+
+def totals_of(values: dict[str, np.ndarray], resamples: Resamples) -> Totals:
+    """Sums over prompts that come all at once."""
+    totals = Totals(resamples)
+    totals.add(values)
+    return totals
 
 
 def write_moved(path: Path, moved: np.ndarray, heads: list[tuple[int, int]]) -> Path:

@@ -60,12 +60,9 @@ class PlantedRun:
         return [np.concatenate(parts, axis=0 if name == "clean_scale" else 1) for name, parts in found.items()]
 
     def top_tokens(self) -> np.ndarray:
-        """Top tokens [head, prompt, pos] by what the file lists."""
-        mask = np.zeros((N_HEADS, len(self.tokens) * (LENGTH - 1)), bool)
+        """Top tokens [head, prompt, pos] by what the file says."""
         with open_hdf5(self.folder / "thresholds.h5", "thresholds") as dataset:
-            for row, listed in enumerate(dataset["top_tokens"].values.reshape(N_HEADS, -1)):
-                mask[row, listed] = True
-        return mask.reshape(N_HEADS, len(self.tokens), LENGTH - 1)
+            return dataset["top_tokens"].values.reshape(N_HEADS, len(self.tokens), LENGTH - 1).astype(bool)
 
 
 def make_planted_run(folder: Path) -> PlantedRun:

@@ -47,6 +47,7 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
             looks.TWO_COLUMNS,
             run,
             f"all tokens of {head}, the top {{top:g}}% marked; boxes: quartiles, whiskers: 95% of tokens",
+            *footers.sampled(tables[f"tokens_{kinds[0]}"]),
             kinds=kinds,
         )
         room = 13.0

@@ -45,6 +45,7 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
             run,
             f"each head's top {{top:g}}% of tokens by direct effect, {donors} donors a prompt, one at a time",
             "brackets: {level:g}% intervals over prompts",
+            *footers.sampled(tables["tokens"]),
         )
     return figure
 

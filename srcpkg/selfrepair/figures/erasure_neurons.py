@@ -50,7 +50,7 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
         what = (
             f"the neuron of layer {layer} that repairs most, on each head's top {{top:g}}% of tokens by direct effect"
         )
-        below = footers.footer(figure, looks.TWO_COLUMNS, run, what)
+        below = footers.footer(figure, looks.TWO_COLUMNS, run, what, *footers.sampled(tables["neurons"]))
         layout.lay_out_squares(figure, axes, below, headings, slots=max(len(heads), 4), right_mm=16.0)
         layout.colour_bar(figure, axes[-1], "direct effect of the MLP (logits)", [-span, 0.0, span])
     return figure

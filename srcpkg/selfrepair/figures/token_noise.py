@@ -7,14 +7,13 @@ from matplotlib.figure import Figure
 from selfrepair.figures.shared.token_dots import X, Y, draw_tokens, token_legend, token_range
 from selfrepair.figures.style import footers, guides, inputs, layout, looks, ranges
 from selfrepair.figures.wording import decimal, head_name, percentage
-from selfrepair.tables.statistics import means_of_tokens
 
 
 def draw(tables: dict[str, pd.DataFrame]) -> Figure:
     """Draw direct effect against logit change, a dot a token, a panel a head.
 
     Args:
-        tables: "tokens".
+        tables: "tokens"; `finding` takes "spread".
 
     Returns:
         The figure, two columns wide.
@@ -33,7 +32,11 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
         headings = layout.square_headings(axes, names, counts, 37.0)
         token_legend(figure, axes[0], ncols=2, markerscale=2)
         below = footers.footer(
-            figure, looks.TWO_COLUMNS, run, f"all tokens of {len(heads)} heads, the top {{top:g}}% marked"
+            figure,
+            looks.TWO_COLUMNS,
+            run,
+            f"all tokens of {len(heads)} heads, the top {{top:g}}% marked",
+            *footers.sampled(tables["tokens"]),
         )
         layout.lay_out_squares(figure, axes, below, headings, slots=max(len(heads), 4), right_mm=3.0, top_mm=5.0)
     return figure
@@ -44,18 +47,16 @@ def finding(tables: dict[str, pd.DataFrame]) -> list[str]:
 
     Takes the tables of `draw` and raises what it raises. Gives lines of Markdown, one a head.
     """
-    columns = ["rank", "layer", "head", "prompt", Y, "self_repair", "selected"]
-    tokens = inputs.table(tables, "tokens", columns)
-    chosen = tokens[tokens["selected"].astype(bool)]
+    quantiles = [f"self_repair_q{at}" for at in (10, 50, 90)]
+    shares = inputs.with_interval("broken", "overcorrected")
+    heads = inputs.table(tables, "spread", ["layer", "head", "n_tokens", *quantiles, *shares])
     lines = []
-    for _, rows in chosen.groupby("rank"):
-        shares = {"broken": rows["self_repair"].to_numpy() < 0, "overcorrected": rows[Y].to_numpy() > 0}
-        found = means_of_tokens(rows["prompt"].to_numpy(), shares, tables["tokens"].attrs)
-        low, middle, high = (decimal(float(rows["self_repair"].quantile(at)), 2) for at in (0.1, 0.5, 0.9))
+    for _, head in heads[heads["n_tokens"] > 0].iterrows():
+        low, middle, high = (decimal(float(head[name]), 2) for name in quantiles)
         lines.append(
-            f"{head_name(rows.iloc[0])}, {len(rows):,} top tokens: self-repair has its 10%, 50% and 90% quantiles at {low}, "
-            f"{middle} and {high} logits; it is negative on {percentage(found, 'broken')} of them, and overcorrects (the logit "
-            f"rises) on {percentage(found, 'overcorrected')}."
+            f"{head_name(head)}, {int(head['n_tokens']):,} top tokens: self-repair has its 10%, 50% and 90% quantiles at "
+            f"{low}, {middle} and {high} logits; it is negative on {percentage(head, 'broken')} of them, and overcorrects "
+            f"(the logit rises) on {percentage(head, 'overcorrected')}."
         )
     if lines:
         lines[-1] += (

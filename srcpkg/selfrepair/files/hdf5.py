@@ -99,6 +99,7 @@ class Writer:
         dtype: Any,
         *,
         chunk: dict[str, int] | None = None,
+        compress: bool = False,
         units: str = "",
         description: str = "",
     ) -> Slots:
@@ -109,13 +110,16 @@ class Writer:
             dims: Its dimensions' names.
             dtype: NumPy type.
             chunk: Length of a chunk along some dimensions; the others are whole.
+            compress: Keep it small: for what is the same nearly everywhere.
             units: Unit, "logits" for logits.
             description: One line for readers.
         """
         sizes = tuple(self._file.dimensions[dim].size for dim in dims)
         chunks = tuple(max(min((chunk or {}).get(dim, size), size), 1) for dim, size in zip(dims, sizes, strict=True))
         with _writing(self._path):
-            variable = self._file.create_variable(name, tuple(dims), dtype, chunks=chunks, fletcher32=True)
+            variable = self._file.create_variable(
+                name, tuple(dims), dtype, chunks=chunks, fletcher32=True, compression="gzip" if compress else None
+            )
             variable.attrs["long_name"] = _attribute(description or name)
             variable.attrs["units"] = _attribute(units)
             self.held.append(self._file._h5file[name])
@@ -315,24 +319,6 @@ def open_shards(paths: Sequence[Path], kind: str, *, n_prompts: int | None = Non
         )
 
 
-def join_shards(
-    paths: Sequence[Path], kind: str, *, n_prompts: int | None = None, names: Sequence[str] | None = None
-) -> xr.Dataset:
-    """Shards read whole and joined along their prompts; variables without prompts are the same in all, and taken once.
-
-    Args:
-        paths: As for `open_shards`, and likewise the rest.
-        kind: What they must be.
-        n_prompts: How many prompts they hold together; None where nothing says.
-        names: Variables to read; None means all.
-    """
-    parts = [
-        dataset.load() if names is None else dataset[list(names)].load()
-        for dataset, _ in open_shards(paths, kind, n_prompts=n_prompts)
-    ]
-    return xr.concat(parts, "prompt", data_vars="minimal", coords="minimal", compat="override", join="override")
-
-
 def heads_of(dataset: xr.Dataset) -> list[tuple[int, int]]:
     """The (layer, head) pairs of a file that holds some heads, in its order."""
     return list(zip(dataset["layer"].values.tolist(), dataset["head_index"].values.tolist(), strict=True))
@@ -464,8 +450,9 @@ def _digest(content: bytes) -> str:
 
 @dataclass(frozen=True)
 class _Header:
-    """All that a file holds but its values. Read by h5py alone: through h5netcdf it takes several times as long, which is most of
-    what a job of a thousand shards does.
+    """All that a file holds but its values.
+
+    Read by h5py alone: through h5netcdf it takes several times as long, which is most of what a job of a thousand shards does.
 
     Attributes:
         variables: By name, the dimensions' names and the attributes.
@@ -494,7 +481,9 @@ class _Header:
             variables[name] = (dims, attrs)
             layout[name] = [dims, values.shape, str(values.dtype), values.chunks, sorted(attrs.items())]
         attrs = {name: value for name, value in _attributes(file).items() if name not in _SEALS}
-        content = json.dumps([sizes, layout, sorted(attrs.items())], sort_keys=True, default=lambda value: value.tolist())
+        content = json.dumps(
+            [sizes, layout, sorted(attrs.items())], sort_keys=True, default=lambda value: value.tolist()
+        )
         return cls(variables, attrs, _digest(content.encode()))
 
 

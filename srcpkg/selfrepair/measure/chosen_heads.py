@@ -8,7 +8,7 @@ from jaxtyping import Float
 
 from selfrepair.files.hdf5 import heads_of, open_hdf5, open_shards
 from selfrepair.files.sealed import read_json, write_json
-from selfrepair.measure.thresholds import read_top_tokens
+from selfrepair.measure.thresholds import open_top_tokens
 
 N_CHOSEN = 4
 """Heads that are taken where the config names none: as many as a figure of panels holds side by side."""
@@ -51,8 +51,8 @@ def strongest_heads(shards: Sequence[Path], thresholds: Path, count: int) -> lis
         count: How many, or as many as there are.
     """
     heads, self_repair, parallel = condensed_self_repair(shards, thresholds)
-    with open_hdf5(thresholds, "thresholds") as dataset:
-        last = dataset.sizes["layer"] - 1
+    with open_top_tokens(thresholds) as top:
+        last = top.n_layers - 1
     # The last layer's MLP may run beside its heads, not after them.
     followed = [not parallel or layer < last for layer, _ in heads]
     order = np.argsort(-self_repair, kind="stable")  # no value comes last
@@ -72,11 +72,12 @@ def condensed_self_repair(
     Returns:
         The (layer, head) pairs, their means (NaN without top tokens), and whether attention and MLP of a layer run in parallel.
     """
-    totals, counts = [], []
-    for dataset, first in open_shards(shards, "ablations"):
-        heads, parallel = heads_of(dataset), bool(dataset.attrs["parallel_attention_mlp"])
-        top = read_top_tokens(thresholds, heads, slice(first, first + dataset.sizes["prompt"]))
-        totals.append(np.where(top, dataset["self_repair"].values, 0).sum((1, 2), dtype=np.float64))
-        counts.append(top.sum((1, 2)))
+    total, count = np.zeros(()), np.zeros(())
+    with open_top_tokens(thresholds) as top:
+        for dataset, first in open_shards(shards, "ablations"):
+            heads, parallel = heads_of(dataset), bool(dataset.attrs["parallel_attention_mlp"])
+            selected = top.of(heads, slice(first, first + dataset.sizes["prompt"]))
+            total = total + np.where(selected, dataset["self_repair"].values, 0).sum((1, 2), dtype=np.float64)
+            count = count + selected.sum((1, 2))
     with np.errstate(invalid="ignore"):
-        return heads, np.sum(totals, 0) / np.sum(counts, 0), parallel
+        return heads, total / count, parallel

@@ -27,7 +27,7 @@ from selfrepair.engine.proof import PlainReplacements, Proof, Repeated, layers_r
 from selfrepair.engine.replacements import Replacement, constant_replacement, plain_replacements
 from selfrepair.measure.activations import CachedActivations, open_activations
 from selfrepair.measure.mean_activations import read_mean_activations
-from selfrepair.measure.thresholds import read_top_tokens
+from selfrepair.measure.thresholds import open_top_tokens
 from selfrepair.measure.tokens import read_shard
 from selfrepair.model.loading import load_model
 from selfrepair.model.model import Model
@@ -74,7 +74,8 @@ class Shard:
         """
         if self.thresholds is None:
             raise ValueError("the shard was opened without thresholds: add them to the inputs of its rule")
-        return read_top_tokens(self.thresholds, heads, self.prompts)
+        with open_top_tokens(self.thresholds) as top:
+            return top.of(heads, self.prompts)
 
     def batches(self, what: str, unit: str = "batch", units: int = 1) -> Iterator["PromptBatch"]:
         """The shard's prompts, as many at a time as memory is kept for; progress is shown.

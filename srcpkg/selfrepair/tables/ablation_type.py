@@ -10,7 +10,8 @@ from selfrepair.files.tables import read_settings, write_table
 from selfrepair.measure.chosen_heads import read_chosen_heads
 from selfrepair.quantities import PARTS, held
 from selfrepair.tables.counted_tokens import read_ablations
-from selfrepair.tables.statistics import ratios, run_weights, with_interval
+from selfrepair.tables.sample import Sample
+from selfrepair.tables.statistics import Resamples, Totals, prompt_sums, with_interval
 
 MEANS = ("direct_effect", "ablated_direct_effect", "logit_change", "self_repair", *PARTS)
 """What is averaged beside residual_norm_ratio."""
@@ -33,34 +34,29 @@ def tabulate_ablation_type(
         thresholds: Top tokens of each head.
         chosen_heads: The heads, the strongest first.
         tokens: Parquet file, a CSV beside it: direct_effect and logit_change in logits, residual_norm_ratio = s' / s; a row a
-            token.
+            token, of a sample where they are many (`selfrepair.tables.sample`).
         means: Likewise, the means of these and of what repairs; a row a selection.
     """
     run = read_settings(heads_table)
     layer, head = strongest = read_chosen_heads(chosen_heads)[0]
     labels = {"ablation": run["ablation"], "layer": layer, "head": head}
-    listed = []
-    sums: dict[str, list[np.ndarray]] = {}
-    for shard in read_ablations(shards, thresholds, run, [strongest], chosen_heads):
+    listed = Sample(run["bootstrap_seed"])
+    resamples = Resamples.of_run(run)
+    totals: dict[str, Totals] = {}
+    for shard in read_ablations(shards, thresholds, run["first_position"], [strongest], chosen_heads):
         values = {name: shard.dataset[name].values[0] for name in held(MEANS, shard.dataset)}
         values["residual_norm_ratio"] = shard.dataset["ablated_scale"].values[0] / shard.dataset["clean_scale"].values
         computed = next(reversed(shard.counted.values()))[0]
         prompt, pos = np.nonzero(computed)
         columns = {name: values[name][prompt, pos] for name in ("direct_effect", "logit_change", "residual_norm_ratio")}
         selected = shard.counted["top"][0][prompt, pos]
-        at = {"prompt": prompt + shard.first, "pos": pos}
-        listed.append(pd.DataFrame({**labels, **at, **columns, "selected": selected}))
+        listed.add({"prompt": prompt + shard.first, "pos": pos, **columns, "selected": selected})
         for selection, counted in shard.counted.items():
-            found = [np.where(counted[0], value, 0).sum(-1, dtype=np.float64) for value in values.values()]
-            sums.setdefault(selection, []).append(np.stack([counted[0].sum(-1), *found]))
-    weights = run_weights(run)
+            totals.setdefault(selection, Totals(resamples)).add(prompt_sums(values, counted[0]))
     rows = []
-    for selection, parts in sums.items():
-        count, *totals = np.concatenate(parts, axis=-1)
-        over_tokens = {
-            name: ratios(total[None], count[None], weights) for name, total in zip(values, totals, strict=True)
-        }
-        counts = {"n_tokens": int(count.sum()), "n_prompts": int((count > 0).sum())}
-        rows.append(pd.DataFrame({**labels, "selection": selection, **counts, **with_interval(over_tokens)}))
-    write_table(pd.concat(listed, ignore_index=True), tokens, run)
-    write_table(pd.concat(rows, ignore_index=True), means, run)
+    for selection, of in totals.items():
+        over_tokens = with_interval({name: of.mean(name) for name in values})
+        counts = {"n_tokens": int(of.n_tokens), "n_prompts": int(of.n_prompts)}
+        rows.append({**labels, "selection": selection, **counts, **over_tokens})
+    write_table(pd.DataFrame({**labels, **listed.rows()}), tokens, {**run, **listed.settings})
+    write_table(pd.DataFrame(rows), means, run)

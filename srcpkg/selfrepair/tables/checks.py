@@ -10,6 +10,9 @@ import pandas as pd
 from selfrepair.files.hdf5 import open_shards
 from selfrepair.files.tables import read_settings, write_table
 
+PROVED = ("ablations", "numbers", "largest_difference")
+"""What a file's attributes say of its proof, after ``proof_``."""
+
 
 def tabulate_checks(*, heads_table: Path, shards: Mapping[str, Sequence[Path]], out: Path) -> None:
     """Gather what jobs have repeated by plain runs, a row a measurement and kind of ablation.
@@ -24,15 +27,16 @@ def tabulate_checks(*, heads_table: Path, shards: Mapping[str, Sequence[Path]], 
     for kind, paths in shards.items():
         for _, of_one in itertools.groupby(paths, key=lambda path: path.parent):
             for dataset, _ in open_shards(list(of_one), kind):
-                rows.setdefault((kind, str(dataset.attrs.get("ablation", ""))), []).append(dict(dataset.attrs))
+                found = {name: dataset.attrs[f"proof_{name}"] for name in PROVED}
+                rows.setdefault((kind, str(dataset.attrs.get("ablation", ""))), []).append(found)
     table = [
         {
             "measurement": measurement,
             "ablation": ablation,
             "shards": len(files),
-            "repeated": sum(int(attrs["proof_ablations"]) for attrs in files),
-            "numbers": sum(int(attrs["proof_numbers"]) for attrs in files),
-            "largest_difference": max(float(attrs["proof_largest_difference"]) for attrs in files),
+            "repeated": sum(int(found["ablations"]) for found in files),
+            "numbers": sum(int(found["numbers"]) for found in files),
+            "largest_difference": max(float(found["largest_difference"]) for found in files),
         }
         for (measurement, ablation), files in rows.items()
     ]

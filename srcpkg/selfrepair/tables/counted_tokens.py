@@ -1,16 +1,15 @@
 """Ablations files as tables read them: some heads, and the tokens of each selection that count."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import xarray as xr
 from jaxtyping import Bool
 
 from selfrepair.files.hdf5 import heads_of, open_shards, rows_of
-from selfrepair.measure.thresholds import read_top_tokens
+from selfrepair.measure.thresholds import open_top_tokens
 
 
 @dataclass(frozen=True)
@@ -33,7 +32,7 @@ class Ablations:
 def read_ablations(
     shards: Sequence[Path],
     thresholds: Path,
-    run: Mapping[Any, Any],
+    first_position: int,
     heads: Sequence[tuple[int, int]] | None = None,
     whose: Path | None = None,
 ) -> Iterator[Ablations]:
@@ -42,20 +41,20 @@ def read_ablations(
     Args:
         shards: Ablations files of one kind in the order of their prompts.
         thresholds: Top tokens of each head.
-        run: Settings of a table of the same run: first_position, before which no position counts, and n_prompts; without
-            this the shards say how many prompts there are.
+        first_position: Positions before this one count nowhere.
         heads: The (layer, head) pairs; None means all that were ablated.
         whose: The file that names them.
 
     Raises:
-        ValueError: Shards that are not those of the run (`open_shards`), or that lack heads which ``whose`` names.
+        ValueError: Shards that are not those of the thresholds (`open_shards`), or that lack heads which ``whose`` names.
     """
-    for dataset, first in open_shards(shards, "ablations", n_prompts=run.get("n_prompts")):
-        if heads is not None:
-            dataset = dataset.isel(head=rows_of(heads, whose or shards[0], dataset, shards[0]))
-        of = heads_of(dataset)
-        counted = {"top": read_top_tokens(thresholds, of, slice(first, first + dataset.sizes["prompt"]))}
-        if dataset.attrs["tokens"] == "all":
-            counted["all"] = np.zeros_like(counted["top"])
-            counted["all"][..., run["first_position"] :] = True
-        yield Ablations(dataset, of, counted, first)
+    with open_top_tokens(thresholds) as top:
+        for dataset, first in open_shards(shards, "ablations", n_prompts=top.n_prompts):
+            if heads is not None:
+                dataset = dataset.isel(head=rows_of(heads, whose or shards[0], dataset, shards[0]))
+            of = heads_of(dataset)
+            counted = {"top": top.of(of, slice(first, first + dataset.sizes["prompt"]))}
+            if dataset.attrs["tokens"] == "all":
+                counted["all"] = np.zeros_like(counted["top"])
+                counted["all"][..., first_position:] = True
+            yield Ablations(dataset, of, counted, first)

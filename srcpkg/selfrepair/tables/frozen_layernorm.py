@@ -12,7 +12,7 @@ from selfrepair.measure.chosen_heads import read_chosen_heads
 from selfrepair.quantities import PARTS, held
 from selfrepair.tables.columns import ranked_heads
 from selfrepair.tables.counted_tokens import read_ablations
-from selfrepair.tables.statistics import ratios, run_weights, with_interval
+from selfrepair.tables.statistics import Resamples, Totals, prompt_sums, with_interval
 
 
 def tabulate_frozen_layernorm(
@@ -43,8 +43,9 @@ def tabulate_frozen_layernorm(
     chosen = read_chosen_heads(chosen_heads)
     measured = ("direct_effect", "logit_change", "self_repair_from_layernorm")
     names = (*measured, "frozen_layernorm_logit_change", "really_frozen_logit_change")
-    sums, differences, allowed, left = [], [], [], []
-    ablations = read_ablations(shards, thresholds, run, chosen, chosen_heads)
+    totals = Totals(Resamples.of_run(run))
+    differences, allowed, left = np.zeros((3, len(chosen)))
+    ablations = read_ablations(shards, thresholds, run["first_position"], chosen, chosen_heads)
     runs = open_shards(frozen, "frozen_layernorm", n_prompts=run["n_prompts"])
     for shard, path, (dataset, _) in zip(ablations, frozen, runs, strict=True):
         same_heads(path, dataset, chosen, chosen_heads)
@@ -73,22 +74,17 @@ def tabulate_frozen_layernorm(
                 f"{rounding[row, prompt, pos]:.1g}: the ablations or the frozen runs are wrong, or of different models: remake "
                 "both"
             )
-        allowed.append(np.where(counted, rounding, 0).max((1, 2)))
-        differences.append(np.where(counted, difference, 0).max((1, 2)))
-        left.append(np.where(counted, np.abs(rest), 0).max((1, 2)))
-        found = [np.where(counted, values[name], 0).sum(-1) for name in names]
-        sums.append(np.stack([counted.sum(-1), *found]))
-    count, *totals = np.concatenate(sums, axis=-1)
-    weights = run_weights(run)
-    means = {name: ratios(total, count, weights) for name, total in zip(names, totals, strict=True)}
+        for largest, of in ((allowed, rounding), (differences, difference), (left, np.abs(rest))):
+            np.maximum(largest, np.where(counted, of, 0).max((1, 2)), out=largest)
+        totals.add(prompt_sums({name: values[name] for name in names}, counted))
     columns = {
         "selection": "top",
         **ranked_heads(chosen),
-        "n_tokens": count.sum(1).astype(int),
-        "n_prompts": (count > 0).sum(1),
-        **with_interval(means),
-        "largest_difference": np.max(differences, axis=0),
-        "allowed_difference": np.max(allowed, axis=0),
-        "layernorm_part_left": np.max(left, axis=0),
+        "n_tokens": totals.n_tokens,
+        "n_prompts": totals.n_prompts,
+        **with_interval({name: totals.mean(name) for name in names}),
+        "largest_difference": differences,
+        "allowed_difference": allowed,
+        "layernorm_part_left": left,
     }
     write_table(pd.DataFrame(columns), out, run)

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from selfrepair.files.tables import write_table
+from selfrepair.measure.thresholds import open_top_tokens
 from selfrepair.quantities import MEANS, OF_SOME_MODELS, SELECTIONS, held
 from selfrepair.snapshots.manifest import verify_manifest
 from selfrepair.tables.columns import relative_depth
@@ -15,10 +16,12 @@ from selfrepair.tables.counted_tokens import read_ablations
 from selfrepair.tables.noise import Noise
 from selfrepair.tables.statistics import (
     CONFIDENCE,
-    PromptSums,
+    Resamples,
+    Totals,
     mean_over_heads,
     means,
-    run_weights,
+    pooled_fraction,
+    prompt_sums,
     token_values,
     with_interval,
 )
@@ -48,17 +51,19 @@ def tabulate_heads(
         n_bootstrap: Resamples of prompts.
         bootstrap_seed: Of the resampling.
     """
-    sums: dict[str, list[PromptSums]] = {selection: [] for selection in SELECTIONS}
+    with open_top_tokens(thresholds) as top:
+        n_prompts = top.n_prompts
+    resamples = Resamples.drawn(n_prompts, n_bootstrap, bootstrap_seed)
+    totals = {selection: Totals(resamples) for selection in SELECTIONS}
     noise = Noise()
-    for shard in read_ablations(shards, thresholds, {"first_position": first_position}):
-        heads, n_prompts = shard.heads, shard.first + shard.dataset.sizes["prompt"]
-        n_pos, computed = shard.dataset.sizes["pos"], shard.dataset.attrs["tokens"]
+    for shard in read_ablations(shards, thresholds, first_position):
+        heads, n_pos, computed = shard.heads, shard.dataset.sizes["pos"], shard.dataset.attrs["tokens"]
         parallel = bool(shard.dataset.attrs["parallel_attention_mlp"])
         of_some = {name: _plain(shard.dataset.attrs[name]) for name in held(OF_SOME_MODELS, shard.dataset.attrs)}
         noise.add(shard.dataset.attrs)
         tokens = token_values(shard.dataset)
         for selection, counted in shard.counted.items():
-            sums[selection].append(PromptSums.of(tokens, counted))
+            totals[selection].add(prompt_sums(tokens, counted))
     config = _model_config(model_manifest)
     attrs = {
         **labels,
@@ -74,24 +79,21 @@ def tabulate_heads(
         "bootstrap_seed": bootstrap_seed,
         "confidence": CONFIDENCE,
     }
-    weights = run_weights(attrs)
     layer = np.array([at for at, _ in heads])
     rows: dict[str, list[pd.DataFrame]] = {name: [] for name in tables}
-    for selection in SELECTIONS:
-        if not sums[selection]:
-            continue
-        joined = PromptSums.join(sums[selection])
-        by_head = means(joined, weights)
+    for selection in shard.counted:
+        n_tokens = totals[selection].n_tokens
+        by_head = means(totals[selection])
         columns = {
             "selection": selection,
             "computed_tokens": computed,
             "layer": layer,
             "head": [at for _, at in heads],
             "relative_depth": relative_depth(layer, config["n_layers"]),
-            "n_tokens": joined.counts.sum(1).astype(int),
-            "n_prompts": (joined.counts > 0).sum(1),
+            "n_tokens": n_tokens,
+            "n_prompts": totals[selection].n_prompts,
         }
-        rows["heads"].append(pd.DataFrame({**columns, **with_interval(by_head), **noise.columns(columns["n_tokens"])}))
+        rows["heads"].append(pd.DataFrame({**columns, **with_interval(by_head), **noise.columns(n_tokens)}))
         layers = np.unique(layer)
         each_layer = [_over_heads(by_head, layer == at) for at in layers]
         by_layer = {name: np.stack([of[name] for of in each_layer], axis=1) for name in by_head}
@@ -102,7 +104,6 @@ def tabulate_heads(
             "relative_depth": relative_depth(layers, config["n_layers"]),
             "n_heads": [int((layer == at).sum()) for at in layers],
         }
-        n_tokens = joined.counts.sum(1)
         of_layer = noise.columns(np.array([n_tokens[layer == at].sum() for at in layers]))
         rows["layers"].append(pd.DataFrame({**columns, **with_interval(by_layer), **of_layer}))
         by_model = {name: values[:, None] for name, values in _over_heads(by_head, layer >= 0).items()}
@@ -134,6 +135,4 @@ def _model_config(manifest: Path) -> dict[str, Any]:
 def _over_heads(by_head: dict[str, np.ndarray], heads: np.ndarray) -> dict[str, np.ndarray]:
     """Every quantity over some heads: the mean, and for the pooled fraction the ratio of the heads' sums."""
     result = {name: mean_over_heads(by_head[name][:, heads]) for name in held(MEANS, by_head)}
-    with np.errstate(divide="ignore", invalid="ignore"):
-        removed = result["direct_effect"] - result["ablated_direct_effect"]
-        return {**result, "pooled_repair_fraction": result["self_repair"] / removed}
+    return {**result, "pooled_repair_fraction": pooled_fraction(result)}

@@ -10,7 +10,7 @@ from jaxtyping import Float
 
 from selfrepair.files.tables import read_settings, read_table, write_table
 from selfrepair.tables.counted_tokens import read_ablations
-from selfrepair.tables.statistics import PromptSums, estimated, run_weights, token_values
+from selfrepair.tables.statistics import N_TOKENS, Resamples, Totals, estimated, prompt_sums, token_values
 
 PART, CLIPPED = "self_repair_from_layernorm", "clipped_fraction_from_layernorm"
 ALL_LAYERS, SECOND_TO_LAST = "all", "second-to-last"
@@ -32,25 +32,17 @@ def tabulate_layernorm_claim(
         out: Parquet file, a CSV beside it: a row a source, set of layers and reading.
     """
     run = read_settings(heads_table)
-    sums = []
-    for shard in read_ablations(shards, thresholds, run):
+    totals = Totals(Resamples.of_run(run))
+    for shard in read_ablations(shards, thresholds, run["first_position"]):
         layer = np.array([at for at, _ in shard.heads])
-        sums.append(PromptSums.of(token_values(shard.dataset), shard.counted["top"]))
-    joined = PromptSums.join(sums)
-    weights = run_weights(run)
-    of_head = {name: weights @ total.T for name, total in joined.totals.items()}
-    counts = weights @ joined.counts.T
+        tokens = token_values(shard.dataset)
+        totals.add(prompt_sums({name: tokens[name] for name in (PART, "direct_effect", CLIPPED)}, shard.counted["top"]))
     rows: list[tuple[Any, ...]] = []
     for layers, at, inside in _layer_sets(layer, run["n_layers"]):
-        found = shares_repaired(
-            of_head[PART][:, inside],
-            of_head["direct_effect"][:, inside],
-            of_head[CLIPPED][:, inside],
-            counts[:, inside],
-        )
+        found = shares_repaired(*(totals[name][:, inside] for name in (PART, "direct_effect", CLIPPED, N_TOKENS)))
         for reading, values in found.items():
             share = map(float, estimated("fraction", values).values())
-            rows.append((THIS_RUN, layers, at, reading, *share, int(inside.sum()), int(joined.counts[inside].sum())))
+            rows.append((THIS_RUN, layers, at, reading, *share, int(inside.sum()), int(totals.n_tokens[inside].sum())))
     for model, of_model in read_table(published).groupby("model", sort=False):
         for layers, at, inside in _layer_sets(of_model["layer"].to_numpy(), int(of_model["layer"].max()) + 1):
             effect, clipped = (of_model[name].to_numpy()[inside] for name in ("direct_effect", CLIPPED))

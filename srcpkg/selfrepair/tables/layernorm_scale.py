@@ -11,7 +11,7 @@ from selfrepair.files.tables import read_settings, write_table
 from selfrepair.measure.chosen_heads import read_chosen_heads
 from selfrepair.tables.columns import ranked_heads
 from selfrepair.tables.counted_tokens import read_ablations
-from selfrepair.tables.statistics import estimated, ratios, run_weights
+from selfrepair.tables.statistics import N_PROMPTS, N_TOKENS, Resamples, Totals, estimated, prompt_sums
 
 RATIO_EDGES = np.linspace(0.5, 1.5, 401)
 """Edges of the bins of clean / ablated scale; what lies outside is counted in two bins of its own."""
@@ -50,34 +50,31 @@ def tabulate_layernorm_scale(
     if every := n_ablated == run["n_layers"] * run["n_heads"]:
         groups.append(list(range(n_ablated)))
     heads = ranked_heads(chosen, pooled=every)
-    sums: dict[str, list[np.ndarray]] = {}
+    resamples = Resamples.of_run(run)
+    totals: dict[str, Totals] = {}
     bins: dict[str, np.ndarray] = {}
     edges = np.concatenate([[0], RATIO_EDGES, [np.inf]])
-    for shard in read_ablations(shards, thresholds, run):
+    for shard in read_ablations(shards, thresholds, run["first_position"]):
         clean, ablated = shard.dataset["clean_scale"].values, shard.dataset["ablated_scale"].values
         ratio = clean[None] / ablated
         same = np.abs(ratio - 1) <= SAME_SCALE * np.finfo(ratio.dtype).eps
         for selection, counted in shard.counted.items():
-            by_head = np.stack(
-                [
-                    np.where(counted, value, 0).sum(-1, dtype=np.float64)
-                    for value in (np.ones_like(ratio), (ratio > 1) & ~same, same, ratio)
-                ]
-            )
-            sums.setdefault(selection, []).append(np.stack([by_head[:, rows].sum(1) for rows in groups], axis=1))
+            values = {"above": (ratio > 1) & ~same, "same": same, "ratio": ratio}
+            sums = prompt_sums(values, counted)
+            of_groups = {name: np.stack([of[rows].sum(0) for rows in groups]) for name, of in sums.items()}
+            of_groups[N_PROMPTS] = of_groups[N_TOKENS] > 0
+            totals.setdefault(selection, Totals(resamples)).add(of_groups)
             found = [np.histogram(ratio[rows][counted[rows]], edges)[0] for rows in groups]
             bins[selection] = bins.get(selection, 0) + np.array(found)
-    weights = run_weights(run)
     summaries, histograms = [], []
-    for selection, parts in sums.items():
-        count, above, same_count, total = np.concatenate(parts, axis=-1)
+    for selection, of in totals.items():
         labels = {"selection": [selection] * len(groups), **heads}
         columns = {
-            "n_tokens": count.sum(1).astype(int),
-            "n_prompts": (count > 0).sum(1),
-            **estimated("share_above_1", ratios(above, count, weights)),
-            "share_unchanged": same_count.sum(1) / count.sum(1),
-            **estimated("mean_ratio", ratios(total, count, weights)),
+            "n_tokens": of.n_tokens,
+            "n_prompts": of.n_prompts,
+            **estimated("share_above_1", of.mean("above")),
+            "share_unchanged": of.mean("same")[0],
+            **estimated("mean_ratio", of.mean("ratio")),
         }
         summaries.append(pd.DataFrame({**labels, **columns}))
         row, bin_ = np.indices(bins[selection].shape).reshape(2, -1)

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from selfrepair.files.hdf5 import heads_of, join_shards, rows_of
+from selfrepair.files.hdf5 import heads_of, open_hdf5, open_shards, rows_of, same_heads
 from selfrepair.files.tables import read_settings, write_table
-from selfrepair.tables.statistics import ratios, run_weights, with_interval
+from selfrepair.tables.statistics import N_PROMPTS, N_TOKENS, Resamples, Totals, ratio, with_interval
 
 NO_NEXT_LAYER = "in the last layer: no layer follows"
 
@@ -33,33 +33,49 @@ def tabulate_moved_residual(
     """
     run = read_settings(heads_table)
     n_prompts = run["n_prompts"]
-    names = ["repair_by_head", "n_selected", "layer", "head_index"]
-    ablated = join_shards(ablations, "ablations", n_prompts=n_prompts, names=names)
-    shifted = join_shards(moved, "moved_residual", n_prompts=n_prompts)
-    heads = heads_of(shifted)
-    n_layers, n_heads = ablated.sizes["by_layer"], ablated.sizes["by_head"]
-    weights = run_weights(run)
+    with open_hdf5(moved[0], "moved_residual") as dataset:
+        heads = heads_of(dataset)
+    totals = Totals(Resamples.of_run(run))
+    both = zip(
+        open_shards(ablations, "ablations", n_prompts=n_prompts),
+        open_shards(moved, "moved_residual", n_prompts=n_prompts),
+        moved,
+        strict=True,
+    )
+    for (ablated, _), (shifted, _), path in both:
+        same_heads(path, shifted, heads, moved[0])
+        n_layers, n_heads = ablated.sizes["by_layer"], ablated.sizes["by_head"]
+        rows = rows_of(heads, moved[0], ablated, ablations[0])
+        counts = ablated["n_selected"].values[rows].astype(float)
+        # Of heads in the last layer there is nothing to compare.
+        following = [min(layer + 1, n_layers - 1) for layer, _ in heads]
+        changed = [ablated["repair_by_head"][row, :, at].values for row, at in zip(rows, following, strict=True)]
+        totals.add(
+            {
+                N_TOKENS: counts,
+                N_PROMPTS: counts > 0,
+                "change_when_ablated": np.moveaxis(np.stack(changed), 1, 2),
+                "change_when_moved": np.moveaxis(shifted["moved_change"].values, 1, 2),
+            }
+        )
+    n_resamples = len(totals[N_TOKENS])
+    changes = {name: totals[name] for name in ("change_when_ablated", "change_when_moved")}
     correlations, points = [], []
-    for row, at in enumerate(rows_of(heads, moved[0], ablated, ablations[0])):
-        layer, head = heads[row]
+    for row, (layer, head) in enumerate(heads):
         after = layer + 1
-        counts = ablated["n_selected"].values[at]
         columns = {
             "layer": [layer],
             "head": [head],
             "next_layer": pd.array([after if after < n_layers else None], dtype="Int64"),
             "n_heads": [n_heads if after < n_layers else 0],
-            "n_tokens": [int(counts.sum())],
-            "n_prompts": [int((counts > 0).sum())],
+            "n_tokens": [totals.n_tokens[row]],
+            "n_prompts": [totals.n_prompts[row]],
             "note": ["" if after < n_layers else NO_NEXT_LAYER],
         }
-        correlation = np.full((len(weights), 1), np.nan)
+        correlation = np.full((n_resamples, 1), np.nan)
         if after < n_layers:
-            counts = np.broadcast_to(counts.astype(float), (n_heads, n_prompts))
-            values = {
-                "change_when_ablated": ratios(ablated["repair_by_head"].values[at, :, after].T, counts, weights),
-                "change_when_moved": ratios(shifted["moved_change"].values[row].T, counts, weights),
-            }
+            n_tokens = totals[N_TOKENS][:, row, None]
+            values = {name: ratio(of[:, row], n_tokens) for name, of in changes.items()}
             correlation = _correlation(*values.values())[:, None]
             keys = {"layer": layer, "head": head, "next_layer": after, "next_head": np.arange(n_heads)}
             points.append(pd.DataFrame({**keys, **with_interval(values)}))

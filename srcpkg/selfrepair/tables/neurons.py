@@ -1,15 +1,19 @@
 """Tables of what the neurons of one MLP repair: how much each, on how few, by erasing less or not, always the same or not."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import xarray as xr
+from jaxtyping import Shaped
 
-from selfrepair.files.hdf5 import open_shards
+from selfrepair.files.hdf5 import heads_of, open_shards
 from selfrepair.files.tables import read_settings, write_table
-from selfrepair.tables.statistics import estimated, ratios, run_weights
+from selfrepair.tables.sample import Sample
+from selfrepair.tables.statistics import Resamples, Totals, estimated, ratio
 
 SHARES_OF_EFFECT = (0.5, 0.1, 0.05, 0.025, 0.01)
 """Shares of a head's direct effect that a neuron may repair; the paper's."""
@@ -19,6 +23,9 @@ AMONG_TOP = (1, 5, 10)
 
 N_LISTED = 100
 """Neurons that table neuron_consistency lists for each head and number of leading neurons."""
+
+CURVES = ("share_of_change", "share_of_repair", "share_of_direct_effect")
+"""Cumulative shares over neurons."""
 
 QUADRANTS = {
     "anti_erasure": "Anti-Erasure: negative, then less negative",
@@ -36,138 +43,176 @@ def tabulate_neurons(*, shards: Sequence[Path], heads_table: Path, tables: dict[
         shards: Neurons files in the order of their prompts.
         heads_table: Table "heads" of the same ablations, for its settings.
         tables: "neuron_share", "neuron_concentration", "erasure_neurons", "erasure_quadrants" and "neuron_consistency":
-            Parquet files to write; a CSV is written beside each. Where the shards hold no neurons, each is a row a head, with
-            the reason in column ``note``.
+            Parquet files to write; a CSV is written beside each. "erasure_neurons" lists tokens, a sample of them where they
+            are many (`selfrepair.tables.sample`). Where the shards hold no neurons, each is a row a head, with the reason in
+            column ``note``.
     """
     run = read_settings(heads_table)
-    dataset = _joined(shards, run["n_prompts"])
-    if "note" in dataset.attrs:
-        heads = {
-            "rank": range(1, dataset.sizes["head_row"] + 1),
-            "layer": dataset["layer"],
-            "head": dataset["head_index"],
-        }
-        table = pd.DataFrame({**heads, "note": str(dataset.attrs["note"])})
-        for path in tables.values():
-            write_table(table, path, {**run, "neuron_layer": int(dataset.attrs["neuron_layer"])})
-        return
-    weights = run_weights(run)
+    resamples = Resamples.of_run(run)
+    of_heads: list[_Head] = []
+    for dataset, first in open_shards(shards, "neurons", n_prompts=run["n_prompts"]):
+        heads = heads_of(dataset)
+        if "note" in dataset.attrs:  # no neurons, in this shard as in all others
+            _write_note(dataset, heads, tables, run)
+            return
+        of_heads = of_heads or [_Head(resamples, run["bootstrap_seed"]) for _ in heads]
+        shard = dataset.load()
+        counts = shard["neurons"].values
+        for row, of_head in enumerate(of_heads):
+            of_head.add(shard.isel(token=shard["head"].values == row), first, int(shard.attrs["n_prompts"]))
+    own = {name: int(shard.attrs[name]) for name in ("neuron_layer", "n_neurons", "top_percent")}
     rows: dict[str, list[pd.DataFrame]] = {name: [] for name in tables}
-    for row, (layer, head) in enumerate(zip(dataset["layer"].values, dataset["head_index"].values, strict=True)):
-        tokens = dataset.isel(token=dataset["head"].values == row)
-        labels = {
-            "rank": row + 1,
-            "layer": int(layer),
-            "head": int(head),
-            "n_tokens": tokens.sizes["token"],
-            "n_prompts": len(np.unique(tokens["prompt"])),
+    for row, ((layer, head), of_head) in enumerate(zip(heads, of_heads, strict=True)):
+        labels = {"rank": row + 1, "layer": layer, "head": head}
+        found = {
+            "neuron_share": of_head.share(),
+            "neuron_concentration": of_head.concentration(counts, own["n_neurons"]),
+            "erasure_quadrants": of_head.quadrants(),
+            "neuron_consistency": of_head.consistency(),
         }
-        rows["neuron_share"].append(_share(tokens, weights).assign(**labels))
-        rows["neuron_concentration"].append(_concentration(tokens, weights).assign(**labels))
-        each = _leaders(tokens)
-        rows["erasure_neurons"].append(each.assign(**{name: labels[name] for name in ("rank", "layer", "head")}))
-        rows["erasure_quadrants"].append(_quadrants(each, weights).assign(**labels))
-        rows["neuron_consistency"].append(_consistency(tokens, weights).assign(**labels))
-    own = {name: int(dataset.attrs[name]) for name in ("neuron_layer", "n_neurons", "top_percent")}
+        for name, table in found.items():
+            rows[name].append(
+                _labelled(table, {**labels, "n_tokens": of_head.n_tokens, "n_prompts": of_head.n_prompts})
+            )
+        rows["erasure_neurons"].append(_labelled(pd.DataFrame(of_head.leaders.rows()), labels))
+    drawn = max((of_head.leaders.settings for of_head in of_heads), key=lambda found: found.get("listed_of", 0))
     for name, parts in rows.items():
-        table = pd.concat(parts, ignore_index=True)
-        first = [column for column in ("rank", "layer", "head", "n_tokens", "n_prompts") if column in table]
-        write_table(table[[*first, *table.columns.drop(first)]], tables[name], {**run, **own})
+        more = drawn if name == "erasure_neurons" else {}
+        write_table(pd.concat(parts, ignore_index=True), tables[name], {**run, **own, **more})
 
 
-def _joined(shards: Sequence[Path], n_prompts: int) -> xr.Dataset:
-    """All shards as one, prompts counted from the first."""
-    parts = []
-    for dataset, first in open_shards(shards, "neurons", n_prompts=n_prompts):
-        part = dataset.load()
-        if "note" in part.attrs:  # no neurons, in this shard as in all others
-            return part
-        parts.append(part.assign(prompt=part["prompt"] + first))
-    return xr.concat(
-        parts, dim="token", data_vars="minimal", coords="minimal", compat="override", combine_attrs="override"
-    )
+def _write_note(
+    dataset: xr.Dataset, heads: Sequence[tuple[int, int]], tables: Mapping[str, Path], run: Mapping[Any, Any]
+) -> None:
+    layer, head = np.array(heads).T
+    columns = {"rank": range(1, len(heads) + 1), "layer": layer, "head": head, "note": str(dataset.attrs["note"])}
+    for path in tables.values():
+        write_table(pd.DataFrame(columns), path, {**run, "neuron_layer": int(dataset.attrs["neuron_layer"])})
 
 
-def _estimates(name: str, values: np.ndarray, tokens: xr.Dataset | pd.DataFrame, weights: np.ndarray) -> dict:
-    """A column of means over tokens with its interval, a row for each column of ``values`` [token, row]; NaN are left out."""
+def _labelled(table: pd.DataFrame, labels: Mapping[str, int]) -> pd.DataFrame:
+    return table.assign(**labels)[[*labels, *table.columns]]
+
+
+@dataclass(frozen=True)
+class _Best:
+    """The best neurons of a head's tokens in a shard: little, so that they are kept until it is known which occur often.
+
+    Attributes:
+        prompt: Each token's, counted from the shard's first.
+        neuron: The most repairing first.
+        n_prompts: Of the shard.
+    """
+
+    prompt: Shaped[np.ndarray, " token"]
+    neuron: Shaped[np.ndarray, "token best"]
+    n_prompts: int
+
+
+class _Head:
+    """What the neurons do on the tokens of one head, which come a shard at a time."""
+
+    def __init__(self, resamples: Resamples, seed: int) -> None:
+        self._resamples = resamples
+        self._totals, self._best = Totals(resamples), list[_Best]()
+        self.leaders = Sample(seed)
+        """The neuron that repairs most on each token, and what it does."""
+        self.n_tokens = self.n_prompts = 0
+
+    def add(self, tokens: xr.Dataset, first: int, n_prompts: int) -> None:
+        """Add the head's tokens of a shard, whose prompts are ``first`` and those after it."""
+        prompt = tokens["prompt"].values
+        self.n_tokens += tokens.sizes["token"]
+        self.n_prompts += len(np.unique(prompt))
+        clean, ablated = tokens["direct_effect"].values, tokens["ablated_direct_effect"].values
+        effect = np.abs(tokens["head_direct_effect"].values)[:, None, None]
+        change = tokens["mlp_ablated_direct_effect"].values - tokens["mlp_direct_effect"].values
+        quadrant = _quadrants_of(clean[:, 0], ablated[:, 0])
+        values = {
+            "share": (ablated - clean)[:, None] > np.array(SHARES_OF_EFFECT)[:, None] * effect,
+            **{name: tokens[name].values for name in CURVES},
+            "total_absolute_change": tokens["total_absolute_change"].values,
+            "mlp_repair": change,
+            "quadrant": quadrant[:, None] == np.array(list(QUADRANTS)),
+        }
+        sums: dict[str, np.ndarray] = {}
+        for name, of in values.items():
+            sums |= _sums(name, of, prompt, n_prompts)
+        self._totals.add(sums)
+        of_tokens = ("mlp_direct_effect", "mlp_ablated_direct_effect", "head_direct_effect")
+        self.leaders.add(
+            {
+                "prompt": prompt + first,
+                "pos": tokens["pos"].values,
+                "neuron": tokens["neuron"].values[:, 0],
+                "direct_effect": clean[:, 0],
+                "ablated_direct_effect": ablated[:, 0],
+                "quadrant": quadrant,
+                **{name: tokens[name].values for name in of_tokens},
+            }
+        )
+        self._best.append(_Best(prompt, tokens["neuron"].values[:, : max(AMONG_TOP)], n_prompts))
+
+    def share(self) -> pd.DataFrame:
+        """How often the Nth best neuron repairs more than some share of the head's direct effect."""
+        found = _mean(self._totals, "share")
+        share, nth = np.indices(found.shape[1:]).reshape(2, -1)
+        columns = {"share_of_effect": np.array(SHARES_OF_EFFECT)[share], "nth": nth + 1}
+        return pd.DataFrame({**columns, **estimated("token_share", found.reshape(len(found), -1))})
+
+    def concentration(self, counts: Shaped[np.ndarray, " point"], n_neurons: int) -> pd.DataFrame:
+        """Cumulative shares over so many neurons, and the sums they are shares of."""
+        columns = {"neurons": counts, "neuron_fraction": counts / n_neurons}
+        for name in (*CURVES, "total_absolute_change", "mlp_repair"):
+            columns |= estimated(name, _mean(self._totals, name))
+        return pd.DataFrame(columns)
+
+    def quadrants(self) -> pd.DataFrame:
+        """Shares of tokens by what the leading neuron does."""
+        return pd.DataFrame({"quadrant": list(QUADRANTS), **estimated("token_share", _mean(self._totals, "quadrant"))})
+
+    def consistency(self) -> pd.DataFrame:
+        """How often each neuron is among those that repair most, the most frequent first."""
+        frames = []
+        for top in (top for top in AMONG_TOP if top <= self._best[0].neuron.shape[1]):
+            leading = np.concatenate([best.neuron[:, :top] for best in self._best])
+            neurons, counts = np.unique(leading, return_counts=True)
+            listed = neurons[np.argsort(-counts, kind="stable")][:N_LISTED]
+            totals = Totals(self._resamples)
+            for best in self._best:
+                among = (best.neuron[:, :top, None] == listed).any(1)
+                totals.add(_sums("among", among, best.prompt, best.n_prompts))
+            columns = {
+                "top": top,
+                "n_neurons": len(neurons),
+                "neuron_rank": np.arange(1, len(listed) + 1),
+                "neuron": listed,
+            }
+            frames.append(pd.DataFrame({**columns, **estimated("token_share", _mean(totals, "among"))}))
+        return pd.concat(frames, ignore_index=True)
+
+
+def _sums(
+    name: str, values: Shaped[np.ndarray, "token *rest"], prompt: Shaped[np.ndarray, " token"], n_prompts: int
+) -> dict[str, Shaped[np.ndarray, "*rest prompt"]]:
+    """Sums by prompt, and how many were summed, for `_mean`; NaN are left out."""
     seen = ~np.isnan(values)
-    sums, counts = np.zeros((2, weights.shape[1], values.shape[1]))
-    np.add.at(sums, np.asarray(tokens["prompt"]), np.where(seen, values, 0))
-    np.add.at(counts, np.asarray(tokens["prompt"]), seen)
-    return estimated(name, ratios(sums.T, counts.T, weights))
+    sums, counts = np.zeros((2, n_prompts, *values.shape[1:]))
+    np.add.at(sums, prompt, np.where(seen, values, 0))
+    np.add.at(counts, prompt, seen)
+    return {name: np.moveaxis(sums, 0, -1), f"{name} counted": np.moveaxis(counts, 0, -1)}
 
 
-def _share(tokens: xr.Dataset, weights: np.ndarray) -> pd.DataFrame:
-    """How often the Nth best neuron repairs more than some share of the head's direct effect."""
-    repair = _repair(tokens)
-    effect = np.abs(tokens["head_direct_effect"].values)[:, None]
-    frames = []
-    for share in SHARES_OF_EFFECT:
-        columns = {"share_of_effect": share, "nth": np.arange(1, repair.shape[1] + 1)}
-        frames.append(pd.DataFrame({**columns, **_estimates("token_share", repair > share * effect, tokens, weights)}))
-    return pd.concat(frames, ignore_index=True)
+def _mean(totals: Totals, name: str) -> Shaped[np.ndarray, "resample *rest"]:
+    return ratio(totals[name], totals[f"{name} counted"])
 
 
-def _concentration(tokens: xr.Dataset, weights: np.ndarray) -> pd.DataFrame:
-    """Cumulative shares over neurons, and the sums they are shares of."""
-    curves = ("share_of_change", "share_of_repair", "share_of_direct_effect")
-    counts = tokens["neurons"].values
-    columns = {"neurons": counts, "neuron_fraction": counts / int(tokens.attrs["n_neurons"])}
-    for name in curves:
-        columns |= _estimates(name, tokens[name].values, tokens, weights)
-    change = tokens["mlp_ablated_direct_effect"].values - tokens["mlp_direct_effect"].values
-    for name, values in (("total_absolute_change", tokens["total_absolute_change"].values), ("mlp_repair", change)):
-        columns |= {key: value[0] for key, value in _estimates(name, values[:, None], tokens, weights).items()}
-    return pd.DataFrame(columns)
-
-
-def _leaders(tokens: xr.Dataset) -> pd.DataFrame:
-    """The neuron that repairs most on each token, and what it does."""
-    clean, ablated = (tokens[name].values[:, 0] for name in ("direct_effect", "ablated_direct_effect"))
-    quadrant = np.select(
+def _quadrants_of(
+    clean: Shaped[np.ndarray, " token"], ablated: Shaped[np.ndarray, " token"]
+) -> Shaped[np.ndarray, " token"]:
+    """Names of `QUADRANTS`."""
+    return np.select(
         [ablated <= clean, (clean < 0) & (ablated <= 0), clean < 0],
         ["no_repair", "anti_erasure", "negative_to_positive"],
         "more_positive",
     )
-    return pd.DataFrame(
-        {
-            "prompt": tokens["prompt"].values,
-            "pos": tokens["pos"].values,
-            "neuron": tokens["neuron"].values[:, 0],
-            "direct_effect": clean,
-            "ablated_direct_effect": ablated,
-            "quadrant": quadrant,
-            **{name: tokens[name].values for name in ("mlp_direct_effect", "mlp_ablated_direct_effect")},
-            "head_direct_effect": tokens["head_direct_effect"].values,
-        }
-    )
-
-
-def _quadrants(leaders: pd.DataFrame, weights: np.ndarray) -> pd.DataFrame:
-    """Shares of tokens by what the leading neuron does."""
-    names = list(QUADRANTS)
-    within = leaders["quadrant"].to_numpy()[:, None] == np.array(names)
-    return pd.DataFrame({"quadrant": names, **_estimates("token_share", within, leaders, weights)})
-
-
-def _consistency(tokens: xr.Dataset, weights: np.ndarray) -> pd.DataFrame:
-    """How often each neuron is among those that repair most, the most frequent first."""
-    frames = []
-    best = tokens["neuron"].values
-    for top in (top for top in AMONG_TOP if top <= best.shape[1]):
-        neurons, counts = np.unique(best[:, :top], return_counts=True)
-        listed = neurons[np.argsort(-counts, kind="stable")][:N_LISTED]
-        among = (best[:, :top, None] == listed).any(1)
-        columns = {
-            "top": top,
-            "n_neurons": len(neurons),
-            "neuron_rank": np.arange(1, len(listed) + 1),
-            "neuron": listed,
-        }
-        frames.append(pd.DataFrame({**columns, **_estimates("token_share", among, tokens, weights)}))
-    return pd.concat(frames, ignore_index=True)
-
-
-def _repair(tokens: xr.Dataset) -> np.ndarray:
-    """Repair of the best neurons [token, best], logits."""
-    return tokens["ablated_direct_effect"].values - tokens["direct_effect"].values

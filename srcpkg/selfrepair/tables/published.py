@@ -11,7 +11,7 @@ from jaxtyping import Float
 from selfrepair.files.tables import read_table, write_table
 from selfrepair.quantities import OF_PAPER
 from selfrepair.tables.columns import THIS_RUN, relative_depth
-from selfrepair.tables.statistics import estimate_weights, estimated, with_interval
+from selfrepair.tables.statistics import Resamples, estimated, with_interval
 
 AGREEMENT = ("correlation", "rank_correlation", "slope", "difference")
 """Statistics of `agreement`."""
@@ -54,7 +54,9 @@ def tabulate_published(
     rows = []
     for name, of_quantity in pairs.groupby("quantity", sort=False):
         x, y = of_quantity["published"].to_numpy(float), of_quantity["value"].to_numpy(float)
-        found = agreement(x, y, estimate_weights(len(x), run["n_bootstrap"], run["bootstrap_seed"]))
+        # Heads are resampled here, not prompts.
+        resamples = Resamples.drawn(len(x), run["n_bootstrap"], run["bootstrap_seed"])
+        found = agreement(x, y, resamples.counts.astype(float))
         rows.append({"quantity": name, "n_heads": len(x), **with_interval(found)})
     columns = [f"{statistic}{end}" for statistic in AGREEMENT for end in ("", "_low", "_high")]
     write_table(pd.DataFrame(rows, columns=["quantity", "n_heads", *columns]), agreement_out, attrs)

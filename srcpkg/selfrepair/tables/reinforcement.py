@@ -6,12 +6,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from selfrepair.files.hdf5 import join_shards
+from selfrepair.files.hdf5 import open_shards
 from selfrepair.files.tables import read_settings, write_table
 from selfrepair.tables.columns import relative_depth
-from selfrepair.tables.statistics import ratios, run_weights, with_interval
+from selfrepair.tables.statistics import N_PROMPTS, N_TOKENS, Resamples, Totals, with_interval
 
 CONTROLS = ("random", "other")
+ADDED = ("own", *CONTROLS)
+"""What is added to a head's input: its own output, or a control of the same length."""
 
 
 def tabulate_reinforcement(*, shards: Sequence[Path], heads_table: Path, out: Path) -> None:
@@ -25,25 +27,30 @@ def tabulate_reinforcement(*, shards: Sequence[Path], heads_table: Path, out: Pa
             Where the shards hold none, a row with the reason in column ``note``.
     """
     run = read_settings(heads_table)
-    sums = join_shards(shards, "reinforcement", n_prompts=run["n_prompts"])
-    if "note" in sums.attrs:
-        write_table(pd.DataFrame({"note": [str(sums.attrs["note"])]}), out, {**run, "ablation": ""})
-        return
-    n_layers, n_heads, n_prompts = sums["n_selected"].shape
-    weights = run_weights(run)
-    counts = sums["n_selected"].values.reshape(-1, n_prompts).astype(float)
-
-    def mean(values: np.ndarray) -> np.ndarray:
-        """Mean over top tokens [resample, layer * head] of sums [layer, head, prompt]."""
-        return ratios(values.reshape(-1, n_prompts), counts, weights)
-
-    layer, head = (at.ravel() for at in np.indices((n_layers, n_heads)))
-    clean = mean(sums["direct_effect"].values)
-    parts = []
-    for at, scale in enumerate(sums["scale"].values):
-        with_own, with_random, with_other = (
-            mean(sums["reinforced_direct_effect"].values[..., added, at]) for added in range(1 + len(CONTROLS))
+    totals = Totals(Resamples.of_run(run))
+    for dataset, _ in open_shards(shards, "reinforcement", n_prompts=run["n_prompts"]):
+        if "note" in dataset.attrs:
+            write_table(pd.DataFrame({"note": [str(dataset.attrs["note"])]}), out, {**run, "ablation": ""})
+            return
+        n_layers, n_heads, _ = dataset["n_selected"].shape
+        scales, counts = dataset["scale"].values, _by_head(dataset["n_selected"].values)
+        totals.add(
+            {
+                N_TOKENS: counts,
+                N_PROMPTS: counts > 0,
+                **{name: _by_head(dataset[name].values) for name in ("direct_effect", "relative_length")},
+                **{
+                    f"{added} {at}": _by_head(dataset["reinforced_direct_effect"].values[..., row, at])
+                    for row, added in enumerate(ADDED)
+                    for at in range(len(scales))
+                },
+            }
         )
+    layer, head = (at.ravel() for at in np.indices((n_layers, n_heads)))
+    clean = totals.mean("direct_effect")
+    parts = []
+    for at, scale in enumerate(scales):
+        with_own, with_random, with_other = (totals.mean(f"{added} {at}") for added in ADDED)
         values = {
             "direct_effect": clean,
             "direct_effect_with_own": with_own,
@@ -54,20 +61,25 @@ def tabulate_reinforcement(*, shards: Sequence[Path], heads_table: Path, out: Pa
             "change_with_other": with_other - clean,
             "change_beyond_random": with_own - with_random,
             "change_beyond_other": with_own - with_other,
-            "relative_length": scale * mean(sums["relative_length"].values),
+            "relative_length": scale * totals.mean("relative_length"),
         }
         columns = {
             "layer": layer,
             "head": head,
             "relative_depth": relative_depth(layer, n_layers),
             "scale": scale,
-            "n_tokens": sums["n_selected"].values.sum(-1).ravel(),
-            "n_prompts": (sums["n_selected"].values > 0).sum(-1).ravel(),
+            "n_tokens": totals.n_tokens,
+            "n_prompts": totals.n_prompts,
         }
         parts.append(pd.DataFrame({**columns, **with_interval(values)}))
     table = pd.concat(parts, ignore_index=True)
     table["label"] = _labels(table)
     write_table(table.sort_values(["layer", "head", "scale"], ignore_index=True), out, {**run, "ablation": ""})
+
+
+def _by_head(sums: np.ndarray) -> np.ndarray:
+    """Sums [layer, head, prompt] as [layer * head, prompt]."""
+    return sums.reshape(-1, sums.shape[-1])
 
 
 def _labels(table: pd.DataFrame) -> np.ndarray:

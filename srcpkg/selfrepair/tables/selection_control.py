@@ -5,18 +5,28 @@ then too large as well (regression to the mean). Here each head's self-repair is
 ways, one of which shares no donor with the measurement.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float
 
-from selfrepair.files.hdf5 import heads_of, open_hdf5, open_shards
+from selfrepair.files.hdf5 import open_shards
 from selfrepair.files.tables import read_settings, write_table
-from selfrepair.measure.thresholds import read_top_tokens, top_tokens
+from selfrepair.measure.largest import Largest
+from selfrepair.measure.thresholds import open_top_tokens
 from selfrepair.tables.columns import relative_depth
-from selfrepair.tables.statistics import mean_over_heads, ratios, run_weights, with_interval
+from selfrepair.tables.counted_tokens import Ablations, read_ablations
+from selfrepair.tables.statistics import (
+    Resamples,
+    Totals,
+    mean_over_heads,
+    pooled_fraction,
+    prompt_sums,
+    ratio,
+    with_interval,
+)
 
 CHOICES = ("top", "absolute", "removed", "other_donor", "random")
 """Tokens picked by direct effect; by its size; by the effect that ablation removes, with the donor that is measured or with
@@ -27,64 +37,87 @@ COMPARED = ("self_repair", "pooled_repair_fraction", "repair_slope")
 """What is also given as a difference from the top tokens, resample by resample."""
 
 
-def pick_tokens(
-    tokens: Mapping[str, Float[np.ndarray, "head token"]],
-    top: Bool[np.ndarray, "head token"],
-    counted: Bool[np.ndarray, " token"],
-    rng: np.random.Generator,
-) -> dict[str, Bool[np.ndarray, "head token"]]:
+class Choices:
     """For each head as many tokens as its top tokens, picked in each of the ways of `CHOICES`.
 
+    Tokens come a shard at a time: some passes over all shards with `look`, each ended by `narrow`, then one with `pick`.
+
     Args:
-        tokens: direct_effect, ablated_direct_effect, and other_donor: the ablated direct effect with another donor; logits.
-        top: The heads' top tokens, the same number for each.
-        counted: Tokens that may be picked.
-        rng: Draws the random choice.
-
-    Returns:
-        By choice, the picked tokens.
+        first_position: Positions before this one are not picked.
+        seed: Of the random choice.
     """
-    effect = tokens["direct_effect"]
-    by = {
-        "absolute": np.abs(effect),
-        "removed": effect - tokens["ablated_direct_effect"],
-        "other_donor": effect - tokens["other_donor"],
-        "random": rng.random(effect.shape),
-    }
-    picked = {"top": top}
-    for choice, values in by.items():
-        picked[choice] = np.zeros_like(top)
-        best = top_tokens(np.where(counted, values, -np.inf), int(top[0].sum()))
-        np.put_along_axis(picked[choice], best, True, axis=1)
-    return picked
+
+    def __init__(self, first_position: int, seed: int) -> None:
+        self._first_position, self._seed = first_position, seed
+        self._largest = {choice: Largest() for choice in CHOICES[1:]}
+
+    def look(self, tokens: Mapping[str, Float[np.ndarray, "head prompt predicted"]], first: int) -> None:
+        """Look at a shard.
+
+        Args:
+            tokens: direct_effect, ablated_direct_effect, and other_donor: the ablated direct effect with another donor; logits.
+            first: The shard's first prompt.
+        """
+        for choice, values in self._order(tokens, first):
+            self._largest[choice].look(values.reshape(len(values), -1))
+
+    def narrow(self, count: int) -> bool:
+        """End a pass; whether another is needed.
+
+        Args:
+            count: Top tokens of a head.
+        """
+        more = [largest.narrow(count) for largest in self._largest.values()]
+        return any(more)
+
+    def pick(
+        self,
+        tokens: Mapping[str, Float[np.ndarray, "head prompt predicted"]],
+        first: int,
+        top: Bool[np.ndarray, "head prompt predicted"],
+    ) -> dict[str, Bool[np.ndarray, "head prompt predicted"]]:
+        """The picked tokens of a shard, by choice.
+
+        Args:
+            tokens: As for `look`.
+            first: The shard's first prompt.
+            top: The heads' top tokens.
+        """
+        picked = {"top": top}
+        for choice, values in self._order(tokens, first):
+            found = self._largest[choice].pick(values.reshape(len(values), -1))
+            picked[choice] = np.zeros_like(top)
+            picked[choice][..., self._first_position :] = found.reshape(values.shape)
+        return picked
+
+    def _order(self, tokens: Mapping[str, np.ndarray], first: int) -> Iterator[tuple[str, np.ndarray]]:
+        """By choice, what the tokens are picked by."""
+        effect, own, other = (
+            tokens[name][..., self._first_position :]
+            for name in ("direct_effect", "ablated_direct_effect", "other_donor")
+        )
+        # The same numbers in every pass.
+        rng = np.random.default_rng([self._seed, first])
+        yield "absolute", np.abs(effect)
+        yield "removed", effect - own
+        yield "other_donor", effect - other
+        yield "random", rng.random(effect.shape, dtype=effect.dtype.type)
 
 
-def repair_of_choice(
+def choice_sums(
     tokens: Mapping[str, Float[np.ndarray, "head prompt predicted"]],
     picked: Bool[np.ndarray, "head prompt predicted"],
-    weights: Float[np.ndarray, "resample prompt"],
-) -> dict[str, Float[np.ndarray, "resample head"]]:
-    """Means over picked tokens of the effects, of the removed effect squared, and of it times self-repair.
+) -> dict[str, Float[np.ndarray, "head prompt"]]:
+    """Sums over picked tokens of the effects, of the removed effect squared, and of it times self-repair.
 
     Args:
         tokens: The quantities of `EFFECTS`, logits.
         picked: The tokens.
-        weights: How often each prompt counts.
-
-    Returns:
-        By name [resample, head]; NaN where no prompt with a picked token was drawn.
     """
-    removed = tokens["direct_effect"] - tokens["ablated_direct_effect"]
-    values = {
-        **{name: tokens[name] for name in EFFECTS},
-        "removed_squared": removed**2,
-        "removed_times_repair": removed * tokens["self_repair"],
-    }
-    counts = picked.sum(-1).astype(float)
-    return {
-        name: ratios(np.where(picked, value, 0).sum(-1, dtype=np.float64), counts, weights)
-        for name, value in values.items()
-    }
+    values = {name: tokens[name].astype(np.float64) for name in EFFECTS}
+    removed = values["direct_effect"] - values["ablated_direct_effect"]
+    products = {"removed_squared": removed**2, "removed_times_repair": removed * values["self_repair"]}
+    return prompt_sums({**values, **products}, picked)
 
 
 def over_heads(by_head: Mapping[str, Float[np.ndarray, "resample head"]]) -> dict[str, Float[np.ndarray, " resample"]]:
@@ -92,14 +125,16 @@ def over_heads(by_head: Mapping[str, Float[np.ndarray, "resample head"]]) -> dic
 
     The slope is that of the line through the origin that fits self-repair to the removed effect, over tokens: unlike the pooled
     fraction it is defined where effects of both signs cancel.
+
+    Args:
+        by_head: Means over tokens of what `choice_sums` adds up.
     """
     means = {name: mean_over_heads(values) for name, values in by_head.items()}
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return {
-            **{name: means[name] for name in EFFECTS},
-            "pooled_repair_fraction": means["self_repair"] / (means["direct_effect"] - means["ablated_direct_effect"]),
-            "repair_slope": means["removed_times_repair"] / means["removed_squared"],
-        }
+    return {
+        **{name: means[name] for name in EFFECTS},
+        "pooled_repair_fraction": pooled_fraction(means),
+        "repair_slope": ratio(means["removed_times_repair"], means["removed_squared"]),
+    }
 
 
 def tabulate_selection_control(
@@ -122,59 +157,47 @@ def tabulate_selection_control(
         model_out: Parquet file, a row a choice.
     """
     run = read_settings(heads_table)
-    n_prompts = run["n_prompts"]
-    weights = run_weights(run)
-    rng = np.random.default_rng(run["bootstrap_seed"])
-    by_head: dict[str, list[dict[str, np.ndarray]]] = {choice: [] for choice in CHOICES}
-    layers = []
-    with open_hdf5(ablations[0], "ablations") as dataset:
-        ablated = heads_of(dataset)
-    for layer in sorted({layer for layer, _ in ablated}):
-        heads = [pair for pair in ablated if pair[0] == layer]
-        rows = [ablated.index(pair) for pair in heads]
-        # A layer at a time, so that memory does not grow with the model.
-        tokens = _read_layer(ablations, other_donor, heads, rows, n_prompts)
-        shape = tokens["direct_effect"].shape
-        counted = np.broadcast_to(np.arange(shape[2]) >= run["first_position"], shape[1:]).ravel()
-        top = read_top_tokens(thresholds, heads, slice(0, n_prompts))
-        flat = {name: value.reshape(len(heads), -1) for name, value in tokens.items()}
-        picked = pick_tokens(flat, top.reshape(len(heads), -1), counted, rng)
-        for choice in CHOICES:
-            by_head[choice].append(repair_of_choice(tokens, picked[choice].reshape(shape), weights))
-        layers.append(layer)
-    depth = relative_depth(np.array(layers), run["n_layers"])
+    first_position, seed = run["first_position"], run["bootstrap_seed"]
+    with open_top_tokens(thresholds) as top:
+        count = top.n_top
+    choices, more = Choices(first_position, seed), True
+    while more:
+        for shard, other in _shards(ablations, other_donor, thresholds, first_position):
+            effects = {name: shard.dataset[name].values for name in ("direct_effect", "ablated_direct_effect")}
+            choices.look({**effects, "other_donor": other}, shard.first)
+        more = choices.narrow(count)
+    resamples = Resamples.of_run(run)
+    totals = {choice: Totals(resamples) for choice in CHOICES}
+    for shard, other in _shards(ablations, other_donor, thresholds, first_position):
+        tokens = {**{name: shard.dataset[name].values for name in EFFECTS}, "other_donor": other}
+        for choice, picked in choices.pick(tokens, shard.first, shard.counted["top"]).items():
+            totals[choice].add(choice_sums(tokens, picked))
+    names = (*EFFECTS, "removed_squared", "removed_times_repair")
+    by_head = {choice: {name: of.mean(name) for name in names} for choice, of in totals.items()}
+
+    def of_heads(inside: np.ndarray) -> dict[str, dict[str, np.ndarray]]:
+        return {choice: over_heads({name: of[:, inside] for name, of in by.items()}) for choice, by in by_head.items()}
+
+    layer = np.array([layer for layer, _ in shard.heads])
     table: list[dict[str, object]] = []
-    for at, layer in enumerate(layers):
-        found = {choice: over_heads(by_head[choice][at]) for choice in CHOICES}
-        n_heads = by_head["top"][at]["self_repair"].shape[1]
-        common = {"layer": layer, "relative_depth": depth[at], "n_heads": n_heads}
-        table += [{**common, **row} for row in _rows(found)]
+    for at in np.unique(layer):
+        inside = layer == at
+        depth = float(relative_depth(at, run["n_layers"]))
+        common = {"layer": int(at), "relative_depth": depth, "n_heads": int(inside.sum())}
+        table += [{**common, **row} for row in _rows(of_heads(inside))]
     write_table(pd.DataFrame(table), layers_out, run)
-    whole = {
-        choice: over_heads({name: np.concatenate([part[name] for part in parts], axis=1) for name in parts[0]})
-        for choice, parts in by_head.items()
-    }
-    table = [{"n_heads": len(ablated), **row} for row in _rows(whole)]
+    table = [{"n_heads": len(layer), **row} for row in _rows(of_heads(layer >= 0))]
     write_table(pd.DataFrame(table), model_out, run)
 
 
-def _read_layer(
-    ablations: Sequence[Path],
-    other_donor: Sequence[Path],
-    heads: Sequence[tuple[int, int]],
-    rows: Sequence[int],
-    n_prompts: int,
-) -> dict[str, np.ndarray]:
-    """Ablated heads of one layer on all prompts, by quantity [head, prompt, pos-1]; ``rows`` is where ablations hold them."""
-    parts: dict[str, list[np.ndarray]] = {name: [] for name in (*EFFECTS, "other_donor")}
-    layer = heads[0][0]
-    for dataset, _ in open_shards(ablations, "ablations", n_prompts=n_prompts):
-        for name in EFFECTS:
-            parts[name].append(dataset[name][list(rows)].values)
-    for dataset, _ in open_shards(other_donor, "other_donor", n_prompts=n_prompts):
-        effects = dataset["ablated_direct_effect"][layer].values
-        parts["other_donor"].append(effects[[head for _, head in heads]])
-    return {name: np.concatenate(part, axis=1) for name, part in parts.items()}
+def _shards(
+    ablations: Sequence[Path], other_donor: Sequence[Path], thresholds: Path, first_position: int
+) -> Iterator[tuple[Ablations, Float[np.ndarray, "head prompt predicted"]]]:
+    """Each shard, and the ablated direct effects of its heads with another donor."""
+    others = open_shards(other_donor, "other_donor")
+    for shard, (other, _) in zip(read_ablations(ablations, thresholds, first_position), others, strict=True):
+        layer, head = np.array(shard.heads).T
+        yield shard, other["ablated_direct_effect"].values[layer, head]
 
 
 def _rows(found: Mapping[str, Mapping[str, np.ndarray]]) -> list[dict[str, object]]:

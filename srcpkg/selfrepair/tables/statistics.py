@@ -1,4 +1,7 @@
-"""Means over tokens with bootstrap intervals over prompts, because the tokens of a prompt are not independent."""
+"""Means over tokens with bootstrap intervals over prompts, because the tokens of a prompt are not independent.
+
+Prompts come a shard at a time and are added to sums in every resample, so that memory does not grow with their number.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -6,43 +9,114 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Shaped, UInt8
 
 from selfrepair.quantities import HEAD_TOKEN, MEANS, PARTS, held
 
 CONFIDENCE = 0.95
 """Level of every interval."""
 
+BLOCK = 32
+"""Prompts that are weighted at once: fewer pass over all sums too often, more take memory."""
+
+N_TOKENS, N_PROMPTS = "n_tokens", "n_prompts"
+"""Names, among sums over tokens, of how many tokens there are, and prompts with one of them."""
+
 
 @dataclass(frozen=True)
-class PromptSums:
-    """Sums over the selected tokens of each prompt: all that means and their bootstrap need.
+class Resamples:
+    """How often each prompt counts: once in the estimate, then as often as each bootstrap resample draws it.
 
     Attributes:
-        totals: By quantity of `MEANS` [head, prompt].
-        counts: Number of selected tokens [head, prompt].
+        counts: A row of ones, then a row a resample of as many prompts with replacement. One byte each: a prompt is drawn once
+            on average, and never 256 times.
     """
 
-    totals: dict[str, Float[np.ndarray, "head prompt"]]
-    counts: Float[np.ndarray, "head prompt"]
+    counts: UInt8[np.ndarray, "resample prompt"]
 
     @classmethod
-    def of(cls, tokens: dict[str, np.ndarray], selected: Bool[np.ndarray, "head prompt predicted"]) -> "PromptSums":
-        """Sum per-token values [head, prompt, pos-1] over the selected tokens of each prompt."""
-        return cls(
-            totals={
-                name: np.where(selected, tokens[name], 0).sum(-1, dtype=np.float64) for name in held(MEANS, tokens)
-            },
-            counts=selected.sum(-1).astype(np.float64),
-        )
+    def drawn(cls, n_prompts: int, n_bootstrap: int, seed: int) -> "Resamples":
+        """Draw ``n_bootstrap`` resamples."""
+        counts = np.ones((1 + n_bootstrap, n_prompts), np.uint8)
+        rng = np.random.default_rng(seed)
+        for row in counts[1:]:
+            row[:] = np.bincount(rng.integers(n_prompts, size=n_prompts), minlength=n_prompts)
+        return cls(counts)
 
     @classmethod
-    def join(cls, parts: "list[PromptSums]") -> "PromptSums":
-        """Sums of successive prompts as one."""
-        return cls(
-            totals={name: np.concatenate([part.totals[name] for part in parts], axis=1) for name in parts[0].totals},
-            counts=np.concatenate([part.counts for part in parts], axis=1),
-        )
+    def of_run(cls, run: Mapping[Any, Any]) -> "Resamples":
+        """Those of a run, from the settings that its tables carry: n_prompts, n_bootstrap, bootstrap_seed."""
+        return cls.drawn(*(int(run[name]) for name in ("n_prompts", "n_bootstrap", "bootstrap_seed")))
+
+
+class Totals:
+    """Sums over prompts in every resample, of values that come a shard at a time in the order of their prompts.
+
+    Args:
+        resamples: How often each prompt counts.
+    """
+
+    def __init__(self, resamples: Resamples) -> None:
+        self._resamples = resamples
+        self._totals: dict[str, np.ndarray] = {}
+        self._waiting: dict[str, list[np.ndarray]] = {}
+        self._first = self._stop = 0  # prompts that wait to be weighted
+
+    def add(self, values: Mapping[str, Shaped[np.ndarray, "*rest prompt"]]) -> None:
+        """Add the values of the next prompts, by name, the same names each time."""
+        for name, value in values.items():
+            self._waiting.setdefault(name, []).append(np.asarray(value, np.float64))
+        self._stop += next(iter(values.values())).shape[-1]
+        if self._stop - self._first >= BLOCK:
+            self._weight()
+
+    def __getitem__(self, name: str) -> Float[np.ndarray, "resample *rest"]:
+        """Sums of a value over all prompts, the estimate's first."""
+        assert self._stop == self._resamples.counts.shape[1], "prompts are missing"
+        self._weight()
+        return np.moveaxis(self._totals[name], -1, 0)
+
+    def __contains__(self, name: object) -> bool:
+        """Whether a value was added."""
+        return name in self._totals or name in self._waiting
+
+    @property
+    def n_tokens(self) -> np.ndarray:
+        """How many tokens were summed over [...]."""
+        return np.asarray(self[N_TOKENS][0], int)
+
+    @property
+    def n_prompts(self) -> np.ndarray:
+        """How many prompts have one of them [...]."""
+        return np.asarray(self[N_PROMPTS][0], int)
+
+    def mean(self, name: str) -> Float[np.ndarray, "resample *rest"]:
+        """Mean over tokens of a value; NaN where no prompt with one was drawn."""
+        return ratio(self[name], self[N_TOKENS])
+
+    def _weight(self) -> None:
+        if self._first == self._stop:
+            return
+        weights = self._resamples.counts[:, self._first : self._stop].T.astype(np.float64)
+        for name, parts in self._waiting.items():
+            block = np.concatenate(parts, axis=-1)
+            total = (block.reshape(-1, len(weights)) @ weights).reshape(*block.shape[:-1], weights.shape[1])
+            if name in self._totals:
+                self._totals[name] += total
+            else:
+                self._totals[name] = total
+            parts.clear()
+        self._first = self._stop
+
+
+def prompt_sums(
+    values: Mapping[str, Shaped[np.ndarray, "*rest prompt predicted"]],
+    counted: Bool[np.ndarray, "*rest prompt predicted"],
+) -> dict[str, Float[np.ndarray, "*rest prompt"]]:
+    """Sums of per-token values over the tokens of each prompt that count, with `N_TOKENS` and `N_PROMPTS`."""
+    n_tokens = counted.sum(-1)
+    sums = {name: np.where(counted, value, 0).sum(-1, dtype=np.float64) for name, value in values.items()}
+    return {**sums, N_TOKENS: n_tokens.astype(np.float64), N_PROMPTS: (n_tokens > 0).astype(np.float64)}
 
 
 def token_values(ablations: xr.Dataset) -> dict[str, np.ndarray]:
@@ -61,32 +135,20 @@ def token_values(ablations: xr.Dataset) -> dict[str, np.ndarray]:
     return values
 
 
-def bootstrap_weights(n_prompts: int, n_bootstrap: int, seed: int) -> Float[np.ndarray, "resample prompt"]:
-    """How often each prompt is drawn in each resample of ``n_prompts`` prompts with replacement."""
-    draws = np.random.default_rng(seed).integers(n_prompts, size=(n_bootstrap, n_prompts))
-    weights = np.zeros((n_bootstrap, n_prompts))
-    np.add.at(weights, (np.arange(n_bootstrap)[:, None], draws), 1)
-    return weights
-
-
-def means(
-    sums: PromptSums, weights: Float[np.ndarray, "resample prompt"]
-) -> dict[str, Float[np.ndarray, "resample head"]]:
-    """Mean over tokens of every quantity and head, and the pooled repair fraction, with prompts counted ``weights`` times.
-
-    Args:
-        sums: Sums by head and prompt.
-        weights: [resample, prompt]; a row of ones gives the estimate itself.
+def means(totals: Totals) -> dict[str, Float[np.ndarray, "resample head"]]:
+    """Mean over tokens of every quantity of `MEANS` and head, and the pooled repair fraction.
 
     Returns:
-        By quantity [resample, head]; NaN where no prompt with a selected token of the head was drawn.
+        By quantity [resample, head]; NaN where no prompt with a token of the head was drawn.
     """
+    result = {name: totals.mean(name) for name in held(MEANS, totals)}
+    return {**result, "pooled_repair_fraction": pooled_fraction(result)}
+
+
+def pooled_fraction(of: Mapping[str, Float[np.ndarray, "*rest"]]) -> Float[np.ndarray, "*rest"]:
+    """Sum of self-repair over sum of the direct effect that ablation removes, from sums or means over the same tokens."""
     with np.errstate(divide="ignore", invalid="ignore"):
-        counts = weights @ sums.counts.T
-        result = {name: weights @ total.T / counts for name, total in sums.totals.items()}
-        removed = result["direct_effect"] - result["ablated_direct_effect"]
-        result["pooled_repair_fraction"] = result["self_repair"] / removed
-    return result
+        return of["self_repair"] / (of["direct_effect"] - of["ablated_direct_effect"])
 
 
 def interval(
@@ -100,19 +162,13 @@ def interval(
     return np.where(undefined, np.nan, low), np.where(undefined, np.nan, high)
 
 
-def ratios(
-    numerator: Float[np.ndarray, "*rest prompt"],
-    denominator: Float[np.ndarray, "*rest prompt"],
-    weights: Float[np.ndarray, "resample prompt"],
-) -> Float[np.ndarray, "resample *rest"]:
-    """Ratio of two sums over prompts, each prompt counted ``weights`` times; a mean where the denominator counts tokens.
-
-    Returns:
-        [resample, ...]; NaN where the denominator is zero.
-    """
+def ratio(
+    numerator: Float[np.ndarray, "*rest"], denominator: Float[np.ndarray, "*other"]
+) -> Float[np.ndarray, "*result"]:
+    """Ratio of two sums over prompts; NaN where it is not finite."""
     with np.errstate(divide="ignore", invalid="ignore"):
-        ratio = np.moveaxis(numerator @ weights.T, -1, 0) / np.moveaxis(denominator @ weights.T, -1, 0)
-    return np.where(np.isfinite(ratio), ratio, np.nan)
+        found = numerator / denominator
+    return np.where(np.isfinite(found), found, np.nan)
 
 
 def mean_over_heads(values: Float[np.ndarray, "resample head *rest"]) -> Float[np.ndarray, "resample *rest"]:
@@ -136,33 +192,3 @@ def estimated(name: str, values: Float[np.ndarray, "resample *rest"]) -> dict[st
 def with_interval(values: Mapping[str, Float[np.ndarray, "resample *rest"]]) -> dict[str, Any]:
     """Columns of several quantities, each as `estimated` gives them."""
     return {key: column for name, of in values.items() for key, column in estimated(name, of).items()}
-
-
-def estimate_weights(n_prompts: int, n_bootstrap: int, seed: int) -> Float[np.ndarray, "resample prompt"]:
-    """Every prompt once, then `bootstrap_weights`."""
-    return np.concatenate([np.ones((1, n_prompts)), bootstrap_weights(n_prompts, n_bootstrap, seed)])
-
-
-def run_weights(run: Mapping[Any, Any]) -> Float[np.ndarray, "resample prompt"]:
-    """`estimate_weights` of a run, from the settings that its tables carry: n_prompts, n_bootstrap, bootstrap_seed."""
-    return estimate_weights(*(int(run[name]) for name in ("n_prompts", "n_bootstrap", "bootstrap_seed")))
-
-
-def means_of_tokens(
-    prompt: Int[np.ndarray, " token"], values: Mapping[str, np.ndarray], run: Mapping[Any, Any]
-) -> dict[str, float]:
-    """Means over listed tokens, each with its interval over prompts.
-
-    Args:
-        prompt: Prompt of each token, counted over the whole data set.
-        values: By name, a number (or a truth value, for a share) a token.
-        run: Settings of a table, as for `run_weights`.
-
-    Returns:
-        By name, and by name with _low and _high.
-    """
-    weights = run_weights(run)
-    n_prompts = weights.shape[1]
-    counts = np.bincount(prompt, minlength=n_prompts).astype(float)
-    sums = {name: np.bincount(prompt, np.asarray(value, float), minlength=n_prompts) for name, value in values.items()}
-    return with_interval({name: ratios(total, counts, weights) for name, total in sums.items()})

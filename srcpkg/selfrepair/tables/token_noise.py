@@ -1,4 +1,4 @@
-"""Every token of the chosen heads, to see how much of what a head does is one token's."""
+"""How much of what a head does is one token's: tokens of the chosen heads, and how far self-repair spreads over them."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,8 +9,11 @@ import pandas as pd
 from selfrepair.files.tables import read_settings, write_table
 from selfrepair.measure.chosen_heads import read_chosen_heads
 from selfrepair.tables.counted_tokens import read_ablations
+from selfrepair.tables.sample import Sample
+from selfrepair.tables.statistics import Resamples, Totals, prompt_sums, with_interval
 
 TOKEN_COLUMNS = ("direct_effect", "logit_change", "self_repair")
+QUANTILES = (0.1, 0.5, 0.9)
 
 
 def tabulate_token_noise(
@@ -19,16 +22,20 @@ def tabulate_token_noise(
     shards: Sequence[Path],
     thresholds: Path,
     chosen_heads: Path,
-    out: Path,
+    tokens_out: Path,
+    heads_out: Path,
 ) -> None:
-    """Write every token of the chosen heads, a row a (head, token).
+    """Write tokens of the chosen heads, a row a (head, token), and how self-repair spreads over each head's top tokens.
 
     Args:
         heads_table: Table "heads" of the same ablations.
         shards: Ablations files in the order of their prompts.
         thresholds: Top tokens of each head.
         chosen_heads: The heads (`selfrepair.measure.chosen_heads`).
-        out: Parquet file; a CSV is written beside it.
+        tokens_out: Parquet file; a CSV is written beside it. Every token, or the same sample of them for each head
+            (`selfrepair.tables.sample`).
+        heads_out: Likewise, a row a head, over all of its top tokens: self_repair_q10 and so on, the quantiles of self-repair
+            in logits; the shares ``broken`` (self-repair below zero) and ``overcorrected`` (the logit rises), with intervals.
 
     Raises:
         ValueError: Ablations that hold top tokens alone.
@@ -38,18 +45,34 @@ def tabulate_token_noise(
         raise ValueError("these ablations hold top tokens alone: set ablations.*.tokens to all to list every token")
     chosen = read_chosen_heads(chosen_heads)
     layer, head = np.array(chosen).T
-    parts = []
-    for shard in read_ablations(shards, thresholds, run, chosen, chosen_heads):
-        row, prompt, pos = np.nonzero(shard.counted["all"])
-        columns = {
-            "rank": row + 1,
-            "layer": layer[row],
-            "head": head[row],
-            "prompt": prompt + shard.first,
-            "pos": pos,
-            **{name: shard.dataset[name].values[row, prompt, pos] for name in TOKEN_COLUMNS},
-            "selected": shard.counted["top"][row, prompt, pos],
-        }
-        parts.append(pd.DataFrame(columns))
-    tokens = pd.concat(parts, ignore_index=True).sort_values(["rank", "prompt", "pos"], ignore_index=True)
-    write_table(tokens, out, run)
+    listed, totals = Sample(run["bootstrap_seed"]), Totals(Resamples.of_run(run))
+    repair_of_top: list[list[np.ndarray]] = [[] for _ in chosen]
+    for shard in read_ablations(shards, thresholds, run["first_position"], chosen, chosen_heads):
+        values = {name: shard.dataset[name].values for name in TOKEN_COLUMNS}
+        top = shard.counted["top"]
+        # The same tokens of every head.
+        prompt, pos = np.nonzero(shard.counted["all"][0])
+        columns = {name: value[:, prompt, pos].T for name, value in {**values, "selected": top}.items()}
+        listed.add({"prompt": prompt + shard.first, "pos": pos, **columns})
+        shares = {"broken": values["self_repair"] < 0, "overcorrected": values["logit_change"] > 0}
+        totals.add(prompt_sums(shares, top))
+        for row, parts in enumerate(repair_of_top):
+            parts.append(values["self_repair"][row][top[row]])
+    ranks = {"rank": np.arange(1, len(chosen) + 1), "layer": layer, "head": head}
+    rows = listed.rows()
+    prompt, pos = rows.pop("prompt"), rows.pop("pos")
+    table = {
+        **{name: np.repeat(of, len(prompt)) for name, of in ranks.items()},
+        **{name: np.tile(of, len(chosen)) for name, of in (("prompt", prompt), ("pos", pos))},
+        **{name: of.T.ravel() for name, of in rows.items()},
+    }
+    write_table(pd.DataFrame(table), tokens_out, {**run, **listed.settings})
+    quantiles = np.array([np.quantile(np.concatenate(parts), QUANTILES) for parts in repair_of_top]).T
+    spread = {
+        **ranks,
+        "n_tokens": totals.n_tokens,
+        "n_prompts": totals.n_prompts,
+        **{f"self_repair_q{100 * at:.0f}": of for at, of in zip(QUANTILES, quantiles, strict=True)},
+        **with_interval({name: totals.mean(name) for name in ("broken", "overcorrected")}),
+    }
+    write_table(pd.DataFrame(spread), heads_out, run)

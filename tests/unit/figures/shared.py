@@ -117,6 +117,17 @@ def make_tokens(n: int = 300, n_heads: int = 4) -> pd.DataFrame:
     return tokens
 
 
+def make_spread(n_heads: int = 4) -> pd.DataFrame:
+    ranks = np.arange(1, n_heads + 1)
+    spread = pd.DataFrame({"rank": ranks, "layer": ranks, "head": 7, "n_tokens": 6, "n_prompts": 5})
+    columns = {"self_repair_q10": -0.2, "self_repair_q50": 0.25, "self_repair_q90": 0.65}
+    for name, value in (("broken", 1 / 6), ("overcorrected", 0.5)):
+        columns |= {name: value, f"{name}_low": value - 0.1, f"{name}_high": value + 0.1}
+    spread = spread.assign(**columns)
+    spread.attrs = settings(n_tokens=300)
+    return spread
+
+
 def make_tables(n_layers: int = 4, n_heads: int = 3) -> dict[str, dict[str, pd.DataFrame]]:
     heads = make_heads(n_layers, n_heads)
     layers = make_layers(heads)
@@ -128,7 +139,7 @@ def make_tables(n_layers: int = 4, n_heads: int = 3) -> dict[str, dict[str, pd.D
             f"heads_{kind}": make_heads(n_layers, n_heads, ablation=kind) for kind in ("resample", "mean", "zero")
         },
         "repair_breakdown": {"layers": layers},
-        "token_noise": {"tokens": make_tokens()},
+        "token_noise": {"tokens": make_tokens(), "spread": make_spread()},
         "layernorm_repair": {**both, "model": model},
         "mlp_repair": {**both, "model": model},
     }

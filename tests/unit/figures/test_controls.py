@@ -12,10 +12,10 @@ from selfrepair.figures import donor_noise, published_comparison, selection_cont
 from selfrepair.figures.style import looks
 from selfrepair.files.tables import write_table
 from selfrepair.quantities import OF_PAPER
-from selfrepair.tables.donor_noise import variance_over_donors
+from selfrepair.tables.donor_noise import donor_sums, variance_over_donors
 from selfrepair.tables.published import tabulate_published
 from selfrepair.tables.selection_control import CHOICES, EFFECTS
-from selfrepair.tables.statistics import estimate_weights, estimated
+from selfrepair.tables.statistics import Resamples, estimated
 from unit.figures.shared import (
     PUBLISHED,
     check_bytes,
@@ -27,6 +27,8 @@ from unit.figures.shared import (
     settings,
     words,
 )
+
+from written import totals_of
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -57,11 +59,15 @@ def noise_tables(n_heads: int = 4, n_tokens: int = 25) -> dict[str, pd.DataFrame
     rng = np.random.default_rng(0)
     heads, tokens = [], []
     prompt = np.arange(n_tokens) * 40 // n_tokens
-    weights = estimate_weights(40, 50, 0)
+    resamples = Resamples.drawn(40, 50, 0)
+    # A token a prompt, or several.
+    place = np.zeros((40, n_tokens), bool)
+    place[prompt, np.arange(n_tokens)] = True
     for rank in range(1, n_heads + 1):
         values = rng.normal(1, 1, n_tokens) + rng.normal(0, 0.5, (3, n_tokens))
         row = {"rank": rank, "layer": rank, "head": 7, "relative_depth": rank / 4, "n_tokens": n_tokens, "n_donors": 3}
-        for name, value in variance_over_donors(values, prompt, weights).items():
+        sums = donor_sums(np.where(place, values[:, None], 0), place, np.ones((1, 1)))
+        for name, value in variance_over_donors(totals_of(sums, resamples), 3).items():
             row |= estimated(name, value)
         heads.append(row)
         for donor, of_donor in enumerate(values, start=1):

@@ -152,6 +152,14 @@ def test_token_noise_shows_every_token_and_names_the_heads():
         assert not any(dots.get_rasterized() for dots in ax.collections)
 
 
+def test_a_sample_of_tokens_says_so():
+    tokens = make_tokens(6000, 1)
+    assert "at random" not in draw("token_noise", {"tokens": tokens}).get_supxlabel()
+    tokens.attrs |= {"listed": 6000, "listed_of": 1_000_448}
+    footer = draw("token_noise", {"tokens": tokens}).get_supxlabel().replace("\n", " ")
+    assert "dots: 6,000 of 1,000,448 tokens a head, at random" in footer
+
+
 def test_many_tokens_are_rasterised():
     figure = draw("token_noise", {"tokens": make_tokens(6000, 1)})
     assert all(dots.get_rasterized() for dots in labelled(figure.axes[0], "other tokens"))

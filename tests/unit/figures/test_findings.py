@@ -13,7 +13,7 @@ from selfrepair.figures.findings import write_findings
 from selfrepair.figures.wording import decimal, largest, measured, percentage, signs
 from selfrepair.files.tables import write_table
 from selfrepair.quantities import CAPPED, CHOSEN_EXPERTS, NOISE_OF
-from unit.figures.shared import FIGURES, PUBLISHED, make_tables, make_tokens
+from unit.figures.shared import FIGURES, PUBLISHED, make_spread, make_tables, make_tokens
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -117,12 +117,8 @@ def test_means_within_the_noise_of_bfloat16_are_not_told_as_found(tmp_path: Path
 
 
 def test_tokens_that_break_and_overcorrect_are_counted(tmp_path: Path) -> None:
-    tokens = make_tokens(n_heads=1)
-    chosen = tokens.index[tokens["selected"]]
-    assert len(chosen) == 6
-    tokens.loc[chosen, "self_repair"] = [-0.5, 0.1, 0.2, 0.3, 0.4, 0.9]
-    tokens.loc[chosen, "logit_change"] = [-1.0, -1.0, -1.0, 0.2, 0.3, 0.4]
-    (line,) = finding("token_noise", saved({"tokens": tokens}, tmp_path))
+    tables = {"tokens": make_tokens(n_heads=1), "spread": make_spread(n_heads=1)}
+    (line,) = finding("token_noise", saved(tables, tmp_path))
     assert re.search(r"L1H7, 6 top tokens: .* quantiles at −0.20, 0.25 and 0.65 logits; it is negative on 17%", line)
     assert re.search(r"overcorrects \(the logit rises\) on 50%", line)
 

@@ -18,8 +18,8 @@ from selfrepair.model.calls import hooked
 from selfrepair.model.model import Model
 from selfrepair.quantities import PARTS, held
 from selfrepair.tables.reinforcement import CONTROLS, tabulate_reinforcement
-from selfrepair.tables.repair import repair_by_layer, strongest_pairs
-from selfrepair.tables.statistics import estimate_weights
+from selfrepair.tables.repair import LayerRepair, PairRepair
+from selfrepair.tables.statistics import Resamples
 from selfrepair.workflow.progress import Progress
 
 from conftest import random_model
@@ -239,8 +239,11 @@ def test_planted_backup_head_carries_all_repair(kind: str) -> None:
     assert not by_head.any()
     assert not repair["repair_by_mlp"].values.any()
 
-    assert strongest_pairs(repair, 5) == [(primary, "head", *taking_over)]
-    table = repair_by_layer(repair, False, estimate_weights(len(tokens), 30, 0)).set_index(["layer", "by", "by_layer"])
+    pairs, layers = PairRepair(), LayerRepair(Resamples.drawn(len(tokens), 30, 0), parallel=False)
+    pairs.add(repair)
+    layers.add(repair)
+    assert pairs.strongest(5) == [(primary, "head", *taking_over)]
+    table = layers.table().set_index(["layer", "by", "by_layer"])
     assert table["repair"][0, "heads", 1] == pytest.approx(heads.mean() / 4)
     assert table["repair_low"][0, "heads", 1] > 0
     assert table.drop((0, "heads", 1))["repair"].abs().max() == 0

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from selfrepair.files.hdf5 import write_hdf5
-from selfrepair.measure.thresholds import find_thresholds, read_top_tokens
+from selfrepair.measure.thresholds import find_thresholds, open_top_tokens
 
 LAYERS, HEADS, PROMPTS, POSITIONS = 2, 3, 4, 6
 
@@ -38,7 +38,9 @@ def test_selected_tokens_are_the_exact_fraction_over_all_shards(
     )
     heads = [(1, 2), (0, 0), (1, 0)]
     count = int(0.2 * 3 * PROMPTS * (POSITIONS - first_position))
-    parts = [read_top_tokens(out, heads, slice(first, first + PROMPTS)) for first in range(0, 3 * PROMPTS, PROMPTS)]
+    with open_top_tokens(out) as top:
+        assert (top.n_top, top.n_prompts, top.n_layers) == (count, 3 * PROMPTS, LAYERS)
+        parts = [top.of(heads, slice(first, first + PROMPTS)) for first in range(0, 3 * PROMPTS, PROMPTS)]
     selected = np.concatenate(parts, axis=1)
     assert (selected.sum((1, 2)) == count).all()
     assert not selected[..., :first_position].any()

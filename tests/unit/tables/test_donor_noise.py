@@ -8,20 +8,29 @@ import selfrepair
 from selfrepair.engine.clean import run_clean
 from selfrepair.engine.replay import SuffixReplay
 from selfrepair.measure.other_donor import ablated_direct_effect
-from selfrepair.tables.donor_noise import variance_over_donors
-from selfrepair.tables.statistics import estimate_weights, interval
+from selfrepair.tables.donor_noise import donor_sums, variance_over_donors
+from selfrepair.tables.statistics import Resamples, interval
 
 from conftest import random_model
+from written import totals_of
 
 pytestmark = pytest.mark.filterwarnings("error")
+
+
+TWO_TOKENS = np.array([[[1.0], [5.0]], [[3.0], [5.0]]])
+"""Of two prompts, with two donors [donor, prompt, pos]."""
+
+
+def over_donors(values: np.ndarray, resamples: Resamples) -> dict[str, np.ndarray]:
+    sums = donor_sums(values, np.ones(values.shape[1:], bool), np.full((1, 1), 6.5))
+    return variance_over_donors(totals_of(sums, resamples), len(values))
 
 
 @pytest.mark.parametrize(("token_sd", "donor_sd"), [(2.0, 1.0), (0.5, 1.5), (0.0, 1.0)])
 @pytest.mark.parametrize("n_donors", [2, 6])
 def test_planted_variances(rng: np.random.Generator, token_sd: float, donor_sd: float, n_donors: int) -> None:
-    prompt = np.repeat(np.arange(100), 40)
-    values = 7 + token_sd * rng.normal(size=4000) + donor_sd * rng.normal(size=(n_donors, 4000))
-    found = variance_over_donors(values, prompt, estimate_weights(100, 200, 0))
+    values = 7 + token_sd * rng.normal(size=(100, 40)) + donor_sd * rng.normal(size=(n_donors, 100, 40))
+    found = over_donors(values, Resamples.drawn(100, 200, 0))
     share = donor_sd**2 / (donor_sd**2 + token_sd**2)
     averaged = donor_sd**2 / n_donors / (donor_sd**2 / n_donors + token_sd**2)
     for name, planted, width in (
@@ -41,7 +50,7 @@ def test_planted_variances(rng: np.random.Generator, token_sd: float, donor_sd: 
 
 def test_variances_are_those_of_an_analysis_of_variance() -> None:
     """Two tokens, two donors, by hand."""
-    found = variance_over_donors(np.array([[1.0, 5.0], [3.0, 5.0]]), np.array([0, 1]), np.ones((1, 2)))
+    found = over_donors(TWO_TOKENS, Resamples(np.ones((1, 2), np.uint8)))
     # Within: 2 and 0; means 2 and 5, whose variance is 4.5.
     assert found["donor_variance"] == pytest.approx([1.0])
     assert found["token_variance"] == pytest.approx([4.5 - 0.5])
@@ -52,7 +61,7 @@ def test_variances_are_those_of_an_analysis_of_variance() -> None:
 
 
 def test_a_resample_of_one_token_has_no_variance_between_tokens() -> None:
-    found = variance_over_donors(np.array([[1.0, 5.0], [3.0, 5.0]]), np.array([0, 1]), np.array([[1.0, 0.0]]))
+    found = over_donors(TWO_TOKENS, Resamples(np.array([[1, 0]], np.uint8)))
     assert np.isnan(found["token_variance"]).all()
     assert found["donor_variance"] == pytest.approx([2.0])
 

@@ -11,8 +11,8 @@ import selfrepair
 from selfrepair.engine.clean import run_clean
 from selfrepair.engine.sweep import sweep
 from selfrepair.files.sealed import write_json
-from selfrepair.tables.repair import _repairs, repair_by_layer, strongest_pairs, tabulate_repair
-from selfrepair.tables.statistics import estimate_weights
+from selfrepair.tables.repair import LayerRepair, PairRepair, tabulate_repair
+from selfrepair.tables.statistics import Resamples
 from selfrepair.workflow.progress import Progress
 
 from conftest import random_model
@@ -100,14 +100,16 @@ def test_strongest_pairs_are_the_largest_means_of_either_sign() -> None:
     by_head[4, :, 2, 0] = 8
     counts = np.full((6, 2), 1)
     counts[4] = 50
-    repair = repair_of(by_head, by_mlp, counts, SIX_HEADS)
-    assert strongest_pairs(repair, 2) == [
+    pairs = PairRepair()
+    for prompt in range(2):
+        pairs.add(repair_of(by_head, by_mlp, counts, SIX_HEADS).isel(prompt=[prompt]))
+    assert pairs.strongest(2) == [
         ((1, 0), "head", 2, 1),
         ((0, 1), "head", 2, 0),
         ((2, 1), "mlp", 2, None),
         ((1, 1), "mlp", 1, None),
     ]
-    assert len(strongest_pairs(repair, 10)) == 6
+    assert len(pairs.strongest(10)) == 6
 
 
 @pytest.mark.parametrize("parallel", [False, True])
@@ -115,9 +117,10 @@ def test_repair_by_layer_means_over_the_heads_of_a_layer(parallel: bool, rng: np
     by_head, by_mlp = rng.normal(size=(6, 4, 3, 2)), rng.normal(size=(6, 4, 3))
     counts = rng.integers(0, 3, size=(6, 4)) + np.eye(6, 4, dtype=int)
     counts[4:, 0] = 1
-    weights = estimate_weights(4, 30, 0)
-    table = repair_by_layer(repair_of(by_head, by_mlp, counts, SIX_HEADS), parallel, weights)
-    table = table.set_index(["layer", "by", "by_layer"])
+    layers = LayerRepair(Resamples.drawn(4, 30, 0), parallel)
+    for prompts in (slice(0, 3), slice(3, 4)):
+        layers.add(repair_of(by_head, by_mlp, counts, SIX_HEADS).isel(prompt=prompts))
+    table = layers.table().set_index(["layer", "by", "by_layer"])
     n_tokens = counts.sum(1)
     assert table["repair"][0, "heads", 2] == pytest.approx((by_head[:2, :, 2].sum((1, 2)) / n_tokens[:2]).mean())
     assert table["repair"][1, "mlp", 2] == pytest.approx((by_mlp[2:4, :, 2].sum(1) / n_tokens[2:4]).mean())
@@ -127,9 +130,10 @@ def test_repair_by_layer_means_over_the_heads_of_a_layer(parallel: bool, rng: np
 
 def test_a_model_where_nothing_follows_has_empty_tables() -> None:
     repair = repair_of(np.zeros((1, 4, 1, 1)), np.zeros((1, 4, 1)), np.ones((1, 4), int), [(0, 0)])
-    weights = estimate_weights(4, 30, 0)
-    table = repair_by_layer(repair, True, weights)
+    layers, pairs = LayerRepair(Resamples.drawn(4, 30, 0), True), PairRepair()
+    layers.add(repair)
+    pairs.add(repair)
+    table = layers.table()
     assert table.empty
     assert {"layer", "by", "by_layer", "n_heads", "repair", "repair_low", "repair_high"} == set(table)
-    assert strongest_pairs(repair, 6) == []
-    assert _repairs([], repair, {}, weights).empty
+    assert pairs.strongest(6) == []

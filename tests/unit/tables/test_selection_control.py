@@ -5,8 +5,10 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from selfrepair.tables.selection_control import CHOICES, over_heads, pick_tokens, repair_of_choice
-from selfrepair.tables.statistics import estimate_weights
+from selfrepair.tables.selection_control import CHOICES, Choices, choice_sums, over_heads
+from selfrepair.tables.statistics import Resamples
+
+from written import totals_of
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -15,17 +17,30 @@ HEADS, PROMPTS, POSITIONS, TOP = 5, 60, 50, 60
 
 def measure(tokens: dict[str, np.ndarray], first_position: int = 0) -> dict[str, dict[str, np.ndarray]]:
     """By choice, the estimate and its resamples, over all heads."""
-    flat = {name: value.reshape(HEADS, -1) for name, value in tokens.items()}
-    counted = np.broadcast_to(np.arange(POSITIONS) >= first_position, (PROMPTS, POSITIONS)).ravel()
-    order = np.argsort(np.where(counted, -flat["direct_effect"], np.inf), axis=1)[:, :TOP]
-    top = np.zeros_like(flat["direct_effect"], dtype=bool)
-    np.put_along_axis(top, order, True, axis=1)
-    picked = pick_tokens(flat, top, counted, np.random.default_rng(0))
-    weights = estimate_weights(PROMPTS, 200, 0)
-    return {
-        choice: over_heads(repair_of_choice(tokens, picked[choice].reshape(HEADS, PROMPTS, POSITIONS), weights))
-        for choice in CHOICES
-    }
+    effect = np.where(np.arange(POSITIONS) >= first_position, tokens["direct_effect"], -np.inf).reshape(HEADS, -1)
+    top = np.zeros_like(effect, dtype=bool)
+    np.put_along_axis(top, np.argsort(-effect, axis=1)[:, :TOP], True, axis=1)
+    picked = pick(tokens, top.reshape(HEADS, PROMPTS, POSITIONS), first_position)
+    resamples = Resamples.drawn(PROMPTS, 200, 0)
+    found = {}
+    for choice in CHOICES:
+        sums = choice_sums(tokens, picked[choice])
+        totals = totals_of(sums, resamples)
+        found[choice] = over_heads({name: totals.mean(name) for name in sums if not name.startswith("n_")})
+    return found
+
+
+def pick(tokens: dict[str, np.ndarray], top: np.ndarray, first_position: int) -> dict[str, np.ndarray]:
+    """By choice, the picked tokens, of shards of 7 prompts."""
+    choices, more = Choices(first_position, seed=0), True
+    shards = [slice(first, first + 7) for first in range(0, PROMPTS, 7)]
+    parts = [({name: value[:, shard] for name, value in tokens.items()}, shard) for shard in shards]
+    while more:
+        for part, shard in parts:
+            choices.look(part, shard.start)
+        more = choices.narrow(TOP)
+    picked = [choices.pick(part, shard.start, top[:, shard]) for part, shard in parts]
+    return {choice: np.concatenate([of[choice] for of in picked], axis=1) for choice in CHOICES}
 
 
 def interval(values: np.ndarray) -> tuple[float, float]:
@@ -114,14 +129,14 @@ def test_slope_holds_where_effects_cancel(noise) -> None:
 
 def test_choices_are_of_one_size_and_leave_out_positions(noise) -> None:
     effect, own, other = noise(), noise(), noise()
-    flat = {"direct_effect": effect, "ablated_direct_effect": own, "other_donor": other}
-    flat = {name: value.reshape(HEADS, -1) for name, value in flat.items()}
+    tokens = {"direct_effect": effect, "ablated_direct_effect": own, "other_donor": other}
     counted = np.broadcast_to(np.arange(POSITIONS) >= 3, (PROMPTS, POSITIONS)).ravel()
-    top = np.zeros((HEADS, PROMPTS * POSITIONS), bool)
-    top[:, 5 : 5 + TOP] = True
-    picked = pick_tokens(flat, top, counted, np.random.default_rng(0))
+    top = np.zeros((HEADS, PROMPTS, POSITIONS), bool)
+    top[:, 0, 5:] = True
+    picked = {choice: of.reshape(HEADS, -1) for choice, of in pick(tokens, top, 3).items()}
+    flat = {name: value.reshape(HEADS, -1) for name, value in tokens.items()}
     assert tuple(picked) == CHOICES
-    assert picked["top"] is top
+    assert np.array_equal(picked["top"], top.reshape(HEADS, -1))
     for choice in CHOICES[1:]:
         assert (picked[choice].sum(1) == TOP).all()
         assert not picked[choice][:, ~counted].any()

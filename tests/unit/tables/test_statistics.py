@@ -4,9 +4,19 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from selfrepair.measure.thresholds import top_tokens
 from selfrepair.quantities import HEAD_TOKEN, MEANS, PARTS
-from selfrepair.tables.statistics import PromptSums, bootstrap_weights, interval, means, token_values
+from selfrepair.tables.statistics import (
+    BLOCK,
+    Resamples,
+    Totals,
+    estimated,
+    interval,
+    means,
+    prompt_sums,
+    token_values,
+)
+
+from written import totals_of
 
 
 @pytest.fixture
@@ -19,7 +29,7 @@ def ablations(rng: np.random.Generator) -> xr.Dataset:
 def test_means_are_means_over_the_selected_tokens(ablations: xr.Dataset, rng: np.random.Generator) -> None:
     tokens = token_values(ablations)
     selected = rng.random((3, 12, 7)) < 0.3
-    result = means(PromptSums.of(tokens, selected), np.ones((1, 12)))
+    result = means(totals_of(prompt_sums(tokens, selected), Resamples.drawn(12, 0, 0)))
     for name in MEANS:
         wanted = [tokens[name][head][selected[head]].mean() for head in range(3)]
         assert np.allclose(result[name][0], wanted), name
@@ -29,12 +39,12 @@ def test_means_are_means_over_the_selected_tokens(ablations: xr.Dataset, rng: np
 
 def test_resampled_means_count_prompts_as_often_as_drawn(ablations: xr.Dataset) -> None:
     tokens = token_values(ablations)
-    sums = PromptSums.of(tokens, np.ones((3, 12, 7), bool))
-    weights = bootstrap_weights(12, 5, seed=3)
-    assert (weights.sum(1) == 12).all()
-    result = means(sums, weights)["logit_change"]
-    for row, counts in enumerate(weights.astype(int)):
-        drawn = np.repeat(np.arange(12), counts)
+    sums = prompt_sums(tokens, np.ones((3, 12, 7), bool))
+    resamples = Resamples.drawn(12, 5, seed=3)
+    result = means(totals_of(sums, resamples))["logit_change"]
+    draws = [np.arange(12), *np.random.default_rng(3).integers(12, size=(5, 12))]
+    assert len(result) == len(draws)
+    for row, drawn in enumerate(draws):
         assert np.allclose(result[row], tokens["logit_change"][:, drawn].mean((1, 2)))
 
 
@@ -51,13 +61,12 @@ def test_clipped_fraction_is_of_each_token() -> None:
 def test_interval_covers_the_mean_as_often_as_it_says() -> None:
     """Means of 40 prompts whose tokens hang together: intervals over prompts cover, over tokens they would not."""
     rng = np.random.default_rng(1)
-    weights = bootstrap_weights(40, 400, seed=0)
-    covered = 0
-    for _ in range(200):
-        per_prompt = rng.normal(size=40)
-        low, high = interval((weights @ per_prompt[:, None]) / 40, 0.95)
-        covered += int(low[0] <= 0 <= high[0])
-    assert 180 <= covered <= 198
+    per_prompt = rng.normal(size=(200, 40))
+    totals = totals_of(
+        prompt_sums({"value": per_prompt[..., None]}, np.ones((200, 40, 1), bool)), Resamples.drawn(40, 400, 0)
+    )
+    found = estimated("value", totals.mean("value"))
+    assert 180 <= ((found["value_low"] <= 0) & (found["value_high"] >= 0)).sum() <= 198
 
 
 def test_interval_leaves_out_resamples_without_a_value() -> None:
@@ -68,10 +77,29 @@ def test_interval_leaves_out_resamples_without_a_value() -> None:
 
 
 def test_same_seed_same_resamples() -> None:
-    assert np.array_equal(bootstrap_weights(9, 20, 1), bootstrap_weights(9, 20, 1))
-    assert not np.array_equal(bootstrap_weights(9, 20, 1), bootstrap_weights(9, 20, 2))
+    counts = Resamples.drawn(9, 20, 1).counts
+    assert np.array_equal(counts, Resamples.drawn(9, 20, 1).counts)
+    assert not np.array_equal(counts, Resamples.drawn(9, 20, 2).counts)
+    assert (counts[0] == 1).all()
+    assert (counts.sum(1) == 9).all()
 
 
-def test_top_tokens_are_exact_and_ties_go_to_the_earlier() -> None:
-    effects = np.array([[0.5, 2.0, 2.0, -1.0, 2.0], [1.0, 1.0, 1.0, 1.0, 1.0]])
-    assert top_tokens(effects, 2).tolist() == [[1, 2], [0, 1]]
+def test_it_does_not_matter_how_prompts_come(rng: np.random.Generator) -> None:
+    """One by one, in shards, or all at once: the same to rounding, whatever block they are weighted in."""
+    n_prompts = 3 * BLOCK + 5
+    resamples = Resamples.drawn(n_prompts, 30, 0)
+    values = {"one": rng.normal(size=(4, 2, n_prompts)), "other": rng.normal(size=n_prompts)}
+    wanted = {name: np.moveaxis(of @ resamples.counts.T.astype(float), -1, 0) for name, of in values.items()}
+    for cuts in ([], range(1, n_prompts), range(7, n_prompts, 7), [BLOCK - 1, BLOCK, 2 * BLOCK + 1]):
+        totals = Totals(resamples)
+        for part in np.split(np.arange(n_prompts), list(cuts)):
+            totals.add({name: of[..., part] for name, of in values.items()})
+        for name in values:
+            np.testing.assert_allclose(totals[name], wanted[name], rtol=1e-12, atol=1e-12)
+
+
+def test_missing_prompts_are_an_error() -> None:
+    totals = Totals(Resamples.drawn(5, 3, 0))
+    totals.add({"value": np.ones(4)})
+    with pytest.raises(AssertionError, match="prompts are missing"):
+        totals["value"]

@@ -1,11 +1,13 @@
 """Every counted token of the chosen heads, in their order, as the ablations files hold it."""
 
+import functools
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
+from selfrepair.tables.sample import Sample
 from selfrepair.tables.token_noise import TOKEN_COLUMNS, tabulate_token_noise
 
 from planted.layernorm_run import PlantedRun
@@ -14,12 +16,16 @@ from written import write_settings
 pytestmark = pytest.mark.filterwarnings("error")
 
 
+def files_in(folder: Path) -> dict[str, Path]:
+    return {"tokens_out": folder / "tokens.parquet", "heads_out": folder / "spread.parquet"}
+
+
 def test_rows_are_the_tokens_of_the_ablations(planted_run: PlantedRun, tmp_path: Path) -> None:
     """From position 2 on: those before count nowhere."""
     inputs = planted_run.inputs("resample")
     inputs["heads_table"] = write_settings(tmp_path / "heads.parquet", tokens="all", first_position=2)
-    tabulate_token_noise(**inputs, chosen_heads=planted_run.chosen, out=tmp_path / "tokens.parquet")
-    table = pd.read_parquet(tmp_path / "tokens.parquet")
+    tabulate_token_noise(**inputs, chosen_heads=planted_run.chosen, **files_in(tmp_path))
+    table, spread = (pd.read_parquet(path) for path in files_in(tmp_path).values())
     # The chosen heads are the first two of the ablations.
     measured = planted_run.token_values("resample", *TOKEN_COLUMNS)
     rows = {name: values[:2, :, 2:] for name, values in zip(TOKEN_COLUMNS, measured, strict=True)}
@@ -29,10 +35,41 @@ def test_rows_are_the_tokens_of_the_ablations(planted_run: PlantedRun, tmp_path:
     assert list(table) == list(wanted)
     for name, values in wanted.items():
         np.testing.assert_array_equal(table[name], values.ravel(), err_msg=name)
+    assert "listed" not in table.attrs
+    assert spread[["rank", "layer", "head"]].to_numpy().tolist() == [[1, 0, 0], [2, 0, 1]]
+    whole = dict(zip(TOKEN_COLUMNS, measured, strict=True))
+    for row, selected in enumerate(planted_run.top_tokens()[:2]):
+        repair, change = (whole[name][row][selected] for name in ("self_repair", "logit_change"))
+        found = spread.iloc[row]
+        assert found["n_tokens"] == len(repair) > 5
+        assert found["n_prompts"] == selected.any(1).sum()
+        quantiles = found[["self_repair_q10", "self_repair_q50", "self_repair_q90"]]
+        np.testing.assert_allclose(quantiles.astype(float), np.quantile(repair, [0.1, 0.5, 0.9]))
+        assert found["broken"] == pytest.approx((repair < 0).mean())
+        assert found["overcorrected"] == pytest.approx((change > 0).mean())
+
+
+def test_of_many_tokens_a_sample_is_listed_and_said_to_be(
+    planted_run: PlantedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same tokens of each head; what is counted is counted over all."""
+    inputs = planted_run.inputs("resample")
+    files = files_in(tmp_path)
+    tabulate_token_noise(**inputs, chosen_heads=planted_run.chosen, **files)
+    every, spread = (pd.read_parquet(path) for path in files.values())
+    monkeypatch.setattr("selfrepair.tables.token_noise.Sample", functools.partial(Sample, size=11))
+    tabulate_token_noise(**inputs, chosen_heads=planted_run.chosen, **files)
+    table, again = (pd.read_parquet(path) for path in files.values())
+    assert (table.attrs["listed"], table.attrs["listed_of"]) == (11, len(every) / 2)
+    assert len(table) == 22
+    assert len(table.merge(every)) == 22
+    first, second = (table[table["rank"] == rank][["prompt", "pos"]].to_numpy() for rank in (1, 2))
+    np.testing.assert_array_equal(first, second)
+    pd.testing.assert_frame_equal(spread, again)
 
 
 def test_top_tokens_alone_are_refused(planted_run: PlantedRun, tmp_path: Path) -> None:
     inputs = planted_run.inputs("resample")
     inputs["heads_table"] = write_settings(tmp_path / "heads.parquet", tokens="top")
     with pytest.raises(ValueError, match="hold top tokens alone: set ablations"):
-        tabulate_token_noise(**inputs, chosen_heads=planted_run.chosen, out=tmp_path / "tokens.parquet")
+        tabulate_token_noise(**inputs, chosen_heads=planted_run.chosen, **files_in(tmp_path))

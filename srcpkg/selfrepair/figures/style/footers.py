@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from matplotlib.textpath import TextPath
@@ -60,6 +61,13 @@ def footer(figure: Figure, width_mm: float, run: Mapping[str, Any], *what: str, 
         text, x=0.012, ha="left", fontsize=looks.SMALL_SIZE, color=looks.FAINT, linespacing=looks.LINE_SPACING
     )
     return text
+
+
+def sampled(table: pd.DataFrame) -> list[str]:
+    """What the line of settings says of a table of a sample of tokens (`selfrepair.tables.sample`); nothing of others."""
+    if "listed" not in table.attrs:
+        return []
+    return [f"dots: {table.attrs['listed']:,} of {table.attrs['listed_of']:,} tokens a head, at random"]
 
 
 def _models(run: Mapping[str, Any]) -> list[str]:
