@@ -148,6 +148,8 @@ def make_once(tmp_path_factory: pytest.TempPathFactory) -> MakeOnce:
     base = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         base = base.parent  # each process has a folder of its own below that of the test run
+    if "MADE_ONCE" in os.environ:
+        base = Path(os.environ["MADE_ONCE"])  # several test runs of the same code (.ci/run)
 
     def make(name: str, fill: Callable[[Path], None]) -> Path:
         folder, done = base / name, base / f"{name}.done"

@@ -4,13 +4,17 @@ import copy
 import json
 import os
 import re
+import select
 import shutil
+import signal
 import subprocess
 import sys
+import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +43,46 @@ for name, (path, old, new) in edits.items():
 assert digests() == found[""]
 print(json.dumps(found))
 """
+
+
+class Forks:
+    """The process of forks.py."""
+
+    def __init__(self) -> None:
+        script = Path(__file__).with_name("forks.py")
+        self._process = subprocess.Popen(
+            [sys.executable, str(script)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+    def run(self, arguments: list[str], folder: Path, environment: dict[str, str], package: Path, printed: Path) -> int:
+        """Run Snakemake's command line as `subprocess.run` would; gives its exit code."""
+        request = {
+            "arguments": arguments,
+            "folder": str(folder),
+            "environment": environment,
+            "package": str(package),
+            "printed": str(printed),
+        }
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(json.dumps(request) + "\n")
+        self._process.stdin.flush()
+        ready, _, _ = select.select([self._process.stdout], [], [], TIMEOUT)
+        if not ready:
+            os.killpg(self._process.pid, signal.SIGKILL)
+            _forks.cache_clear()
+            raise TimeoutError(f"snakemake {arguments}: {printed.read_text(encoding='utf-8')}")
+        return int(self._process.stdout.readline())
+
+
+@cache
+def _forks() -> Forks:
+    """That of this process of pytest's."""
+    return Forks()
 
 
 @dataclass(frozen=True)
@@ -122,7 +166,10 @@ class Space:
 
     def snakemake(self, *arguments: str, cores: int = 2) -> subprocess.CompletedProcess[str]:
         """Run Snakemake, whatever becomes of it; ``stdout`` holds both streams as a terminal shows them."""
-        return self.execute(self.command(*arguments, cores=cores))
+        command = self.command(*arguments, cores=cores)
+        with tempfile.NamedTemporaryFile("r", encoding="utf-8") as printed:
+            code = _forks().run(command[3:], self.work, self.environment, self.package.parent, Path(printed.name))
+            return subprocess.CompletedProcess(command, code, printed.read())
 
     def execute(self, command: list[str]) -> subprocess.CompletedProcess[str]:
         return subprocess.run(

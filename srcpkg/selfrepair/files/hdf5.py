@@ -8,6 +8,7 @@ attributes) under digests of our own, checked when it is opened. Dimension scale
 
 import hashlib
 import json
+import math
 import mmap
 import os
 import re
@@ -30,6 +31,8 @@ from selfrepair.files.sealed import advice_for, refusal, write_whole, writing
 SCHEMA_VERSION = 2
 FORMAT = ("v110", "v110")
 """HDF5's library version bounds: the first whose chunk indexes have checksums."""
+SMALL_CHUNK = 32_000
+"""Bytes: of smaller chunks, finding each takes longer than reading it."""
 DIGEST, HEAPS = "digest_of_header", "heaps"
 """Root attributes: digest of `_header`; [place, bytes, digest] of each global heap."""
 
@@ -109,13 +112,14 @@ class Writer:
             name: Its name.
             dims: Its dimensions' names.
             dtype: NumPy type.
-            chunk: Length of a chunk along some dimensions; the others are whole.
+            chunk: Length of a chunk along some dimensions, or more where that would be little (`SMALL_CHUNK`); the others are
+                whole.
             compress: Keep it small: for what is the same nearly everywhere.
             units: Unit, "logits" for logits.
             description: One line for readers.
         """
         sizes = tuple(self._file.dimensions[dim].size for dim in dims)
-        chunks = tuple(max(min((chunk or {}).get(dim, size), size), 1) for dim, size in zip(dims, sizes, strict=True))
+        chunks = _chunks(dict(zip(dims, sizes, strict=True)), chunk or {}, np.dtype(dtype).itemsize)
         with _writing(self._path):
             variable = self._file.create_variable(
                 name, tuple(dims), dtype, chunks=chunks, fletcher32=True, compression="gzip" if compress else None
@@ -126,10 +130,17 @@ class Writer:
         return Slots(variable, self._path, _bytes(self.held))
 
     def put(
-        self, name: str, dims: Sequence[str], values: np.ndarray, *, units: str = "", description: str = ""
+        self,
+        name: str,
+        dims: Sequence[str],
+        values: np.ndarray,
+        *,
+        chunk: dict[str, int] | None = None,
+        units: str = "",
+        description: str = "",
     ) -> None:
-        """Write a whole variable at once."""
-        self.variable(name, dims, values.dtype, units=units, description=description)[...] = values
+        """Write a whole variable at once; the rest is as for `variable`."""
+        self.variable(name, dims, values.dtype, chunk=chunk, units=units, description=description)[...] = values
 
     def put_dataset(self, dataset: xr.Dataset, chunk: dict[str, int] | None = None) -> None:
         """Write every variable and coordinate of a dataset."""
@@ -145,6 +156,15 @@ class Writer:
                 description=attrs.get("description", ""),
             )
             variable[...] = array.values
+
+
+def _chunks(sizes: dict[str, int], chunk: dict[str, int], itemsize: int) -> tuple[int, ...]:
+    """Lengths of a chunk along each dimension: those asked for, grown from the last dimension on while it is small."""
+    lengths = {dim: max(min(chunk.get(dim, size), size), 1) for dim, size in sizes.items()}
+    for dim in reversed(lengths):
+        times = -(-SMALL_CHUNK // (itemsize * math.prod(lengths.values())))
+        lengths[dim] = max(min(times * lengths[dim], sizes[dim]), 1)
+    return tuple(lengths.values())
 
 
 @contextmanager

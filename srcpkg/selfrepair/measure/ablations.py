@@ -137,7 +137,7 @@ def measure_ablations(
         **repeats.proof.attrs(),
     }
     with write_hdf5(out, kind="ablations", provenance=provenance, attrs=attrs) as file:
-        file.put_dataset(_join(parts), chunk={"head": 1, "prompt": 1})
+        file.put_dataset(_join(parts), chunk={"head": 1})
 
 
 def mean_activation(model: Model, chunks: Sequence[Tensor]) -> Float[Tensor, "layer head d_head"]:

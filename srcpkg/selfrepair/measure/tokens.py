@@ -92,10 +92,11 @@ def tokenize_corpus(
     settings = {"prompts_per_shard": prompts_per_shard}
     with write_hdf5(out, kind="tokens", provenance=provenance, attrs=settings) as file:
         file.dims(prompt=n_prompts, pos=prompt_length, donor=donors)
-        file.put("tokens", ("prompt", "pos"), prompts.tokens, description="token ids, BOS first where there is one")
-        file.put(
-            "donors", ("prompt", "donor"), prompts.donors, description="prompts whose activations replace this one's"
-        )
+        chunk = {"prompt": prompts_per_shard}
+        text = "token ids, BOS first where there is one"
+        file.put("tokens", ("prompt", "pos"), prompts.tokens, chunk=chunk, description=text)
+        text = "prompts whose activations replace this one's"
+        file.put("donors", ("prompt", "donor"), prompts.donors, chunk=chunk, description=text)
 
 
 def cut_prompts(

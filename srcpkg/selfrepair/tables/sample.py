@@ -16,11 +16,11 @@ class Sample:
 
     Args:
         seed: Of the draws.
-        size: Rows that are kept, at most.
+        size: Rows that are kept, at most; None means `LISTED`.
     """
 
-    def __init__(self, seed: int, size: int = LISTED) -> None:
-        self.size = size
+    def __init__(self, seed: int, size: int | None = None) -> None:
+        self.size = LISTED if size is None else size
         self.seen = 0
         """Rows that have come."""
         self._rng = np.random.default_rng(seed)

@@ -182,7 +182,7 @@ def tabulate_selection_control(
     table: list[dict[str, object]] = []
     for at in np.unique(layer):
         inside = layer == at
-        depth = float(relative_depth(at, run["n_layers"]))
+        depth = float(relative_depth(np.array(at), run["n_layers"]))
         common = {"layer": int(at), "relative_depth": depth, "n_heads": int(inside.sum())}
         table += [{**common, **row} for row in _rows(of_heads(inside))]
     write_table(pd.DataFrame(table), layers_out, run)

@@ -18,6 +18,10 @@ from selfrepair.files.sealed import SEAL, advice_for, listed, read_listed, read_
 
 PACKAGE = "selfrepair"
 RUNS_JOBS = "workflow"
+NO_SYNTAX = ("kind", "type_comment", "ctx")
+"""Fields of a syntax tree that do not count."""
+STATEMENTS = ("body", "orelse", "finalbody", "handlers", "cases")
+"""Fields that hold statements, or what these lie in."""
 LIBRARIES = ("torch", "transformers", "h5py", "numpy", "snakemake")
 
 
@@ -57,11 +61,9 @@ def module_files(script: Path, *modules: str) -> set[Path]:
     waiting = [script, *found]
     while waiting:
         path = waiting.pop()
-        for imported in _imports(path, path.stat().st_mtime_ns):
-            for file in _files_of(imported, root):
-                if file not in found:
-                    found.add(file)
-                    waiting.append(file)
+        new = _imported_files(path, path.stat().st_mtime_ns, root) - found
+        found |= new
+        waiting.extend(new)
     return found
 
 
@@ -132,20 +134,26 @@ def _digest(path: Path, mtime: int) -> str:
 
 def _syntax(node: ast.AST) -> str:
     """A syntax tree as text that is the same in every version of Python: `ast.dump` is not."""
+    # Written for speed: every start of Snakemake goes through every module.
     fields = []
-    for name, value in ast.iter_fields(node):
+    for name in node._fields:
+        value = getattr(node, name, None)
+        # Fields that a later version adds are empty in code of an earlier one; ``kind`` is how a text is written.
+        if value is None or name in NO_SYNTAX:
+            continue
         if name == "body" and isinstance(value, list):
             # A bare string is a docstring, of the body or of the attribute above it.
             value = [
                 item for item in value if not (isinstance(item, ast.Expr) and isinstance(item.value, ast.Constant))
             ]
             value = [] if _for_type_checkers(node) else value
-        # Fields that a later version adds are empty in code of an earlier one; ``kind`` is how a text is written.
-        if value is None or value == [] or name in ("kind", "type_comment", "ctx"):
-            continue
-        parts = value if isinstance(value, list) else [value]
-        texts = [_syntax(part) if isinstance(part, ast.AST) else ascii(part) for part in parts]
-        fields.append(f"{name}=[{', '.join(texts)}]")
+        if isinstance(value, ast.AST):
+            fields.append(f"{name}=[{_syntax(value)}]")
+        elif not isinstance(value, list):
+            fields.append(f"{name}=[{ascii(value)}]")
+        elif value:
+            texts = [_syntax(part) if isinstance(part, ast.AST) else ascii(part) for part in value]
+            fields.append(f"{name}=[{', '.join(texts)}]")
     return f"{type(node).__name__}({', '.join(fields)})"
 
 
@@ -158,18 +166,27 @@ def _imports(path: Path, mtime: int) -> frozenset[str]:
         if _for_type_checkers(node):
             waiting.extend(node.orelse)
             continue
+        # Imports are statements, and these lie in statements alone.
+        for name in STATEMENTS:
+            inner = getattr(node, name, None)
+            if isinstance(inner, list):
+                waiting.extend(inner)
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             if node.level:
                 raise ValueError(f"{path}: relative import in line {node.lineno}; write it from {PACKAGE} on")
             names |= {node.module or ""} | {f"{node.module}.{alias.name}" for alias in node.names}
-        waiting.extend(ast.iter_child_nodes(node))
     return frozenset(name for name in names if name.split(".")[0] == PACKAGE)
 
 
 def _for_type_checkers(node: ast.AST) -> TypeGuard[ast.If]:
     return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+
+
+@cache
+def _imported_files(path: Path, mtime: int, root: Path) -> frozenset[Path]:
+    return frozenset(file for module in _imports(path, mtime) for file in _files_of(module, root))
 
 
 def _files_of(module: str, root: Path) -> list[Path]:

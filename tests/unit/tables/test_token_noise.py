@@ -1,13 +1,11 @@
 """Every counted token of the chosen heads, in their order, as the ablations files hold it."""
 
-import functools
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from selfrepair.tables.sample import Sample
 from selfrepair.tables.token_noise import TOKEN_COLUMNS, tabulate_token_noise
 
 from planted.layernorm_run import PlantedRun
@@ -57,7 +55,7 @@ def test_of_many_tokens_a_sample_is_listed_and_said_to_be(
     files = files_in(tmp_path)
     tabulate_token_noise(**inputs, chosen_heads=planted_run.chosen, **files)
     every, spread = (pd.read_parquet(path) for path in files.values())
-    monkeypatch.setattr("selfrepair.tables.token_noise.Sample", functools.partial(Sample, size=11))
+    monkeypatch.setattr("selfrepair.tables.sample.LISTED", 11)
     tabulate_token_noise(**inputs, chosen_heads=planted_run.chosen, **files)
     table, again = (pd.read_parquet(path) for path in files.values())
     assert (table.attrs["listed"], table.attrs["listed_of"]) == (11, len(every) / 2)
