@@ -180,10 +180,10 @@ def tabulate_selection_control(
 
     layer = np.array([layer for layer, _ in shard.heads])
     table: list[dict[str, object]] = []
-    for at in np.unique(layer):
+    layers = np.unique(layer)
+    for at, depth in zip(layers.tolist(), relative_depth(layers, run["n_layers"]).tolist(), strict=True):
         inside = layer == at
-        depth = float(relative_depth(np.array(at), run["n_layers"]))
-        common = {"layer": int(at), "relative_depth": depth, "n_heads": int(inside.sum())}
+        common = {"layer": at, "relative_depth": depth, "n_heads": int(inside.sum())}
         table += [{**common, **row} for row in _rows(of_heads(inside))]
     write_table(pd.DataFrame(table), layers_out, run)
     table = [{"n_heads": len(layer), **row} for row in _rows(of_heads(layer >= 0))]
