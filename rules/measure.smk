@@ -104,6 +104,8 @@ rule find_thresholds:
         thresholds=THRESHOLDS,
     log:
         f"{LOGS}/find_thresholds.log",
+    benchmark:
+        f"{BENCHMARKS}/find_thresholds.tsv"
     conda:
         "../environment.yml"
     threads: 1
@@ -124,6 +126,8 @@ rule average_activations:
         mean_activations=MEAN_ACTIVATIONS,
     log:
         f"{LOGS}/average_activations.log",
+    benchmark:
+        f"{BENCHMARKS}/average_activations.tsv"
     conda:
         "../environment.yml"
     threads: 1
@@ -170,6 +174,8 @@ rule choose_heads:
         chosen=CHOSEN_HEADS,
     log:
         f"{LOGS}/choose_heads.log",
+    benchmark:
+        f"{BENCHMARKS}/choose_heads.tsv"
     conda:
         "../environment.yml"
     threads: 1

@@ -30,6 +30,8 @@ rule tabulate_checks:
         ),
     log:
         f"{LOGS}/tabulate_checks.log",
+    benchmark:
+        f"{BENCHMARKS}/tabulate_checks.tsv"
     conda:
         "../environment.yml"
     threads: 1
@@ -59,6 +61,8 @@ use rule tabulate_checks as tabulate_heads with:
         ),
     log:
         f"{LOGS}/tabulate_heads/{{kind}}.log",
+    benchmark:
+        f"{BENCHMARKS}/tabulate_heads/{{kind}}.tsv"
     resources:
         **resources("tabulate_heads"),
     params:
@@ -88,6 +92,8 @@ use rule tabulate_checks as tabulate_token_noise with:
         ),
     log:
         f"{LOGS}/tabulate_token_noise/{{kind}}.log",
+    benchmark:
+        f"{BENCHMARKS}/tabulate_token_noise/{{kind}}.tsv"
     resources:
         **resources("tabulate_token_noise"),
     params:
@@ -111,6 +117,8 @@ use rule tabulate_checks as tabulate_layernorm_scale with:
         ),
     log:
         f"{LOGS}/tabulate_layernorm_scale/{{kind}}.log",
+    benchmark:
+        f"{BENCHMARKS}/tabulate_layernorm_scale/{{kind}}.tsv"
     resources:
         **resources("tabulate_layernorm_scale"),
     params:
@@ -134,6 +142,8 @@ use rule tabulate_checks as tabulate_ablation_type with:
         ),
     log:
         f"{LOGS}/tabulate_ablation_type/{{kind}}.log",
+    benchmark:
+        f"{BENCHMARKS}/tabulate_ablation_type/{{kind}}.tsv"
     resources:
         **resources("tabulate_ablation_type"),
     params:
@@ -155,6 +165,8 @@ use rule tabulate_checks as tabulate_layernorm_claim with:
         ),
     log:
         f"{LOGS}/tabulate_layernorm_claim/{{kind}}.log",
+    benchmark:
+        f"{BENCHMARKS}/tabulate_layernorm_claim/{{kind}}.tsv"
     resources:
         **resources("tabulate_layernorm_claim"),
     params:
@@ -177,6 +189,8 @@ use rule tabulate_checks as tabulate_frozen_layernorm with:
         ),
     log:
         f"{LOGS}/tabulate_frozen_layernorm/{{kind}}.log",
+    benchmark:
+        f"{BENCHMARKS}/tabulate_frozen_layernorm/{{kind}}.tsv"
     resources:
         **resources("tabulate_frozen_layernorm"),
     params:
@@ -204,6 +218,8 @@ use rule tabulate_checks as tabulate_neurons with:
         ),
     log:
         f"{LOGS}/tabulate_neurons/{{kind}}.log",
+    benchmark:
+        f"{BENCHMARKS}/tabulate_neurons/{{kind}}.tsv"
     resources:
         **resources("tabulate_neurons"),
     params:
@@ -223,6 +239,8 @@ use rule tabulate_checks as tabulate_reinforcement with:
         ),
     log:
         f"{LOGS}/tabulate_reinforcement.log",
+    benchmark:
+        f"{BENCHMARKS}/tabulate_reinforcement.tsv"
     resources:
         **resources("tabulate_reinforcement"),
     params:
@@ -248,6 +266,8 @@ use rule tabulate_checks as tabulate_repair with:
         ),
     log:
         f"{LOGS}/tabulate_repair.log",
+    benchmark:
+        f"{BENCHMARKS}/tabulate_repair.tsv"
     resources:
         **resources("tabulate_repair"),
     params:
@@ -270,6 +290,8 @@ use rule tabulate_checks as tabulate_moved_residual with:
         ),
     log:
         f"{LOGS}/tabulate_moved_residual.log",
+    benchmark:
+        f"{BENCHMARKS}/tabulate_moved_residual.tsv"
     resources:
         **resources("tabulate_moved_residual"),
     params:
@@ -289,6 +311,8 @@ use rule tabulate_checks as tabulate_layer_ablations with:
         ),
     log:
         f"{LOGS}/tabulate_layer_ablations.log",
+    benchmark:
+        f"{BENCHMARKS}/tabulate_layer_ablations.tsv"
     resources:
         **resources("tabulate_layer_ablations"),
     params:
@@ -312,6 +336,8 @@ use rule tabulate_checks as tabulate_selection_control with:
         ),
     log:
         f"{LOGS}/tabulate_selection_control.log",
+    benchmark:
+        f"{BENCHMARKS}/tabulate_selection_control.tsv"
     resources:
         **resources("tabulate_selection_control"),
     params:
@@ -334,6 +360,8 @@ use rule tabulate_checks as tabulate_donor_noise with:
         ),
     log:
         f"{LOGS}/tabulate_donor_noise.log",
+    benchmark:
+        f"{BENCHMARKS}/tabulate_donor_noise.tsv"
     resources:
         **resources("tabulate_donor_noise"),
     params:
@@ -385,6 +413,8 @@ use rule tabulate_checks as tabulate_published with:
         ),
     log:
         f"{LOGS}/tabulate_published.log",
+    benchmark:
+        f"{BENCHMARKS}/tabulate_published.tsv"
     resources:
         **resources("tabulate_published"),
     params:

@@ -46,6 +46,7 @@ TABLES_OF_CHOSEN = {
 }
 # These read ablations with the tokens that count.
 COUNTS_TOKENS = {"tabulate_heads", "tabulate_token_noise", "tabulate_repair", *LAYERNORM}
+LISTS_TOKENS = {"tabulate_token_noise", "tabulate_ablation_type", "tabulate_donor_noise", "tabulate_neurons"}
 RUNS_THE_MODEL = {"cache_activations", *OF_SHARD}
 READS_HDF5 = {
     *("tokenize_corpus", "check_prompts", "find_thresholds", "average_activations", "choose_heads"),
@@ -134,7 +135,7 @@ USERS: dict[str, set[str]] = {
     "model/placing.py": RUNS_THE_MODEL,
     "model/precision.py": RUNS_THE_MODEL,
     "model/token_ids.py": {"ablate_heads"},
-    "quantities.py": RUNS_THE_MODEL | SHOWS | TABLES - {"tabulate_token_noise"},
+    "quantities.py": RUNS_THE_MODEL | SHOWS | TABLES,
     "snapshots/checked.py": {"check_model"},
     "snapshots/corpora.py": {"snapshot_corpus"},
     "snapshots/encoding.py": {"snapshot_model", "tokenize_corpus", "check_prompts"} | RUNS_THE_MODEL,
@@ -160,7 +161,7 @@ USERS: dict[str, set[str]] = {
         *("tabulate_heads", "tabulate_layernorm_scale", "tabulate_frozen_layernorm", "tabulate_reinforcement"),
         *("tabulate_layer_ablations", "tabulate_all_models", *CONTROLS),
     },
-    "tables/counted_tokens.py": COUNTS_TOKENS,
+    "tables/counted_tokens.py": {*COUNTS_TOKENS, "tabulate_selection_control"},
     "tables/donor_noise.py": {"tabulate_donor_noise"},
     "tables/frozen_layernorm.py": {"tabulate_frozen_layernorm"},
     "tables/heads.py": {"tabulate_heads"},
@@ -174,7 +175,8 @@ USERS: dict[str, set[str]] = {
     "tables/reinforcement.py": {"tabulate_reinforcement"},
     "tables/repair.py": {"tabulate_repair"},
     "tables/selection_control.py": {"tabulate_selection_control"},
-    "tables/statistics.py": {*TABLES - {"tabulate_token_noise"}, "draw_token_noise", "write_findings"},
+    "tables/sample.py": LISTS_TOKENS,
+    "tables/statistics.py": TABLES,
     "tables/token_noise.py": {"tabulate_token_noise"},
     # What runs jobs computes nothing; what it hands to them are params and inputs.
     "workflow/command.py": set(),
@@ -189,6 +191,8 @@ USERS: dict[str, set[str]] = {
     "workflow/resources.py": set(),
     "workflow/schema.py": set(),
 }
+# Finds what thresholds.py writes.
+USERS["measure/largest.py"] = USERS["measure/thresholds.py"]
 # A folder's own file is run by whatever runs a module in it.
 for _folder in {str(folder) for module in USERS for folder in PurePosixPath(module).parents if folder.name}:
     USERS[f"{_folder}/__init__.py"] = set().union(*(USERS[at] for at in USERS if at.startswith(f"{_folder}/")))

@@ -150,7 +150,7 @@ def _syntax(node: ast.AST) -> str:
         if isinstance(value, ast.AST):
             fields.append(f"{name}=[{_syntax(value)}]")
         elif not isinstance(value, list):
-            fields.append(f"{name}=[{ascii(value)}]")
+            fields.append(f"{name}=[{value!a}]")
         elif value:
             texts = [_syntax(part) if isinstance(part, ast.AST) else ascii(part) for part in value]
             fields.append(f"{name}=[{', '.join(texts)}]")

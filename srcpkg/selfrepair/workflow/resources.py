@@ -128,6 +128,31 @@ CUDA = 1500 * MB
 """What torch for GPUs and its context take beside that."""
 TOP_SHARE = 0.6
 """Of the operations of all tokens, those of top tokens alone (docs/performance.md)."""
+LISTED, WAITING, COUNTED = 10_000, 32, 8 * 2048
+"""Tokens of a head that tables list (`selfrepair.tables.sample`), prompts that wait to be added to sums
+(`selfrepair.tables.statistics`), and bytes a head of counts of its values (`selfrepair.measure.largest`)."""
+SHARDS_READ = {
+    "find_thresholds": (4, 1),
+    "average_activations": (1, 0),
+    "choose_heads": (1, 1),
+    "tabulate_checks": (10, 0),
+    "tabulate_heads": (1, 8),
+    "tabulate_token_noise": (1, 1),
+    "tabulate_layernorm_scale": (1, 1),
+    "tabulate_ablation_type": (1, 1),
+    "tabulate_layernorm_claim": (1, 8),
+    "tabulate_frozen_layernorm": (2, 1),
+    "tabulate_neurons": (1, 0),
+    "tabulate_reinforcement": (1, 1),
+    "tabulate_repair": (2, 3),
+    "tabulate_moved_residual": (2, 1),
+    "tabulate_layer_ablations": (1, 1),
+    "tabulate_selection_control": (8, 3),
+    "tabulate_donor_noise": (1, 1),
+}
+"""Rules that read all shards: how often each opens a shard, and quantities of every head and token that it reads, at most."""
+OPENING = 5 * MB
+"""What opening a file counts as, in bytes that are read: a tenth of a second."""
 UNKNOWN_MB, UNKNOWN_MINUTES = 3000, 240
 """Asked for where nothing says how large the model is: it is shown so in a dry run, before there is a snapshot."""
 
@@ -503,18 +528,8 @@ class Costs:
 
     def _other_job(self, rule: str, kind: str | None, text: int) -> Need:
         """A job that runs no model."""
-        number, shape, config = self.number, self.shape, self.config
-        heads = self.heads(kind) if kind else shape.layers * shape.heads
-        # Whatever is ablated, every head is asked whether it reinforces itself.
-        heads = shape.layers * shape.heads if rule == "tabulate_reinforcement" else heads
-        resamples = config["statistics"]["n_bootstrap"]
-        tokens = self.prompts * self.predicting
-        in_shard = self.in_shard * self.predicting
-        of_chosen = self.top_tokens * self.shards
-        # What lies in memory beside imports, and what is read.
+        shape, config = self.shape, self.config
         held, read, imports, disk = 0.0, 0.0, "table", float(MB)
-        values = heads * in_shard * (12 * number + 4)
-        sums = 24 * heads * self.prompts * 8 + 40 * heads * resamples * 8
         match rule:
             case "snapshot_model":
                 imports, read = "snapshot", 2 * shape.stored_bytes
@@ -528,39 +543,74 @@ class Costs:
                 imports = "tokenizer" if any("published" in of for of in config["models"].values()) else "nothing"
             case "tokenize_corpus":
                 imports, held, read = "tokenizer", TOKENIZER_ENTRY * shape.vocabulary + TEXT * text, text
-            case "find_thresholds":
-                top = config["statistics"]["top_fraction"] * tokens
-                held = shape.layers * shape.heads * (in_shard + top) * (3 * number + 20)
-            case "average_activations":
-                held = 6 * 8 * shape.layers * shape.width
-                read = held * self.shards
-            case "tabulate_heads" | "tabulate_layernorm_claim":
-                imports = "tokenizer" if rule == "tabulate_heads" else "table"
-                held, read = values + sums, self.shards * values
-            case "choose_heads":
-                held, read = heads * in_shard * (number + 10), self.shards * heads * in_shard * number
-            case "tabulate_layernorm_scale":
-                held, read = 5 * heads * in_shard * number + sums / 4, self.shards * values
-            case "tabulate_repair" | "tabulate_moved_residual":
-                held = 2.2 * heads * self.prompts * self.repairs
-                read = held
-            case "tabulate_selection_control":
-                held = shape.heads * tokens * (14 * number + 40)
-                read = shape.layers * shape.heads * tokens * 5 * number
-            case "tabulate_layer_ablations":
-                held = 2 * shape.layers * tokens * (14 * number + 11 * 8)
-                read = held
-            case "tabulate_reinforcement":
-                held = 3 * shape.layers * shape.heads * self.prompts * (3 + self.reinforced) * 8 + sums / 2
-                read = held
-            case "tabulate_neurons":
-                held = 4 * self.neurons * self.shards
-                read = self.neurons * self.shards
-            case "tabulate_token_noise" | "tabulate_ablation_type" | "tabulate_frozen_layernorm":
-                held = 200 * tokens * self.chosen
-            case "tabulate_donor_noise":
-                held = (200 + 8 * self.noise_donors) * tokens * self.chosen
             case "draw_figure" | "write_findings":
-                imports, held = "figure", 200 * (tokens * self.chosen if rule == "draw_figure" else of_chosen)
-        memory = {"Python and libraries": IMPORTS[imports], "results of all shards": held}
+                imports, held = "figure", 2 * self._listed
+            case "tabulate_heads":
+                imports = "tokenizer"
+        if rule in SHARDS_READ:
+            held, read = self._condensed(rule, kind), self._read(rule, kind)
+        memory = {"Python and libraries": IMPORTS[imports], "a shard, and sums over all": held}
         return Need(memory, disk=disk, read=read)
+
+    def _condensed(self, rule: str, kind: str | None) -> Amount:
+        """Bytes that a job of all shards holds: a shard's values, and sums over prompts in every resample."""
+        shape, number = self.shape, self.number
+        every = shape.layers * shape.heads
+        heads = self.heads(kind) if kind else every
+        tokens = self.in_shard * self.predicting
+        # Of one quantity: a shard's tokens, a head's and all heads' sums, and those of the prompts that wait to be added.
+        of_tokens = heads * tokens * number
+        resampled = 8 * (1 + self.config["statistics"]["n_bootstrap"])
+        of_heads = heads * (resampled + 8 * WAITING)
+        drawn = resampled / 8 * self.prompts
+        match rule:
+            case "find_thresholds":
+                return 3 * every * COUNTED + every * tokens * (4 * number + 16)
+            case "average_activations":
+                return 6 * 8 * shape.layers * shape.width
+            case "choose_heads":
+                return of_tokens + heads * tokens * 10
+            case "tabulate_heads":
+                return drawn + 22 * of_tokens + 65 * of_heads
+            case "tabulate_layernorm_claim":
+                return drawn + 20 * of_tokens + 12 * of_heads
+            case "tabulate_layernorm_scale":
+                return drawn + 12 * of_tokens
+            case "tabulate_selection_control":
+                return drawn + 40 * of_tokens + 12 * heads * COUNTED + 75 * of_heads
+            case "tabulate_repair":
+                repairs = heads * self.in_shard * self.repairs
+                return (
+                    drawn
+                    + 4 * repairs
+                    + 1.5 * shape.layers * of_heads
+                    + 4 * self.chosen * shape.layers * of_heads / heads
+                )
+            case "tabulate_moved_residual":
+                return drawn + self.chosen * self.in_shard * self.repairs + 8 * self.chosen * shape.heads * resampled
+            case "tabulate_layer_ablations":
+                return drawn + 2 * shape.layers * (30 * 8 * tokens + 60 * resampled)
+            case "tabulate_reinforcement":
+                return drawn + every * (self.reinforced + 25) * (resampled + 8 * WAITING)
+            case "tabulate_neurons":
+                kept = 8 * self.config["analyses"]["top_neurons"] + 300
+                return drawn + 3 * self.neurons + self.chosen * 2 * kept * resampled + self._listed
+            case "tabulate_token_noise" | "tabulate_ablation_type" | "tabulate_donor_noise":
+                return drawn + 30 * self.chosen * tokens * number + 4 * self._listed
+            case "tabulate_frozen_layernorm":
+                return drawn + 30 * self.chosen * tokens * number
+        return 0
+
+    @property
+    def _listed(self) -> Amount:
+        """Bytes of a table that lists tokens of the chosen heads one by one, as a job holds it."""
+        return 150 * self.chosen * min(LISTED, self.prompts * self.predicting) * max(1, self.noise_donors)
+
+    def _read(self, rule: str, kind: str | None) -> Amount:
+        """Bytes that a job of all shards reads, opening a file counted as so many."""
+        shape, number = self.shape, self.number
+        passes, quantities = SHARDS_READ[rule]
+        heads = self.heads(kind) if kind else shape.layers * shape.heads
+        of_tokens = heads * self.in_shard * self.predicting * number
+        repairs = heads * self.in_shard * self.repairs if rule == "tabulate_repair" else 0
+        return self.shards * passes * (OPENING + quantities * of_tokens + repairs)
