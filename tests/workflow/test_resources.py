@@ -142,7 +142,7 @@ def test_memory_that_the_user_sets_by_hand_is_taken(fresh: Space, tmp_path: Path
     save_huge_model(space.work / "model")
     rules = {rule for rule, _, _ in run_jobs(merged(space))} - {"draw_figure"}
     # Not refused here, but by the snapshot, for what is wrong with such weights.
-    done = space.snakemake("--set-resources", *(f"{rule}:mem_mb=100" for rule in rules))
+    done = space.snakemake("--set-resources", *(f"{rule}:mem_mb=100 * attempt" for rule in rules))
     assert done.returncode != 0
     assert "this run does not fit" not in done.stdout
     assert "Error in rule snapshot_model" in done.stdout

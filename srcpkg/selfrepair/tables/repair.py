@@ -60,8 +60,9 @@ def tabulate_repair(
     by_layer, every, of_chosen = LayerRepair(resamples, parallel), PairRepair(), Totals(resamples)
     for shard in read_ablations(shards, thresholds, run["first_position"]):
         dataset = shard.dataset
-        by_layer.add(dataset)
-        every.add(dataset)
+        repair = dataset[["repair_by_head", "repair_by_mlp", "n_selected", "layer", "head_index"]].load()
+        by_layer.add(repair)
+        every.add(repair)
         at = rows_of(chosen, chosen_heads, dataset, shards[0])
         values = {by: dataset[name][at].values for by, name in WHOLE.items() if name in dataset}
         of_chosen.add(prompt_sums(values, shard.counted["top"][at]))
