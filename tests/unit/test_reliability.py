@@ -28,9 +28,13 @@ def test_a_promise_is_kept_by_tests_that_there_are(row: list[str]) -> None:
     if not named:
         assert row[2].startswith("the same"), row
         return
+    before = ""
     for name in named:
         file, _, test = name.partition("::")
+        # A test is of the file that stands right before it.
+        file = file or (before if before.endswith(".py") else "")
         where = [TESTS / file] if file else [path for path in TESTS.rglob("test_*.py") if test in names(path)]
         assert where, f"no test {name}"
         assert where[0].is_file(), f"no file {file}"
         assert not test or test in names(where[0]), f"{file} has no {test}"
+        before = name
