@@ -10,6 +10,7 @@ import json
 import os
 import re
 import shutil
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -129,12 +130,15 @@ def writing(path: Path, needs: int = 0) -> Iterator[None]:
 def write_whole(path: Path) -> Iterator[Path]:
     """A temporary path to write to (`writing`), which takes the place of ``path`` when the block ends well, and goes otherwise.
 
+    The temporary path is this process's own: where two write one file, each writes all of it, and the later takes the place.
+
     Raises:
         ValueError: The system refuses to write: the file and the reason.
     """
     temporary = _partial(path)
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
+    _clear_up(path)
     try:
         yield temporary
         with writing(path):
@@ -147,7 +151,28 @@ def write_whole(path: Path) -> Iterator[Path]:
 
 
 def _partial(path: Path) -> Path:
-    return path.with_name(f".{path.name}.partial")
+    return path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}.partial")
+
+
+def _clear_up(path: Path) -> None:
+    """Remove what processes of this machine have begun to write under ``path`` and left when they were killed."""
+    with suppress(OSError):
+        for left in path.parent.iterdir():
+            if not (left.name.startswith(f".{path.name}.") and left.suffix == ".partial"):
+                continue
+            machine, _, process = left.stem.removeprefix(f".{path.name}.").rpartition("-")
+            if machine == socket.gethostname() and process.isdigit() and not _runs(int(process)):
+                left.unlink(missing_ok=True)
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True  # another user's
+    return True
 
 
 def write_text(path: Path, text: str) -> None:
