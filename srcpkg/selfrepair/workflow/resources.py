@@ -544,7 +544,7 @@ class Costs:
             case "tokenize_corpus":
                 imports, held, read = "tokenizer", TOKENIZER_ENTRY * shape.vocabulary + TEXT * text, text
             case "draw_figure" | "write_findings":
-                imports, held = "figure", 2 * self._listed
+                imports, held = "figure", 2 * self._listed()
             case "tabulate_heads":
                 imports = "tokenizer"
         if rule in SHARDS_READ:
@@ -573,7 +573,7 @@ class Costs:
             case "tabulate_heads":
                 return drawn + 22 * of_tokens + 65 * of_heads
             case "tabulate_layernorm_claim":
-                return drawn + 20 * of_tokens + 12 * of_heads
+                return drawn + 30 * of_tokens + 14 * of_heads
             case "tabulate_layernorm_scale":
                 return drawn + 12 * of_tokens
             case "tabulate_selection_control":
@@ -594,17 +594,21 @@ class Costs:
                 return drawn + every * (self.reinforced + 25) * (resampled + 8 * WAITING)
             case "tabulate_neurons":
                 kept = 8 * self.config["analyses"]["top_neurons"] + 300
-                return drawn + 3 * self.neurons + self.chosen * 2 * kept * resampled + self._listed
-            case "tabulate_token_noise" | "tabulate_ablation_type" | "tabulate_donor_noise":
-                return drawn + 30 * self.chosen * tokens * number + 4 * self._listed
+                return drawn + 3 * self.neurons + self.chosen * 2 * kept * resampled + self._listed()
+            case "tabulate_token_noise":
+                return drawn + 30 * self.chosen * tokens * number + 4 * self._listed()
+            case "tabulate_ablation_type":
+                return drawn + 30 * tokens * number + 4 * self._listed() / self.chosen
+            case "tabulate_donor_noise":
+                top = self.config["statistics"]["top_fraction"]
+                return drawn + 30 * self.chosen * tokens * number + 4 * self.noise_donors * self._listed(top)
             case "tabulate_frozen_layernorm":
                 return drawn + 30 * self.chosen * tokens * number
         return 0
 
-    @property
-    def _listed(self) -> Amount:
-        """Bytes of a table that lists tokens of the chosen heads one by one, as a job holds it."""
-        return 150 * self.chosen * min(LISTED, self.prompts * self.predicting) * max(1, self.noise_donors)
+    def _listed(self, share: float = 1) -> Amount:
+        """Bytes of a table that lists tokens of the chosen heads one by one, a ``share`` of all or a sample, as a job holds it."""
+        return 150 * self.chosen * min(LISTED, share * self.prompts * self.predicting)
 
     def _read(self, rule: str, kind: str | None) -> Amount:
         """Bytes that a job of all shards reads, opening a file counted as so many."""
