@@ -547,6 +547,9 @@ class Costs:
                 imports, held = "figure", 2 * self._listed()
             case "tabulate_heads":
                 imports = "tokenizer"
+            case "find_thresholds":
+                # A bit for each head and token, compressed.
+                disk += shape.layers * shape.heads * self.prompts * self.predicting / 8
         if rule in SHARDS_READ:
             held, read = self._condensed(rule, kind), self._read(rule, kind)
         memory = {"Python and libraries": IMPORTS[imports], "a shard, and sums over all": held}
@@ -607,7 +610,7 @@ class Costs:
         return 0
 
     def _listed(self, share: float = 1) -> Amount:
-        """Bytes of a table that lists tokens of the chosen heads one by one, a ``share`` of all or a sample, as a job holds it."""
+        """Bytes of a table that lists tokens of the chosen heads, a ``share`` of all or a sample, as a job holds it."""
         return 150 * self.chosen * min(LISTED, share * self.prompts * self.predicting)
 
     def _read(self, rule: str, kind: str | None) -> Amount:
