@@ -151,7 +151,9 @@ class _Head:
                 **{name: tokens[name].values for name in of_tokens},
             }
         )
-        self._best.append(_Best(prompt, tokens["neuron"].values[:, : max(AMONG_TOP)], n_prompts))
+        # Copies: a view would keep all that the shard holds.
+        best = tokens["neuron"].values[:, : max(AMONG_TOP)].astype(np.int32)
+        self._best.append(_Best(prompt.astype(np.int32), best, n_prompts))
 
     def share(self) -> pd.DataFrame:
         """How often the Nth best neuron repairs more than some share of the head's direct effect."""
