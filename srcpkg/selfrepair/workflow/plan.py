@@ -19,7 +19,7 @@ ADVICE = {
     "a batch of prompts": "lower tokens.prompt_length",
     "results of a shard": "lower tokens.prompts_per_shard",
     "activations of a shard": "lower tokens.prompts_per_shard, or set cache.keep to true",
-    "results of all shards": "lower tokens.prompts",
+    "a shard, and sums over all": "lower tokens.prompts_per_shard or statistics.n_bootstrap",
 }
 """What to do about memory, by what takes most of it."""
 

@@ -27,7 +27,7 @@ def planned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Runs `selfrepair plan` in an empty folder."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "120")
-    monkeypatch.setattr(command, "memory_mb", lambda: 64_000)
+    monkeypatch.setattr(command, "memory_mb", lambda: 40_000)
     monkeypatch.setattr(command, "disk_mb", lambda folder: 10_000_000)
 
     def run(*arguments: str, overlay: dict[str, Any] | None = None) -> Any:
@@ -90,16 +90,28 @@ def test_the_table_of_the_papers_models_is_what_is_planned(planned) -> None:
 def test_what_does_not_fit_is_said_with_the_key_to_change(planned) -> None:
     done = planned("--configfile", str(PAPER), "--tflops", "20")
     assert done.exit_code == 1
-    assert "Does not fit: tabulate_repair of llama-7b needs" in done.stdout
-    assert "lower tokens.prompts" in done.stdout
+    assert "Does not fit: reinforce_heads of llama-7b needs 49 GB of memory, 40 GB are here" in done.stdout
+    assert "set compute.weights to bfloat16" in done.stdout
+
+
+def test_a_table_that_does_not_fit_is_said_with_the_key_to_change(planned, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its sums are in every resample; of prompts it holds a shard."""
+    monkeypatch.setattr(command, "memory_mb", lambda: 10_000)
+    shape = {"layers": 2, "heads": 64, "d_model": 64, "d_mlp": 64, "vocabulary": 100}
+    overlay = {"models": {"smollm2-135m-instruct": {"shape": shape}}, "statistics": {"n_bootstrap": 200_000}}
+    done = planned("--tflops", "20", overlay=overlay)
+    assert done.exit_code == 1, done.stdout
+    said = " ".join(done.stdout.split())
+    assert "Does not fit: tabulate_selection_control of smollm2-135m-instruct needs" in said
+    assert "lower tokens.prompts_per_shard or statistics.n_bootstrap" in said
 
 
 def test_the_same_words_stop_a_run(planned) -> None:
     config = command.read_configs(REPOSITORY / "config" / "config.yaml", [PAPER])
     with pytest.raises(
-        ValueError, match=r"this run does not fit:\n(.*\n)*  tabulate_repair of llama-7b needs"
+        ValueError, match=r"this run does not fit:\n(.*\n)*  reinforce_heads of llama-7b needs"
     ) as caught:
-        check_fits(config, command.MANIFEST, 64_000)
+        check_fits(config, command.MANIFEST, 40_000)
     said = json.loads(planned("--configfile", str(PAPER), "--tflops", "20", "--json").stdout)["does_not_fit"]
     assert str(caught.value).splitlines()[1:] == [f"  {line}" for line in said if "disk" not in line]
     check_fits(config, command.MANIFEST, 10**6)
