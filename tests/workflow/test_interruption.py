@@ -5,6 +5,7 @@ import re
 import shlex
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -104,8 +105,16 @@ def test_a_killed_run_goes_on(unswept: Space, finished: Space) -> None:
     kept = shards(unswept)[done].stat()
     # What a writer leaves that is killed in the middle of a file.
     (under_way,) = SHARDS - {done}
-    remains = unswept.run / "ablations" / "resample" / f".{under_way}.h5.partial"
-    remains.write_bytes(b"half a file")
+    path = unswept.run / "ablations" / "resample" / f"{under_way}.h5"
+    code = (
+        "import os, signal, sys\nfrom pathlib import Path\nfrom selfrepair.files.sealed import write_whole\n"
+        "with write_whole(Path(sys.argv[1])) as half:\n"
+        "    half.write_bytes(b'half a file')\n    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    killed = subprocess.run([sys.executable, "-c", code, str(path)], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    [remains] = path.parent.glob(f".{under_way}.h5.*.partial")
+    assert remains.read_bytes() == b"half a file"
 
     locked = unswept.snakemake(TARGET)
     assert locked.returncode != 0
