@@ -147,7 +147,7 @@ def flip_a_bit(path: Path) -> None:
     """A bad sector: one bit of one value, at the same size and time."""
     times = path.stat()
     with h5py.File(path) as file:
-        offset = file["self_repair"].id.get_chunk_info(3).byte_offset
+        offset = file["self_repair"].id.get_chunk_info(0).byte_offset
     content = bytearray(path.read_bytes())
     content[offset + 6] ^= 1
     path.write_bytes(content)
@@ -194,7 +194,7 @@ def test_a_damaged_input_of_the_sweep_stops_it(copied: Space) -> None:
     path = copied.run / "activations" / "00001.h5"
     times = path.stat()
     with h5py.File(path) as file:
-        offset = file["z"].id.get_chunk_info(5).byte_offset
+        offset = file["z"].id.get_chunk_info(0).byte_offset
     content = bytearray(path.read_bytes())
     content[offset] ^= 128
     path.write_bytes(content)
