@@ -34,7 +34,7 @@ FORMAT = ("v110", "v110")
 SMALL_CHUNK = 32_000
 """Bytes: of smaller chunks, finding each takes longer than reading it."""
 DIGEST, HEAPS = "digest_of_header", "heaps"
-"""Root attributes: digest of `_header`; [place, bytes, digest] of each global heap."""
+"""Root attributes: digest of `_Header`; [place, bytes, digest] of each global heap."""
 
 _SEALS = (DIGEST, HEAPS)
 _OWN = ("kind", "schema_version", *_SEALS)
