@@ -9,11 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from transformers import LlamaConfig
 
 from selfrepair.files.hdf5 import write_hdf5
 from selfrepair.files.sealed import write_json
 from selfrepair.files.tables import write_table
 from selfrepair.quantities import PARTS, POSTNORMS
+from selfrepair.snapshots.manifest import MANIFEST, publish, staging
 
 CHOSEN = 4
 TOP = 0.02
@@ -211,9 +213,19 @@ def make_shards(folder: Path, sizes: Sizes) -> dict[str, Path]:
         {"component": 2, "layer": sizes.layers, "prompt": sizes.prompts, "pos": sizes.positions},
         {name: ("component layer prompt pos", noise(2, sizes.layers, *tokens)) for name in names},
     )
+    files["model"] = _write_model(folder / "model", sizes)
     files["chosen_heads"] = folder / "chosen_heads.json"
     write_json(files["chosen_heads"], {"heads": sizes.chosen, "strongest": True})
     return files
+
+
+def _write_model(folder: Path, sizes: Sizes) -> Path:
+    """A snapshot of a model's config alone; gives its manifest."""
+    manifest = folder / MANIFEST
+    with staging(manifest) as partial:
+        LlamaConfig(num_hidden_layers=sizes.layers, num_attention_heads=sizes.heads).save_pretrained(partial)
+        publish(manifest, partial, {"kind": "model", "source": "made up", "license": "none", "weights": "none"})
+    return manifest
 
 
 def write_settings(path: Path, sizes: Sizes, n_shards: int, n_bootstrap: int) -> Path:

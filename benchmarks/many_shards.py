@@ -54,22 +54,6 @@ def jobs(
             provenance={},
         )
 
-    def heads_job() -> None:
-        from selfrepair.tables import heads as module
-
-        # Of a model that is made up there is no snapshot to look into.
-        module._model_config = lambda manifest: {"weights": "none", "n_layers": sizes.layers, "n_heads": sizes.heads}
-        module.tabulate_heads(
-            model_manifest=out,
-            shards=shards["ablations"],
-            thresholds=thresholds,
-            tables=named("heads", "layers", "model"),
-            labels={"model": "made up"},
-            first_position=0,
-            n_bootstrap=n_bootstrap,
-            bootstrap_seed=0,
-        )
-
     def table_job(module: str, function: str, **arguments: object) -> Callable[[], None]:
         def run() -> None:
             from importlib import import_module
@@ -88,7 +72,14 @@ def jobs(
         "choose_heads": lambda: choose_heads(
             shards=shards["ablations"], thresholds=thresholds, out=out / "chosen.json", heads=None
         ),
-        "tabulate_heads": heads_job,
+        "tabulate_heads": table_job(
+            *("heads", "tabulate_heads"),
+            **{
+                **{"model_manifest": files["model"], "shards": shards["ablations"], "thresholds": thresholds},
+                **{"tables": named("heads", "layers", "model"), "labels": {"model": "made up"}},
+                **{"first_position": 0, "n_bootstrap": n_bootstrap, "bootstrap_seed": 0},
+            },
+        ),
         "tabulate_checks": table_job(
             "checks",
             "tabulate_checks",
