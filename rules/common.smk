@@ -26,7 +26,7 @@ from selfrepair.workflow.machine import memory_mb
 from selfrepair.workflow.provenance import code_digest, module_digests
 from selfrepair.workflow.records import edited, read_record, write_code
 from selfrepair.workflow.plan import check_device, check_fits
-from selfrepair.workflow.resources import UNKNOWN_MB, UNKNOWN_MINUTES, costs_of, share_of_cores
+from selfrepair.workflow.resources import AROUND_MB, UNKNOWN_MB, UNKNOWN_MINUTES, costs_of, share_of_cores
 from selfrepair.snapshots.manifest import json_or_nothing
 from selfrepair.snapshots.shapes import every_head
 from selfrepair.snapshots.sources import file_sizes, source_files, sources_of
@@ -292,7 +292,8 @@ def resources(rule):
 
     def mem_mb(wildcards, input, attempt):
         found = need(rule, wildcards, text(input))
-        return attempt * (found.mem_mb if found else UNKNOWN_MB)
+        around = 0 if workflow.local_exec else AROUND_MB
+        return attempt * (around + (found.mem_mb if found else UNKNOWN_MB))
 
     def disk_mb(wildcards):
         found = need(rule, wildcards)

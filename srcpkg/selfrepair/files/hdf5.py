@@ -1,15 +1,12 @@
 """Result files: HDF5 with named dimensions, whole or absent, that say what they are and how they were made.
 
 A file is written under a temporary name in its own folder, flushed, synced and renamed, so a path that exists is whole. Every
-bit of it is under a checksum: values under HDF5's fletcher32, checked where they are read; headers and chunk indexes under
-those of HDF5 1.10's file format; and what that format leaves out (heaps, which hold the names of dimensions, and long
-attributes) under digests of our own, checked when it is opened. Dimension scales give `xarray.open_dataset` its names.
+bit of it is under a checksum: values under HDF5's fletcher32, checked where they are read; all else under a seal of our own
+(`selfrepair.files.hdf5_seal`), checked before it is opened. Dimension scales give `xarray.open_dataset` its names.
 """
 
-import hashlib
 import json
 import math
-import mmap
 import os
 import re
 import tempfile
@@ -26,19 +23,16 @@ import xarray as xr
 from xarray.backends import BackendArray
 from xarray.core import indexing
 
+from selfrepair.files.hdf5_seal import add_seal, require_seal
 from selfrepair.files.sealed import advice_for, refusal, write_whole, writing
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 FORMAT = ("v110", "v110")
 """HDF5's library version bounds: the first whose chunk indexes have checksums."""
 SMALL_CHUNK = 32_000
 """Bytes: of smaller chunks, finding each takes longer than reading it."""
-DIGEST, HEAPS = "digest_of_header", "heaps"
-"""Root attributes: digest of `_Header`; [place, bytes, digest] of each global heap."""
 
-_SEALS = (DIGEST, HEAPS)
-_OWN = ("kind", "schema_version", *_SEALS)
-_HEAP = b"GCOL\x01\x00\x00\x00"
+_OWN = ("kind", "schema_version")
 _NETCDF = ("CLASS", "DIMENSION_LIST", "NAME", "REFERENCE_LIST", "_NCProperties", "_Netcdf4Coordinates", "_Netcdf4Dimid")
 """Attributes that hold what netCDF makes of HDF5."""
 _NO_VARIABLE = b"This is a netCDF dimension but not a netCDF variable"
@@ -193,7 +187,8 @@ def write_hdf5(
                 for name, value in (described | (attrs or {})).items():
                     file.attrs[name] = _attribute(value)
             yield writer
-        _seal(temporary, path)
+        with writing(path):
+            add_seal(temporary)
 
 
 @contextmanager
@@ -275,20 +270,15 @@ def open_hdf5(path: Path, kind: str) -> Iterator[xr.Dataset]:
     """
     # The file, not the rule: that would remake every shard.
     advice = advice_for(path, MADE_BY.get(kind, ""))
-    whole = "is not a whole HDF5 file"
-    with _checked(path, advice, lambda: h5py.File(path, "r"), whole) as plain:
+    require_seal(path, advice)
+    with _checked(path, advice, lambda: h5py.File(path, "r")) as plain:
         own = _checked(path, advice, lambda: {name: _text(plain, name) for name in plain.attrs if name in _OWN})
         got = (own.get("kind"), own.get("schema_version", 0))
         if got != (kind, SCHEMA_VERSION):
             raise ValueError(
                 f"{path} holds {got[0]} of schema version {got[1]}; wanted {kind} of version {SCHEMA_VERSION}: {advice}"
             )
-        # Before anything follows a reference into a heap: damage there may keep HDF5 busy for ever.
-        if not _heaps_are(path, own[HEAPS]):
-            raise ValueError(f"{path} is damaged (a heap is not what was written): {advice}")
         header = _checked(path, advice, lambda: _Header.of(plain))
-        if header.digest != own[DIGEST]:
-            raise ValueError(f"{path} is damaged (its header is not what was written): {advice}")
         lazy = {}
         for name, (dims, attrs) in header.variables.items():
             values = indexing.LazilyIndexedArray(_Values(plain[name], path, advice))
@@ -436,38 +426,6 @@ def _text(file: h5py.File, name: str) -> Any:
     return value.decode() if isinstance(value, bytes) else np.asarray(value).item()
 
 
-def _seal(temporary: Path, path: Path) -> None:
-    """Add digests of what HDF5 keeps without a checksum to a finished file."""
-    with temporary.open("rb") as handle, mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        heaps = []
-        place = content.find(_HEAP)
-        while place >= 0:
-            size = int.from_bytes(content[place + 8 : place + 16], "little")
-            heaps.append([place, size, _digest(content[place : place + size])])
-            place = content.find(_HEAP, place + 1)
-    with h5py.File(temporary, "r") as file:
-        header = _Header.of(file)
-    with writing(path):
-        plain = h5py.File(temporary, "r+", libver=FORMAT)
-    with _closed_well(plain, plain, path, []), _writing(path):
-        plain.attrs[DIGEST] = _attribute(header.digest)
-        plain.attrs[HEAPS] = _attribute(json.dumps(heaps))
-
-
-def _heaps_are(path: Path, heaps: str) -> bool:
-    """Whether the heaps are what `_seal` found."""
-    with path.open("rb") as handle:
-        for place, size, digest in json.loads(heaps):
-            handle.seek(place)
-            if _digest(handle.read(size)) != digest:
-                return False
-    return True
-
-
-def _digest(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
-
-
 @dataclass(frozen=True)
 class _Header:
     """All that a file holds but its values.
@@ -476,35 +434,26 @@ class _Header:
 
     Attributes:
         variables: By name, the dimensions' names and the attributes.
-        attrs: The file's own attributes, less what seals it.
-        digest: Of these and of sizes, types and chunks.
+        attrs: The file's own attributes.
     """
 
     variables: dict[str, tuple[list[str], dict[str, Any]]]
     attrs: dict[str, Any]
-    digest: str
 
     @classmethod
     def of(cls, file: h5py.File) -> "_Header":
         """The header of an open file."""
-        sizes, variables, layout = {}, {}, {}
+        variables = {}
         for name, values in file.items():
             dims = [name]
             if values.is_scale:
-                sizes[name] = values.shape[0]
                 if values.attrs["NAME"].startswith(_NO_VARIABLE):
                     continue
             else:
                 scales = values.attrs.get("DIMENSION_LIST", [])
                 dims = [h5py.h5r.get_name(scale[0], file.id).decode().removeprefix("/") for scale in scales]
-            attrs = _attributes(values)
-            variables[name] = (dims, attrs)
-            layout[name] = [dims, values.shape, str(values.dtype), values.chunks, sorted(attrs.items())]
-        attrs = {name: value for name, value in _attributes(file).items() if name not in _SEALS}
-        content = json.dumps(
-            [sizes, layout, sorted(attrs.items())], sort_keys=True, default=lambda value: value.tolist()
-        )
-        return cls(variables, attrs, _digest(content.encode()))
+            variables[name] = (dims, _attributes(values))
+        return cls(variables, _attributes(file))
 
 
 def _attributes(of: h5py.File | h5py.Dataset) -> dict[str, Any]:

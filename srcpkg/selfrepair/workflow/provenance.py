@@ -14,6 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeGuard
 
+from selfrepair.files.hdf5_seal import read_attribute
 from selfrepair.files.sealed import SEAL, advice_for, listed, read_listed, read_sealed, refusal
 
 PACKAGE = "selfrepair"
@@ -100,16 +101,7 @@ def identity_of(path: Path) -> str:
     """
     advice = advice_for(path)
     if path.suffix == ".h5":
-        import h5py
-
-        try:
-            with h5py.File(path) as file:
-                identity = file.attrs["identity"]  # text of fixed length, which lies under a checksum
-                return identity.decode() if isinstance(identity, bytes) else str(identity)
-        except OSError as error:
-            raise refusal(path, error, advice=advice, fault="is not a whole HDF5 file") from error
-        except (KeyError, RuntimeError, UnicodeError) as error:
-            raise ValueError(f"{path} has no identity that can be read ({error}): {advice}") from error
+        return read_attribute(path, "identity", advice)
     try:
         # Files of the user's, which snapshots are taken of, carry no digest.
         if path.suffix in (".json", ".parquet") and SEAL.encode() in path.read_bytes():

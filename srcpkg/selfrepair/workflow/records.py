@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from selfrepair.files.hdf5_seal import read_attribute
 from selfrepair.files.sealed import read_json, write_json
 from selfrepair.snapshots.manifest import json_or_nothing
 
@@ -70,13 +71,9 @@ def read_record(output: Path) -> dict[str, Any]:
             return read_json(path) if path.exists() else {}
         except ValueError:
             return {"edited": DAMAGED}
-    import h5py  # late: most jobs need none of it
-
     try:
-        with h5py.File(output) as file:
-            text = file.attrs["provenance"]  # of fixed length, which lies under a checksum
-            return dict(json.loads(text.decode() if isinstance(text, bytes) else text))
-    except (OSError, RuntimeError, KeyError, ValueError):  # missing or damaged, as who reads it will say
+        return dict(json.loads(read_attribute(output, "provenance", "")))
+    except ValueError:  # missing or damaged, as who reads it will say
         return {}
 
 

@@ -153,6 +153,8 @@ SHARDS_READ = {
 """Rules that read all shards: how often each opens a shard, and quantities of every head and token that it reads, at most."""
 OPENING = 5 * MB
 """What opening a file counts as, in bytes that are read: a tenth of a second."""
+AROUND_MB = 500
+"""What Snakemake takes around a job on a cluster, where a process of it runs the batch script and another the job's step."""
 UNKNOWN_MB, UNKNOWN_MINUTES = 3000, 240
 """Asked for where nothing says how large the model is: it is shown so in a dry run, before there is a snapshot."""
 
