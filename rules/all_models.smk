@@ -25,6 +25,8 @@ rule tabulate_all_models:
         csv=beside(*map(all_models_table, JOINED)),
     log:
         "logs/all_models/{corpus}/tabulate_all_models.log",
+    group:
+        in_group("tables")
     conda:
         "../environment.yml"
     threads: 1
@@ -56,6 +58,8 @@ for _name, _figure in MODELS_FIGURES.items():
             svg=ALL_MODELS_FIGURE.format(figure=_name, corpus="{corpus}").replace(".png", ".svg"),
         log:
             f"logs/all_models/{{corpus}}/draw_{_name}.log",
+        group:
+            in_group("tables")
         conda:
             "../environment.yml"
         threads: 1
@@ -88,6 +92,8 @@ rule write_models_findings:
         ),
     log:
         "logs/all_models/{corpus}/write_models_findings.log",
+    group:
+        in_group("tables")
     conda:
         "../environment.yml"
     threads: 1

@@ -1,10 +1,14 @@
 """What every rules file shares: the checked config, paths, code digests, resources."""
 
+import copy
 import os
+import subprocess
 import sys
+import tempfile
 from functools import cache
 from pathlib import Path
 
+import yaml
 from snakemake.cli import get_argument_parser
 from snakemake.exceptions import WorkflowError
 
@@ -37,6 +41,11 @@ wildcard_constraints:
     corpus="[^/]+",
     kind="resample|mean|zero",
     shard=r"\d+",
+
+
+# How many of a group's jobs run side by side is a limit of the profile's: each of them takes a slot.
+resource_scopes:
+    slot="local",
 
 
 # Paths. {model} and {corpus} are keys of the config, {shard} a run of prompts.
@@ -72,6 +81,27 @@ LOGS = "logs/{model}/{corpus}"
 BENCHMARKS = f"{RUN}/benchmarks"
 
 
+# While it is there, a run goes on, or has died before Snakemake wrote down what its last jobs had made.
+RUNNING = Path(".snakemake/selfrepair.running")
+LOOKING = "SELFREPAIR_TAKES_NOTES"
+
+
+def take_notes_where_a_run_died(as_given):
+    """Have results looked at of which Snakemake may lack notes: it would take them for what it would make now."""
+    notes = Path(".snakemake/metadata")
+    lost = Path("results").exists() and not (notes.exists() and any(notes.iterdir()))
+    locks = Path(".snakemake/locks")
+    if not (RUNNING.exists() or lost) or (locks.exists() and any(locks.iterdir())):
+        return
+    with tempfile.NamedTemporaryFile("w", suffix=".yaml") as overlay:
+        yaml.safe_dump(as_given, overlay)
+        overlay.flush()
+        command = [sys.executable, "-m", "selfrepair", "take-notes", "--configfile", overlay.name]
+        subprocess.run(
+            [*command, "--workflow", workflow.basedir], env={**os.environ, LOOKING: "yes"}, stdout=sys.stderr
+        )
+
+
 def asked_for():
     """What the command line asks for, which Snakemake tells no workflow before its rules are read."""
     if Path(sys.argv[0]).parent.name != "snakemake" and Path(sys.argv[0]).name != "snakemake":
@@ -89,6 +119,7 @@ try:
     # Snakemake has read them, and taken the last of two keys.
     for _overlay in workflow.overwrite_configfiles:
         read_config_file(Path(_overlay))
+    _as_given = copy.deepcopy(dict(config))
     leave_out(config)
     check_config(config, Path(workflow.basedir) / "config" / "config.schema.yaml")
     check_sources(config, {"models": MODEL.format(model="{name}"), "corpora": CORPUS.format(corpus="{name}")})
@@ -96,6 +127,8 @@ try:
     check_models(config, MODEL.format(model="{name}"))
     check_targets(asked_for(), config)
     write_in_one_way(config)
+    if workflow.is_main_process and LOOKING not in os.environ:
+        take_notes_where_a_run_died(_as_given)
 except ValueError as error:
     # In a line, which Snakemake would put between two of where this is.
     print(f"Error: {error}", file=sys.stderr)
@@ -263,6 +296,20 @@ onstart:
             raise WorkflowError(str(error)) from None
     for _code, _modules in CODE.items():
         write_code(_modules, _code)
+    RUNNING.touch()
+
+
+onsuccess:
+    RUNNING.unlink(missing_ok=True)
+
+
+onerror:
+    RUNNING.unlink(missing_ok=True)
+
+
+def in_group(name):
+    """On a cluster jobs of seconds go together: each group of them is one job of the scheduler's. Here they run one by one."""
+    return lambda wildcards: None if workflow.local_exec else name
 
 
 def gpus():
@@ -282,7 +329,7 @@ def need(rule, wildcards, text=0):
     return max((of_model.of(rule, kind, text) for of_model in costs), key=lambda found: found.mem_mb)
 
 
-def resources(rule):
+def resources(rule, slots=1):
     """Resources of a job of a model, memory and disk in MB, time in minutes; memory and time twice as much when it is tried
     again."""
 
@@ -303,7 +350,7 @@ def resources(rule):
         found = need(rule, wildcards, text(input))
         return attempt * (found.minutes(config["compute"], threads) if found else UNKNOWN_MINUTES)
 
-    return {"mem_mb": mem_mb, "disk_mb": disk_mb, "runtime": runtime}
+    return {"mem_mb": mem_mb, "disk_mb": disk_mb, "runtime": runtime, "slot": slots}
 
 
 def model_job(rule):

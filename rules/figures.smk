@@ -130,6 +130,8 @@ for _name, _figure in FIGURES.items():
             svg=FIGURE.format(figure=_name, model="{model}", corpus="{corpus}").replace(".png", ".svg"),
         log:
             f"{LOGS}/draw_{_name}.log",
+        group:
+            in_group("tables")
         conda:
             "../environment.yml"
         threads: 1
@@ -164,6 +166,8 @@ rule write_findings:
         ),
     log:
         f"{LOGS}/write_findings.log",
+    group:
+        in_group("tables")
     conda:
         "../environment.yml"
     threads: 1

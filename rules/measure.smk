@@ -24,11 +24,13 @@ rule tokenize_corpus:
         f"{LOGS}/tokenize_corpus.log",
     benchmark:
         f"{BENCHMARKS}/tokenize_corpus.tsv"
+    group:
+        in_group("checks")
     conda:
         "../environment.yml"
     threads: 2
     resources:
-        **resources("tokenize_corpus"),
+        **resources("tokenize_corpus", slots=2),
     params:
         **runs(
             "tokenize_corpus",
@@ -50,6 +52,8 @@ rule check_prompts:
         f"{LOGS}/check_prompts.log",
     # Before any shard: what cannot be had is said at once.
     priority: 100
+    group:
+        in_group("checks")
     conda:
         "../environment.yml"
     threads: 1
@@ -75,8 +79,6 @@ rule cache_activations:
         activations=ACTIVATIONS,
     log:
         f"{LOGS}/cache_activations/{{shard}}.log",
-    benchmark:
-        f"{BENCHMARKS}/cache_activations/{{shard}}.tsv"
     conda:
         "../environment.yml"
     # As many shards at a time as there are cores is faster than one shard on all of them.
@@ -106,6 +108,8 @@ rule find_thresholds:
         f"{LOGS}/find_thresholds.log",
     benchmark:
         f"{BENCHMARKS}/find_thresholds.tsv"
+    group:
+        in_group("selection")
     conda:
         "../environment.yml"
     threads: 1
@@ -128,6 +132,8 @@ rule average_activations:
         f"{LOGS}/average_activations.log",
     benchmark:
         f"{BENCHMARKS}/average_activations.tsv"
+    group:
+        in_group("selection")
     conda:
         "../environment.yml"
     threads: 1
@@ -150,8 +156,6 @@ use rule cache_activations as ablate_heads with:
         ablations=ABLATIONS,
     log:
         f"{LOGS}/ablate_heads/{{kind}}/{{shard}}.log",
-    benchmark:
-        f"{BENCHMARKS}/ablate_heads/{{kind}}/{{shard}}.tsv"
     threads: model_threads("ablate_heads")
     resources:
         **model_job("ablate_heads"),
@@ -202,8 +206,6 @@ use rule cache_activations as freeze_layernorm with:
         frozen=FROZEN_LAYERNORM,
     log:
         f"{LOGS}/freeze_layernorm/{{kind}}/{{shard}}.log",
-    benchmark:
-        f"{BENCHMARKS}/freeze_layernorm/{{kind}}/{{shard}}.tsv"
     threads: model_threads("freeze_layernorm")
     resources:
         **model_job("freeze_layernorm"),
@@ -222,8 +224,6 @@ use rule cache_activations as measure_neurons with:
         neurons=NEURONS,
     log:
         f"{LOGS}/measure_neurons/{{kind}}/{{shard}}.log",
-    benchmark:
-        f"{BENCHMARKS}/measure_neurons/{{kind}}/{{shard}}.tsv"
     threads: model_threads("measure_neurons")
     resources:
         **model_job("measure_neurons"),
@@ -244,8 +244,6 @@ use rule cache_activations as project_other_donor with:
         other_donor=OTHER_DONOR,
     log:
         f"{LOGS}/project_other_donor/{{shard}}.log",
-    benchmark:
-        f"{BENCHMARKS}/project_other_donor/{{shard}}.tsv"
     threads: model_threads("project_other_donor")
     resources:
         **model_job("project_other_donor"),
@@ -263,8 +261,6 @@ use rule cache_activations as measure_donor_noise with:
         donor_noise=DONOR_NOISE,
     log:
         f"{LOGS}/measure_donor_noise/{{shard}}.log",
-    benchmark:
-        f"{BENCHMARKS}/measure_donor_noise/{{shard}}.tsv"
     threads: model_threads("measure_donor_noise")
     resources:
         **model_job("measure_donor_noise"),
@@ -281,8 +277,6 @@ use rule cache_activations as reinforce_heads with:
         reinforcement=REINFORCEMENT,
     log:
         f"{LOGS}/reinforce_heads/{{shard}}.log",
-    benchmark:
-        f"{BENCHMARKS}/reinforce_heads/{{shard}}.tsv"
     threads: model_threads("reinforce_heads")
     resources:
         **model_job("reinforce_heads"),
@@ -304,8 +298,6 @@ use rule cache_activations as move_residual with:
         moved=MOVED_RESIDUAL,
     log:
         f"{LOGS}/move_residual/{{shard}}.log",
-    benchmark:
-        f"{BENCHMARKS}/move_residual/{{shard}}.tsv"
     threads: model_threads("move_residual")
     resources:
         **model_job("move_residual"),
@@ -322,8 +314,6 @@ use rule cache_activations as ablate_layers with:
         ablations=LAYER_ABLATIONS,
     log:
         f"{LOGS}/ablate_layers/{{shard}}.log",
-    benchmark:
-        f"{BENCHMARKS}/ablate_layers/{{shard}}.tsv"
     threads: model_threads("ablate_layers")
     resources:
         **model_job("ablate_layers"),

@@ -32,6 +32,8 @@ rule tabulate_checks:
         f"{LOGS}/tabulate_checks.log",
     benchmark:
         f"{BENCHMARKS}/tabulate_checks.tsv"
+    group:
+        in_group("tables")
     conda:
         "../environment.yml"
     threads: 1
@@ -380,6 +382,8 @@ rule check_published:
         "logs/{model}/check_published.log",
     # Before any shard: a model that is another is said at once.
     priority: 100
+    group:
+        in_group("checks")
     conda:
         "../environment.yml"
     threads: 1

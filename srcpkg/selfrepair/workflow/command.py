@@ -17,7 +17,7 @@ from selfrepair.workflow.config import (
     leave_out,
     read_config_file,
 )
-from selfrepair.workflow.graph import Job, differences, read_jobs, some
+from selfrepair.workflow.graph import Job, differences, read_jobs, some, take_notes
 from selfrepair.workflow.machine import amount, disk_mb, memory_mb
 from selfrepair.workflow.plan import SHARE, Plan, RunPlan, make_plan
 from selfrepair.workflow.resources import products, stated_rate
@@ -95,7 +95,7 @@ def why(targets: Targets = None, configfile: Overlays = None, workflow: Home = N
     stale = sum(job.stale for job in jobs)
     typer.echo(f"{stale} of {len(jobs)} jobs would run." if stale else f"Nothing: all {len(jobs)} jobs are done.")
     if made and any(job.forgotten for job in made):
-        typer.echo("Snakemake has no notes of these results (.snakemake is gone): `selfrepair verify` looks at them.")
+        typer.echo("Snakemake has no notes of some of these results: `selfrepair take-notes` looks at them.")
 
 
 @app.command()
@@ -116,6 +116,25 @@ def verify(targets: Targets = None, configfile: Overlays = None, workflow: Home 
     if differing:
         typer.echo(f"Remake the others: snakemake --forcerun {' '.join(sorted({rule for rule, _ in wrong}))}")
         raise typer.Exit(1)
+
+
+@app.command(name="take-notes")
+def take_notes_of_results(configfile: Overlays = None, workflow: Home = None) -> None:
+    """Give Snakemake the notes that it lacks of results that are there. A run does so by itself where the one before it died.
+
+    Of what a result's own provenance vouches for Snakemake then knows how it was made; all else it will make again. No result
+    is changed.
+    """
+    try:
+        made, again = take_notes((workflow or HOME) / "Snakefile", configfile or [])
+    except ValueError as error:
+        typer.echo(f"Error: {error}", err=True)
+        raise typer.Exit(2) from None
+    if made or again:
+        typer.echo(
+            f"Snakemake lacked notes of {len(made) + len(again)} results: {len(made)} are what they say, {len(again)} will be "
+            "made again."
+        )
 
 
 def _jobs(targets: list[str] | None, configfile: list[Path] | None, workflow: Path | None) -> list[Job]:

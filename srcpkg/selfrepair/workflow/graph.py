@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -61,6 +62,66 @@ def read_jobs(snakefile: Path, configfiles: Sequence[Path], targets: Iterable[st
         ValueError: Snakemake cannot put the jobs together: what it says.
         SystemExit: The config is wrong, which has been said.
     """
+    with _workflow(snakefile, configfiles, targets) as workflow:
+        return [_job(job, workflow) for job in _in_order(workflow.dag)]
+
+
+def take_notes(snakefile: Path, configfiles: Sequence[Path]) -> tuple[list[Job], list[Job]]:
+    """Give Snakemake the notes that it lacks, of results that are there: where it died before it wrote them, or they were lost.
+
+    A result without notes it takes for what would be made now, and one with the notes of an earlier file for that file. Here a
+    result's own provenance decides. What it vouches for is noted as made; all else is noted as unfinished, so that it is made
+    again.
+
+    Args:
+        snakefile: The workflow's.
+        configfiles: Overlays of its config.
+
+    Returns:
+        The jobs whose results are what they say, and those that will be run again.
+
+    Raises:
+        ValueError: As `read_jobs`.
+    """
+    made: list[Job] = []
+    again: list[Job] = []
+    from snakemake.settings.types import ExecutionSettings
+
+    with _workflow(snakefile, configfiles) as workflow:
+        workflow.execution_settings = ExecutionSettings()
+        notes = workflow.persistence
+        for job in _in_order(workflow.dag):
+            found = _job(job, workflow)
+            if found.made and not all(map(_is_noted, job.output, map(notes.metadata, job.output))):
+                if next(differences(found, sure=True), None) is None:
+                    workflow.async_run(notes.finished(job))
+                    _forget_environment(notes, job)
+                    made.append(found)
+                else:
+                    notes.started(job)
+                    again.append(found)
+    return made, again
+
+
+def _forget_environment(notes: Any, job: Any) -> None:
+    """Note no environment: that in which the files were made is not known, and Snakemake takes none for any."""
+    notes.deactivate_cache()
+    for output in job.output:
+        key = notes._get_key(output)
+        record = notes._read_record(key)
+        record.software_stack_hash = None
+        notes._write_record(key, record)
+
+
+def _is_noted(output: Any, note: Any) -> bool:
+    """Whether Snakemake's note is of the file that is there; one that is missing it sees by itself."""
+    path = Path(str(output))
+    return not path.exists() or (note is not None and note.endtime == path.stat().st_mtime)
+
+
+@contextmanager
+def _workflow(snakefile: Path, configfiles: Sequence[Path], targets: Iterable[str] = ()) -> Iterator[Any]:
+    """Snakemake's workflow with its jobs put together."""
     from snakemake.api import SnakemakeApi
     from snakemake.exceptions import RuleException, WorkflowError
     from snakemake.settings.types import ConfigSettings, DAGSettings, OutputSettings, Quietness, ResourceSettings
@@ -79,9 +140,12 @@ def read_jobs(snakefile: Path, configfiles: Sequence[Path], targets: Iterable[st
             workflow._build_dag()
         except (WorkflowError, RuleException) as error:
             raise ValueError(" ".join(str(error).split())) from None
-        code = workflow.globals["CODE"]
-        dag = workflow.dag
-        return [_job(job, dag, code) for level in dag.toposorted() for job in sorted(level, key=_name) if job.output]
+        yield workflow
+
+
+def _in_order(dag: Any) -> Iterator[Any]:
+    """Jobs that make files, each before those that read them."""
+    return (job for level in dag.toposorted() for job in sorted(level, key=_name) if job.output)
 
 
 def _triggers() -> frozenset[Any]:
@@ -95,7 +159,8 @@ def _name(job: Any) -> str:
     return f"{job.rule.name} {job.output[0] if job.output else ''}"
 
 
-def _job(job: Any, dag: Any, code: Mapping[str, Mapping[str, str]]) -> Job:
+def _job(job: Any, workflow: Any) -> Job:
+    dag, code = workflow.dag, workflow.globals["CODE"]
     reason, params = dag.reason(job), dict(job.params.items())
     because = [
         *(f"{path} is missing" for path in sorted(map(str, reason.missing_output))),

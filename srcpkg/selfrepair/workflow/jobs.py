@@ -1,14 +1,17 @@
 """What every workflow script runs in: its log, its threads, its errors."""
 
+import fcntl
 import io
 import logging
 import os
 import resource
 import signal
+import socket
 import sys
+import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +25,8 @@ logger = logging.getLogger(__name__)
 
 NOT_CONFIG = ("script", "code", "named", "edited")
 """Params of every rule (rules/common.smk) that are no values of the config."""
+FINISHED = "finished.log"
+"""In a rule's folder of logs: those of the shards that it has finished."""
 
 
 STOPPED = (
@@ -49,7 +54,8 @@ def job(snakemake: Any, offline: bool = True) -> Iterator[dict[str, Any]]:
     os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
     if offline:
         os.environ["HF_HUB_OFFLINE"] = "1"
-    with _redirected(Path(snakemake.log[0])) as terminal:
+    log, started = Path(snakemake.log[0]), time.monotonic()
+    with _redirected(log) as terminal:
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", force=True)
         draw_bars_on(terminal)
         outputs = [Path(path) for path in snakemake.output]
@@ -62,7 +68,9 @@ def job(snakemake: Any, offline: bool = True) -> Iterator[dict[str, Any]]:
             )
             yield provenance
             write_record(outputs, snakemake.rule, provenance, snakemake.params.get("edited", ""))
-            logger.info("peak memory: %.0f MB of %s MB asked for", peak_mb(), snakemake.resources.get("mem_mb", "no"))
+            seconds, asked = time.monotonic() - started, snakemake.resources.get("mem_mb", "no")
+            took = "peak memory: %.0f MB of %s MB asked for; %.1f s on %s"
+            logger.info(took, peak_mb(), asked, seconds, socket.gethostname())
         except Exception as error:
             _tell(error, outputs, terminal)
             raise SystemExit(1) from None
@@ -73,6 +81,17 @@ def job(snakemake: Any, offline: bool = True) -> Iterator[dict[str, Any]]:
         except _Terminated:
             print(f"\nError: {STOPPED}", file=sys.stderr)  # noqa: T201
             raise SystemExit(143) from None
+    if "shard" in dict(snakemake.wildcards.items()):
+        _gather(log)
+
+
+def _gather(log: Path) -> None:
+    """Move a finished shard's log to the end of the one that its rule's shards share: thousands of files burden a disk."""
+    with suppress(OSError), (log.parent / FINISHED).open("a", encoding="utf-8") as shared:  # else it stays as it is
+        fcntl.flock(shared, fcntl.LOCK_EX)
+        shared.write(f"== {log.stem}\n{log.read_text(encoding='utf-8')}")
+        shared.flush()
+        log.unlink()
 
 
 class _Terminated(BaseException):

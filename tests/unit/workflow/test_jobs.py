@@ -23,7 +23,8 @@ from selfrepair.workflow.jobs import job
 params = Params(fromdict={"code": "c0de", "seed": 4})
 resources = {"mem_mb": 1000, "disk_mb": 1} | json.loads(os.environ.get("ASKED", "{}"))
 snakemake = SimpleNamespace(
-    log=[sys.argv[1]], threads=1, params=params, input=sys.argv[2:], output=[sys.argv[1]], resources=resources, rule="a_rule"
+    log=[sys.argv[1]], threads=1, params=params, input=sys.argv[2:], output=[sys.argv[1]], resources=resources, rule="a_rule",
+    wildcards=Params(fromdict=json.loads(os.environ.get("WILDCARDS", "{}"))),
 )
 """
 
@@ -191,3 +192,19 @@ def test_a_job_that_its_scheduler_stops_says_so_and_leaves_nothing_half_written(
         .startswith("Error: stopped by a signal (SIGTERM): the scheduler's time limit is up")
     )
     assert [path.name for path in (tmp_path / "logs" / "deep").iterdir()] == ["rule.log"]
+
+
+def test_logs_of_finished_shards_are_gathered_and_that_of_a_failed_one_stays(tmp_path: Path) -> None:
+    log = tmp_path / "logs" / "deep" / "rule.log"
+    with pytest.raises(FileNotFoundError):
+        run(tmp_path, "print('the first')", WILDCARDS='{"shard": "00000"}')
+    assert not log.exists()
+    _, failed = run(tmp_path, "raise ValueError('the second')", WILDCARDS='{"shard": "00001"}')
+    assert "Error: the second" in failed
+    with pytest.raises(FileNotFoundError):
+        run(tmp_path, "print('the second again')", WILDCARDS='{"shard": "00001"}')
+    text = (log.parent / "finished.log").read_text(encoding="utf-8")
+    assert [line for line in text.splitlines() if "peak memory" not in line] == [
+        *("== rule", "the first", "== rule", "the second again"),
+    ]
+    assert [path.name for path in log.parent.glob("*.log")] == ["finished.log"]
