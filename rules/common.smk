@@ -26,10 +26,14 @@ from selfrepair.workflow.config import (
     shard_prompts,
     write_in_one_way,
 )
+from selfrepair.workflow.failures import failures
+from selfrepair.workflow.graph import LOOKING
+from selfrepair.workflow.logs import clear
 from selfrepair.workflow.machine import memory_mb
 from selfrepair.workflow.provenance import code_digest, module_digests
 from selfrepair.workflow.records import edited, read_record, write_code
 from selfrepair.workflow.plan import check_device, check_fits
+from selfrepair.workflow.scheduler import check_arrays, check_gpus, check_queue
 from selfrepair.workflow.resources import AROUND_MB, UNKNOWN_MB, UNKNOWN_MINUTES, costs_of, share_of_cores
 from selfrepair.snapshots.manifest import json_or_nothing
 from selfrepair.snapshots.shapes import every_head
@@ -83,7 +87,6 @@ BENCHMARKS = f"{RUN}/benchmarks"
 
 # While it is there, a run goes on, or has died before Snakemake wrote down what its last jobs had made.
 RUNNING = Path(".snakemake/selfrepair.running")
-LOOKING = "SELFREPAIR_TAKES_NOTES"
 
 
 def take_notes_where_a_run_died(as_given):
@@ -97,9 +100,7 @@ def take_notes_where_a_run_died(as_given):
         yaml.safe_dump(as_given, overlay)
         overlay.flush()
         command = [sys.executable, "-m", "selfrepair", "take-notes", "--configfile", overlay.name]
-        subprocess.run(
-            [*command, "--workflow", workflow.basedir], env={**os.environ, LOOKING: "yes"}, stdout=sys.stderr
-        )
+        subprocess.run([*command, "--workflow", workflow.basedir], stdout=sys.stderr)
 
 
 def asked_for():
@@ -284,27 +285,52 @@ def heads_to_choose(wildcards):
     return "the strongest" if heads is None and asked is None else heads
 
 
+def arrays():
+    """Rules whose jobs Snakemake's Slurm plugin submits as arrays, as its setting names them; empty elsewhere."""
+    return getattr(workflow.executor_settings, "array_jobs", None) or ""
+
+
+def check_scheduler():
+    """Refuse what a Slurm would refuse, or never end, after the first jobs."""
+    rate = workflow.scheduling_settings.max_jobs_per_timespan
+    check_arrays(
+        arrays(),
+        ready=len(SHARDS) * len(KINDS) * len(config["run"]["models"]) * len(config["run"]["corpora"]),
+        jobs=workflow.resource_settings.nodes,
+        per_second=rate and rate.max_jobs,
+    )
+    check_queue()
+    if gpus():
+        check_gpus()
+
+
 onstart:
-    # A cluster's nodes are not this machine.
-    if workflow.local_exec:
-        try:
+    try:
+        # A cluster's nodes are not this machine.
+        if workflow.local_exec:
             check_device(config["compute"]["device"])
             check_fits(
                 config, MODEL.format(model="{name}"), MACHINE_MB, workflow.resource_settings.overwrite_resources
             )
-        except ValueError as error:
-            raise WorkflowError(str(error)) from None
+        elif workflow.executor_plugin.name == "slurm":
+            check_scheduler()
+    except ValueError as error:
+        raise WorkflowError(str(error)) from None
     for _code, _modules in CODE.items():
         write_code(_modules, _code)
     RUNNING.touch()
 
 
 onsuccess:
+    clear(Path("logs"))
     RUNNING.unlink(missing_ok=True)
 
 
 onerror:
+    clear(Path("logs"))
     RUNNING.unlink(missing_ok=True)
+    for _line in failures(map(Path, log)):
+        print(f"Failed: {_line}", file=sys.stderr)
 
 
 def in_group(name):
@@ -324,9 +350,10 @@ def need(rule, wildcards, text=0):
     costs = [costs_of(config["models"][name], Path(MODEL.format(model=name)), config) for name in models]
     if None in costs:
         return None
-    # A figure, and a table of the main kind, have no kind in their paths.
-    kind = wildcards.get("kind", MAIN_KIND)
-    return max((of_model.of(rule, kind, text) for of_model in costs), key=lambda found: found.mem_mb)
+    # A figure, and a table of the main kind, have no kind in their paths. All jobs of an array get what the first asks for.
+    kinds = KINDS if arrays() else [wildcards.get("kind", MAIN_KIND)]
+    found = [of_model.of(rule, kind, text) for of_model in costs for kind in kinds]
+    return max(found, key=lambda of_kind: (of_kind.mem_mb, of_kind.operations))
 
 
 def resources(rule, slots=1):

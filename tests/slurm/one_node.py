@@ -1,7 +1,7 @@
 """A Slurm of one node on this machine, of Debian's packages, without systemd or cgroups: `python tests/slurm/one_node.py up`.
 
 It must run as root, and its configuration lie in /etc/slurm: the plugin's job step drops every variable that starts with
-SLURM, so that jobs find no other. Two devices that are plain files stand for GPUs.
+SLURM, so that jobs find no other. Two devices that every machine has stand for GPUs.
 """
 
 import os
@@ -19,7 +19,7 @@ ETC = Path("/etc/slurm")
 STATE = Path(os.environ.get("SLURM_STATE", "/tmp/selfrepair-slurm"))
 OURS = "# Of the tests of selfrepair: tests/slurm/one_node.py.\n"
 DAEMONS = ("slurmd", "slurmctld", "munged")
-GPUS = 2
+GPUS = ("/dev/null", "/dev/zero")
 WAIT_S = 60
 # A node that is this machine takes all its cores and most of its memory. Jobs that take more memory than they asked for are
 # killed within JobAcctGatherFrequency seconds, as without cgroups nothing stops them sooner.
@@ -77,16 +77,15 @@ def up() -> None:
         raise RuntimeError(
             f"{conf} is of another Slurm, which is left alone: run these tests on a machine that has none"
         )
-    for name in ("ctld", "slurmd", "run", "log", "gpus"):
+    for name in ("ctld", "slurmd", "run", "log"):
         (STATE / name).mkdir(parents=True, exist_ok=True)
     ETC.mkdir(parents=True, exist_ok=True)
     host = socket.gethostname().split(".")[0]
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2**20 * 9 // 10
-    sizes = {"host": host, "state": STATE, "cpus": os.cpu_count(), "memory": memory, "gpus": GPUS}
+    sizes = {"host": host, "state": STATE, "cpus": os.cpu_count(), "memory": memory, "gpus": len(GPUS)}
     conf.write_text(OURS + CONF.format(**sizes), encoding="utf-8")
-    for number in range(GPUS):
-        (STATE / "gpus" / f"{number}").touch()
-    (ETC / "gres.conf").write_text(f"{OURS}Name=gpu File={STATE}/gpus/[0-{GPUS - 1}]\n", encoding="utf-8")
+    devices = "".join(f"Name=gpu File={device}\n" for device in GPUS)
+    (ETC / "gres.conf").write_text(OURS + devices, encoding="utf-8")
     key = STATE / "munge.key"
     if not key.exists():
         key.touch(mode=0o600)

@@ -60,6 +60,7 @@ READS_SNAPSHOTS = {"tokenize_corpus", "check_prompts", "check_published", "tabul
 USERS: dict[str, set[str]] = {
     **{f"figures/{name}.py": {f"draw_{name}", "write_findings"} for name in NAMES},
     "__init__.py": EVERY,
+    "__main__.py": set(),
     "engine/batches.py": REPLAYS,
     "engine/clean.py": RUNS_THE_MODEL,
     "engine/heads.py": OF_SHARD,
@@ -102,6 +103,7 @@ USERS: dict[str, set[str]] = {
     "figures/style/saving.py": SHOWS,
     "figures/wording.py": SHOWS,
     "files/hdf5.py": READS_HDF5,
+    "files/hdf5_seal.py": READS_HDF5,
     "files/sealed.py": EVERY,
     "files/tables.py": USES_TABLES,
     "measure/ablations.py": {"ablate_heads"},
@@ -181,14 +183,18 @@ USERS: dict[str, set[str]] = {
     # What runs jobs computes nothing; what it hands to them are params and inputs.
     "workflow/command.py": set(),
     "workflow/config.py": set(),
+    "workflow/devices.py": set(),
+    "workflow/failures.py": set(),
     "workflow/graph.py": set(),
     "workflow/jobs.py": set(),
+    "workflow/logs.py": set(),
     "workflow/machine.py": set(),
     "workflow/plan.py": set(),
     "workflow/progress.py": set(),
     "workflow/provenance.py": set(),
     "workflow/records.py": set(),
     "workflow/resources.py": set(),
+    "workflow/scheduler.py": set(),
     "workflow/schema.py": set(),
 }
 # Finds what thresholds.py writes.

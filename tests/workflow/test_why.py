@@ -1,6 +1,7 @@
 """`selfrepair why` and `verify`: a line a rule, and results held to their own provenance."""
 
 import shutil
+import subprocess
 import sys
 from typing import Any
 
@@ -78,14 +79,51 @@ def test_verify_needs_no_notes_of_snakemakes(space: Space) -> None:
     path = space.package / "engine" / "replay.py"
     path.write_text(path.read_text(encoding="utf-8") + "\n_EDITED = True\n", encoding="utf-8")
     space.change("statistics.n_bootstrap", 60)
-    assert space.jobs() == {}
-    assert "Snakemake has no notes of these results (.snakemake is gone): `selfrepair verify` looks at them." in said(
-        space, "why"
-    )
     lines = said(space, "verify", status=1)
     assert "ablate_heads (6 jobs): code: selfrepair/engine/replay.py edited" in lines
     assert "tabulate_heads (3 jobs): statistics.n_bootstrap 50 -> 60" in lines
     assert lines[-1].startswith("Remake the others: snakemake --forcerun ablate_heads ablate_layers ")
+
+
+LACKED = "Snakemake lacked notes of {} results: {} are what they say, {} will be made again."
+
+
+def test_notes_that_were_lost_are_taken_from_the_results(space: Space) -> None:
+    """By the first that looks at them: what was edited or set anew meanwhile is seen, and nothing else is made again."""
+    notes = space.work / ".snakemake"
+    shutil.rmtree(notes)
+    assert LACKED.format(73, 73, 0) in space.make("--dry-run")
+    space.change("statistics.n_bootstrap", 60)
+    wanted = space.jobs()
+    assert wanted
+    shutil.rmtree(notes)
+    assert "Snakemake lacked notes of 73 results: " in space.make("--dry-run")
+    assert space.jobs() == wanted
+    space.change("statistics.n_bootstrap", 50)
+    assert space.jobs() == wanted, "what was made is not known by then"
+
+
+def test_notes_of_an_earlier_file_are_no_notes_of_another(space: Space) -> None:
+    """As where Snakemake died while a job went on, and the config is what it was before."""
+    shard = space.run / "activations" / "00001.h5"
+    kept = space.copy(space.root.parent / "kept")
+    space.change("compute.dtype", "float64")
+    process = subprocess.Popen(
+        space.command(str(shard.relative_to(space.work)), "--forcerun", "cache_activations"),
+        cwd=space.work,
+        env=space.environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    process.wait()
+    space.change("compute.dtype", "float32")
+    shutil.rmtree(space.work / ".snakemake" / "metadata")
+    shutil.copytree(kept.work / ".snakemake" / "metadata", space.work / ".snakemake" / "metadata")
+    assert space.jobs(str(shard.relative_to(space.work))) == {}, "else there is nothing to see"
+    (space.work / ".snakemake" / "selfrepair.running").touch()
+    assert LACKED.format(1, 0, 1) in space.make("--dry-run")
+    assert space.jobs(str(shard.relative_to(space.work))) == {"cache_activations": 1}
 
 
 def test_verify_reads_everything(space: Space) -> None:

@@ -1,5 +1,6 @@
 """The jobs of a run as Snakemake sees them, and how what they have made differs from what they would make now."""
 
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,6 +15,8 @@ from selfrepair.workflow.records import changed_files, read_code, read_record
 from selfrepair.workflow.schema import shown
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
+LOOKING = "SELFREPAIR_LOOKS"
+"""Set in the environment where the workflow is read to look at it: it must not do so in turn (rules/common.smk)."""
 MOST = 3
 """Modules, files or values that a line names; the others are counted."""
 
@@ -127,13 +130,14 @@ def _workflow(snakefile: Path, configfiles: Sequence[Path], targets: Iterable[st
     from snakemake.settings.types import ConfigSettings, DAGSettings, OutputSettings, Quietness, ResourceSettings
 
     with SnakemakeApi(OutputSettings(quiet={Quietness.ALL})) as api:
+        os.environ[LOOKING] = "yes"
         try:
             workflow_api = api.workflow(
                 resource_settings=ResourceSettings(cores=1),
                 config_settings=ConfigSettings(configfiles=tuple(path.absolute() for path in configfiles)),
                 snakefile=snakefile,
             )
-            workflow_api.dag(DAGSettings(targets=frozenset(targets), rerun_triggers=_triggers()))
+            workflow_api.dag(DAGSettings(targets=frozenset(targets), rerun_triggers=_triggers(), force_incomplete=True))
             workflow = workflow_api._workflow
             # As for a summary, for which the API has no more than text.
             workflow._prepare_dag(forceall=False, ignore_incomplete=False, lock_warn_only=True, nolock=True)

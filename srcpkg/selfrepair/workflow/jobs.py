@@ -1,6 +1,5 @@
 """What every workflow script runs in: its log, its threads, its errors."""
 
-import fcntl
 import io
 import logging
 import os
@@ -11,11 +10,13 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 from selfrepair.files.sealed import full_disk, refusal
+from selfrepair.workflow.devices import device_of_its_own
+from selfrepair.workflow.logs import gather
 from selfrepair.workflow.machine import disk_mb, memory_mb, shortage
 from selfrepair.workflow.progress import draw_bars_on
 from selfrepair.workflow.provenance import describe
@@ -25,8 +26,6 @@ logger = logging.getLogger(__name__)
 
 NOT_CONFIG = ("script", "code", "named", "edited")
 """Params of every rule (rules/common.smk) that are no values of the config."""
-FINISHED = "finished.log"
-"""In a rule's folder of logs: those of the shards that it has finished."""
 
 
 STOPPED = (
@@ -66,7 +65,8 @@ def job(snakemake: Any, offline: bool = True) -> Iterator[dict[str, Any]]:
             provenance = describe(
                 code=snakemake.params.code, config=config, inputs=[Path(path) for path in snakemake.input]
             )
-            yield provenance
+            with device_of_its_own() if _wants_a_device(snakemake) else nullcontext():
+                yield provenance
             write_record(outputs, snakemake.rule, provenance, snakemake.params.get("edited", ""))
             seconds, asked = time.monotonic() - started, snakemake.resources.get("mem_mb", "no")
             took = "peak memory: %.0f MB of %s MB asked for; %.1f s on %s"
@@ -82,16 +82,7 @@ def job(snakemake: Any, offline: bool = True) -> Iterator[dict[str, Any]]:
             print(f"\nError: {STOPPED}", file=sys.stderr)  # noqa: T201
             raise SystemExit(143) from None
     if "shard" in dict(snakemake.wildcards.items()):
-        _gather(log)
-
-
-def _gather(log: Path) -> None:
-    """Move a finished shard's log to the end of the one that its rule's shards share: thousands of files burden a disk."""
-    with suppress(OSError), (log.parent / FINISHED).open("a", encoding="utf-8") as shared:  # else it stays as it is
-        fcntl.flock(shared, fcntl.LOCK_EX)
-        shared.write(f"== {log.stem}\n{log.read_text(encoding='utf-8')}")
-        shared.flush()
-        log.unlink()
+        gather(log)
 
 
 class _Terminated(BaseException):
@@ -113,6 +104,12 @@ def _tell(error: Exception, outputs: list[Path], terminal: Any) -> None:
         print(last, file=sys.stderr, flush=True)  # noqa: T201
     except OSError:
         print(last, file=terminal, flush=True)
+
+
+def _wants_a_device(snakemake: Any) -> bool:
+    """Whether the job runs on a GPU, and the config leaves open on which."""
+    device = snakemake.params.get("compute", {}).get("device")
+    return device == "cuda" and bool(snakemake.resources.get("gpu"))
 
 
 def _refuse_what_does_not_fit(snakemake: Any) -> None:

@@ -1,0 +1,98 @@
+"""A Slurm of one node while these tests run, and the tiny workflow submitted to it as a user does."""
+
+import os
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from workflow.conftest import finished, fresh  # noqa: F401
+from workflow.running import TIMEOUT, Space
+
+from slurm import one_node
+
+SOON = ("--slurm-init-seconds-before-status-checks", "4")
+"""Seconds between looks at the queue."""
+
+
+class Cluster:
+    """Snakemake with the Slurm profile in a space's working folder."""
+
+    def __init__(self, space: Space) -> None:
+        self.space = space
+
+    def command(self, *arguments: str) -> list[str]:
+        local = self.space.command(*arguments)
+        at = local.index("--workflow-profile") + 1
+        cores = local.index("--cores")
+        local[at] = str(self.space.repo / "profiles" / "slurm")
+        return [*local[:cores], *local[cores + 2 :], *SOON]
+
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
+        """Snakemake in the background, in a process group of its own; what it prints goes to printed.txt."""
+        with self.printed.open("w", encoding="utf-8") as printed:
+            return subprocess.Popen(
+                self.command(*arguments),
+                cwd=self.space.work,
+                env=self.space.environment,
+                stdout=printed,
+                stderr=subprocess.STDOUT,
+                text=True,
+                start_new_session=True,
+            )
+
+    def run(self, *arguments: str, status: int = 0) -> str:
+        """Snakemake to its end; gives what it printed."""
+        process = self.start(*arguments)
+        try:
+            code = process.wait(TIMEOUT)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            code = None
+        said = self.printed.read_text(encoding="utf-8")
+        assert code == status, said
+        return said
+
+    @property
+    def printed(self) -> Path:
+        return self.space.work / "printed.txt"
+
+
+def queue(format: str = "%A %T") -> list[str]:
+    """Jobs that wait or run."""
+    done = subprocess.run(
+        ["squeue", "--me", "--noheader", "--format", format], capture_output=True, text=True, check=True
+    )
+    return [line.strip() for line in done.stdout.splitlines()]
+
+
+def until(holds: Callable[[], bool], what: str, seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < end, f"{what}: {queue('%A %T %k %r')}"
+        time.sleep(0.2)
+
+
+@pytest.fixture(scope="session")
+def slurm() -> Iterator[None]:
+    """The node. Root of a machine without a Slurm of its own can have one."""
+    assert os.geteuid() == 0, "these tests start a Slurm of their own, which takes root: run them in a container"
+    one_node.install()
+    one_node.up()
+    yield
+    one_node.down()
+
+
+@pytest.fixture
+def cluster(slurm: None, fresh: Space, tmp_path: Path) -> Iterator[Cluster]:  # noqa: F811
+    """With nothing made yet."""
+    yield Cluster(fresh.copy(tmp_path / "space"))
+    subprocess.run(["scancel", "--me"], check=True)
+    until(lambda: not queue(), "jobs do not end")
+
+
+@pytest.fixture
+def done(slurm: None, finished: Space, tmp_path: Path) -> Cluster:  # noqa: F811
+    """With everything made."""
+    return Cluster(finished.copy(tmp_path / "space"))

@@ -1,0 +1,179 @@
+"""The workflow on a real Slurm: the same results, and what befalls jobs, nodes and Snakemake itself costs none of them."""
+
+import os
+import re
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+from workflow.running import Space
+from workflow.same import differences
+
+from slurm.conftest import Cluster, queue, until
+
+pytestmark = [pytest.mark.slurm, pytest.mark.filterwarnings("error")]
+
+RUN = "results/tiny/words"
+SHARDS = [f"{RUN}/activations/{shard}.h5" for shard in ("00000", "00001")]
+SUBMITTED = re.compile(r"has been submitted with SLURM jobid (\d+)")
+
+
+def test_results_are_those_of_a_local_run_in_few_jobs(cluster: Cluster, finished: Space) -> None:
+    """Checks, selection, and tables with figures are a job each; before, each of their 48 parts was one, of 70 in all."""
+    said = cluster.run()
+    assert list(differences(cluster.space.work / "results", finished.work / "results")) == []
+    jobs = len(SUBMITTED.findall(said))
+    of_shards = 2 * (1 + 3 + 3 + 3)
+    assert jobs <= of_shards + 6, f"{jobs} jobs"
+    assert cluster.space.jobs() == {}
+
+
+def failed(said: str) -> list[str]:
+    return [line for line in said.splitlines() if line.startswith("Failed: ")]
+
+
+def test_memory_is_doubled_where_it_was_too_little(cluster: Cluster) -> None:
+    """And said in those words where twice as much is too little, too."""
+    small = ("--set-resources", "cache_activations:mem_mb=420 * attempt")
+    said = cluster.run(*SHARDS[:1], *small)
+    assert len(SUBMITTED.findall(said)) == 3  # checks, and two attempts
+    assert failed(said) == []
+    small = ("--set-resources", "cache_activations:mem_mb=400")
+    said = cluster.run(*SHARDS[1:], *small, status=1)
+    [line] = failed(said)
+    assert (
+        line
+        == "Failed: cache_activations, shard 00001: out of memory. Log: logs/tiny/words/cache_activations/00001.log"
+    )
+
+
+def script_runs(name: str) -> list[int]:
+    """Python processes of a rule's script itself: Snakemake copies it to a name of its own."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            command = (folder / "cmdline").read_bytes().decode(errors="replace").split("\0")
+        except OSError:
+            continue
+        if any(re.search(rf"tmp\w+\.{name}\.py$", word) for word in command):
+            found.append(int(folder.name))
+    return found
+
+
+def test_time_is_doubled_where_it_was_too_little(cluster: Cluster) -> None:
+    cluster.run(f"{RUN}/prompts.json")
+    process = cluster.start(SHARDS[0], "--set-resources", "cache_activations:runtime=1 * attempt")
+    until(lambda: bool(script_runs("cache_activations")), "no job runs")
+    os.kill(script_runs("cache_activations")[0], signal.SIGSTOP)  # a job that is too slow for its minute
+    assert process.wait(240) == 0, cluster.printed.read_text()
+    said = cluster.printed.read_text(encoding="utf-8")
+    assert "TIMEOUT" in said
+    assert failed(said) == []
+
+
+def test_a_cancelled_job_is_noticed_and_tried_again(cluster: Cluster) -> None:
+    cluster.run(f"{RUN}/prompts.json")
+    process = cluster.start(SHARDS[0])
+    until(lambda: bool(queue("%A")), "nothing is submitted")
+    subprocess.run(["scancel", queue("%A")[0]], check=True)
+    assert process.wait(120) == 0, cluster.printed.read_text()
+    assert "CANCELLED" in cluster.printed.read_text(encoding="utf-8")
+
+
+def node(state: str) -> None:
+    name = subprocess.run(["hostname", "-s"], capture_output=True, text=True, check=True).stdout.strip()
+    subprocess.run(["scontrol", "update", f"nodename={name}", f"state={state}", "reason=test"], check=True)
+
+
+def test_a_node_that_is_drained_or_goes_down(cluster: Cluster) -> None:
+    """Jobs wait for a drained node. What ran on one that went down runs again."""
+    cluster.run(f"{RUN}/prompts.json")
+    node("drain")
+    process = cluster.start(SHARDS[0])
+    until(lambda: queue("%T") == ["PENDING"], "no job waits")
+    node("resume")
+    until(lambda: bool(script_runs("cache_activations")), "no job runs")
+    node("down")
+    node("resume")
+    assert process.wait(120) == 0, cluster.printed.read_text()
+
+
+def test_nothing_is_lost_when_snakemake_is_killed(cluster: Cluster) -> None:
+    """Its jobs go on, and what they finish has no notes of Snakemake's: their own provenance says whether it is current."""
+    cluster.run(f"{RUN}/prompts.json")
+    process = cluster.start(*SHARDS)
+    until(lambda: len(script_runs("cache_activations")) == 2, "no two jobs run")
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    unlocked = cluster.space.snakemake("--unlock")
+    assert unlocked.returncode == 0, unlocked.stdout
+    said = cluster.run(*SHARDS, status=1)
+    assert "jobs of an earlier run of this folder are still in the queue" in said
+    until(lambda: not queue(), "jobs do not end")
+    assert all((cluster.space.work / shard).exists() for shard in SHARDS)
+    assert cluster.space.jobs(*SHARDS) == {}
+    cluster.space.change("compute.dtype", "float64")
+    assert cluster.space.jobs(*SHARDS) == {"cache_activations": 2}
+
+
+def test_a_parameter_that_changed_while_snakemake_was_dead_is_seen(cluster: Cluster) -> None:
+    """Where the first that sees the results has another config already."""
+    cluster.run(f"{RUN}/prompts.json")
+    process = cluster.start(*SHARDS)
+    until(lambda: len(script_runs("cache_activations")) == 2, "no two jobs run")
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert cluster.space.snakemake("--unlock").returncode == 0
+    until(lambda: not queue(), "jobs do not end")
+    cluster.space.change("compute.dtype", "float64")
+    said = cluster.run(*SHARDS)
+    assert "Snakemake lacked notes of 2 results: 0 are what they say, 2 will be made again." in said
+    assert len(SUBMITTED.findall(said)) == 2
+
+
+@pytest.mark.parametrize(
+    ("resource", "words"),
+    [
+        ("slurm_partition='nosuch'", "invalid partition"),
+        ("mem_mb=10000000", "Memory required by task is not available|Requested node configuration is not available"),
+        ("runtime=600", "Requested time limit is invalid"),
+    ],
+)
+def test_what_slurm_refuses_is_one_line(done: Cluster, resource: str, words: str) -> None:
+    partition = [] if "partition" in resource else ["cache_activations:slurm_partition='short'"]
+    set_resources = [f"cache_activations:{resource}", *partition]
+    said = done.run(SHARDS[0], "--forcerun", SHARDS[0], "--set-resources", *set_resources, "--retries", "0", status=1)
+    [line] = failed(said)
+    assert line.startswith("Failed: cache_activations, shard 00000: ")
+    assert re.search(words, line, re.IGNORECASE), line
+
+
+def test_arrays(done: Cluster) -> None:
+    """All shards of a rule in one submission; refused where the plugin would wait for ever."""
+    arrays = ("--forcerun", *SHARDS, "--slurm-array-jobs", "cache_activations")
+    said = done.run(*SHARDS, *arrays, "--jobs", "5", status=1)
+    assert "with slurm-array-jobs, jobs is 5, but 6 jobs of a rule may be ready at once" in said
+    said = done.run(*SHARDS, *arrays)
+    assert "The individual task IDs are 1-2." in said
+    assert len(SUBMITTED.findall(said)) == 0
+    assert done.space.jobs() == {}
+
+
+def test_each_job_has_a_gpu_of_its_own(cluster: Cluster) -> None:
+    """There is none here that computes: a job that asked for one says so, and Slurm gave it one alone."""
+    cluster.space.change("compute.device", "cuda")
+    said = cluster.run(*SHARDS, "--retries", "0", "--keep-going", status=1)
+    lines = failed(said)
+    assert len(lines) == 2
+    assert all("compute.device is cuda" in line or "CUDA" in line for line in lines), lines
+    script = cluster.space.repo / "scripts" / "cache_activations.py"
+    text = script.read_text(encoding="utf-8")
+    told = "import os, sys\n    print('devices', os.environ.get('CUDA_VISIBLE_DEVICES'), file=sys.stderr)\n"
+    script.write_text(text.replace("    with job(", f"    {told}    with job("), encoding="utf-8")
+    cluster.run(*SHARDS, "--retries", "0", "--keep-going", status=1)
+    logs = cluster.space.work.glob(".snakemake/slurm_logs/rule_cache_activations/*/*.log")
+    seen = [
+        line for log in logs for line in log.read_text(encoding="utf-8").splitlines() if line.startswith("devices ")
+    ]
+    assert sorted(seen) == ["devices 0", "devices 1"]
