@@ -381,8 +381,12 @@ def resources(rule, slots=1):
 
 
 def model_job(rule):
-    """Resources of a job that runs the model on a shard."""
-    return {**resources(rule), "gpu": gpus()}
+    """Resources of a job that runs the model on a shard; on GPUs in the partition that the profile names for them."""
+    defaults = workflow.resource_settings.default_resources
+    named = dict(each.split("=", 1) for each in getattr(defaults, "args", ()))
+    partition = {"slurm_partition": named["gpu_partition"]} if gpus() and "gpu_partition" in named else {}
+    found = {key: value for key, value in resources(rule).items() if key != "slot"}
+    return {**found, **partition, "gpu": gpus()}
 
 
 def model_threads(rule):

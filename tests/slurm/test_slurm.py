@@ -161,19 +161,19 @@ def test_arrays(done: Cluster) -> None:
 
 
 def test_each_job_has_a_gpu_of_its_own(cluster: Cluster) -> None:
-    """There is none here that computes: a job that asked for one says so, and Slurm gave it one alone."""
+    """In the partition of GPUs. There is none here that computes: a job says so, and which Slurm gave it."""
     cluster.space.change("compute.device", "cuda")
-    said = cluster.run(*SHARDS, "--retries", "0", "--keep-going", status=1)
+    arguments = ("--retries", "0", "--keep-going", "--default-resources", "mem_mb=2000", "gpu_partition=gpu")
+    said = cluster.run(*SHARDS, *arguments, status=1)
     lines = failed(said)
     assert len(lines) == 2
     assert all("compute.device is cuda" in line or "CUDA" in line for line in lines), lines
     script = cluster.space.repo / "scripts" / "cache_activations.py"
     text = script.read_text(encoding="utf-8")
-    told = "import os, sys\n    print('devices', os.environ.get('CUDA_VISIBLE_DEVICES'), file=sys.stderr)\n"
+    names = "os.environ['SLURM_JOB_PARTITION'], os.environ['CUDA_VISIBLE_DEVICES']"
+    told = f"import os, sys\n    print('given', {names}, file=sys.stderr)\n"
     script.write_text(text.replace("    with job(", f"    {told}    with job("), encoding="utf-8")
-    cluster.run(*SHARDS, "--retries", "0", "--keep-going", status=1)
+    cluster.run(*SHARDS, *arguments, status=1)
     logs = cluster.space.work.glob(".snakemake/slurm_logs/rule_cache_activations/*/*.log")
-    seen = [
-        line for log in logs for line in log.read_text(encoding="utf-8").splitlines() if line.startswith("devices ")
-    ]
-    assert sorted(seen) == ["devices 0", "devices 1"]
+    seen = [line for log in logs for line in log.read_text(encoding="utf-8").splitlines() if line.startswith("given ")]
+    assert sorted(seen) == ["given gpu 0", "given gpu 1"]

@@ -4,6 +4,8 @@ import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+STOPPED = "stopped by a signal"
+"""How a job's last line begins that was told to end, for which the scheduler has the reason."""
 MOST = 20
 """Lines; further failures are counted."""
 
@@ -81,10 +83,10 @@ def _of_job(rule: str, fields: dict[str, str], alone: bool) -> str:
         return ""  # by Ctrl-C, as Snakemake says
     said = _SAID.match(next((line for line in reversed(own.splitlines()) if line.strip()), ""))
     reason = said[1].rstrip(".") if said else ""
-    if not reason and alone:
+    if alone and (not reason or reason.startswith(STOPPED)):
         message = fields.get("message", "")
         refused = _REFUSED.search(message)
-        reason = refused[1] if refused else _of_scheduler("\n".join([message, own, *others])) or _UNTOLD
+        reason = refused[1] if refused else _of_scheduler("\n".join([message, *others])) or reason or _UNTOLD
     shard = _SHARD.search(fields.get("output", "").split(", ")[0])
     name = f"{rule}, shard {shard[2]}{f' ({shard[1]})' if shard[1] else ''}" if shard else rule
     return f"{name}: {reason}. Log: {logs[0]}" if reason else ""

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from selfrepair.files.sealed import full_disk, refusal
+from selfrepair.workflow import failures
 from selfrepair.workflow.devices import device_of_its_own
 from selfrepair.workflow.logs import gather
 from selfrepair.workflow.machine import disk_mb, memory_mb, shortage
@@ -29,7 +30,7 @@ NOT_CONFIG = ("script", "code", "named", "edited")
 
 
 STOPPED = (
-    "stopped by a signal (SIGTERM): the scheduler's time limit is up, or the job was cancelled. Run again; where time was "
+    f"{failures.STOPPED} (SIGTERM): the scheduler's time limit is up, or the job was cancelled. Run again; where time was "
     "short, give the rule more (snakemake --set-resources RULE:runtime=MINUTES)"
 )
 

@@ -53,6 +53,8 @@ def told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[
         (None, "", FAILED.format("OUT_OF_MEMORY"), "out of memory"),
         ("", "slurmstepd: error: *** JOB 7 ON n CANCELLED AT 2026 DUE TO TIME LIMIT ***\n", "", "time limit"),
         (None, None, FAILED.format("TIMEOUT"), "time limit"),
+        ("a line\n\nError: stopped by a signal (SIGTERM): why\n", "", FAILED.format("TIMEOUT"), "time limit"),
+        ("a line\n\nError: stopped by a signal (SIGTERM): why\n", "", "None", "stopped by a signal (SIGTERM): why"),
         ("", "", FAILED.format("NODE_FAIL"), "its node failed"),
         ("", "slurmstepd: error: *** JOB 7 ON n CANCELLED AT 2026-11-27 ***\n", FAILED.format("CANCELLED"), "cancelled"),
         (None, None, "SLURM sbatch failed. The error message was 'sbatch: error: no'.", "sbatch: error: no"),
