@@ -60,7 +60,6 @@ READS_SNAPSHOTS = {"tokenize_corpus", "check_prompts", "check_published", "tabul
 USERS: dict[str, set[str]] = {
     **{f"figures/{name}.py": {f"draw_{name}", "write_findings"} for name in NAMES},
     "__init__.py": EVERY,
-    "__main__.py": set(),
     "engine/batches.py": REPLAYS,
     "engine/clean.py": RUNS_THE_MODEL,
     "engine/heads.py": OF_SHARD,
@@ -181,6 +180,7 @@ USERS: dict[str, set[str]] = {
     "tables/statistics.py": TABLES,
     "tables/token_noise.py": {"tabulate_token_noise"},
     # What runs jobs computes nothing; what it hands to them are params and inputs.
+    "workflow/__main__.py": set(),
     "workflow/command.py": set(),
     "workflow/config.py": set(),
     "workflow/devices.py": set(),
