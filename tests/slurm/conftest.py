@@ -21,6 +21,7 @@ class Cluster:
 
     def __init__(self, space: Space) -> None:
         self.space = space
+        self._started: list[subprocess.Popen[str]] = []
 
     def command(self, *arguments: str) -> list[str]:
         local = self.space.command(*arguments)
@@ -32,7 +33,7 @@ class Cluster:
     def start(self, *arguments: str) -> subprocess.Popen[str]:
         """Snakemake in the background, in a process group of its own; what it prints goes to printed.txt."""
         with self.printed.open("w", encoding="utf-8") as printed:
-            return subprocess.Popen(
+            process = subprocess.Popen(
                 self.command(*arguments),
                 cwd=self.space.work,
                 env=self.space.environment,
@@ -41,6 +42,8 @@ class Cluster:
                 text=True,
                 start_new_session=True,
             )
+        self._started.append(process)
+        return process
 
     def run(self, *arguments: str, status: int = 0) -> str:
         """Snakemake to its end; gives what it printed."""
@@ -53,6 +56,14 @@ class Cluster:
         said = self.printed.read_text(encoding="utf-8")
         assert code == status, said
         return said
+
+    def end(self) -> None:
+        """Leave nothing that runs, or waits in the queue."""
+        for process in self._started:
+            process.kill()
+            process.wait()
+        subprocess.run(["scancel", "--me"], check=True)
+        until(lambda: not queue(), "jobs do not end")
 
     @property
     def printed(self) -> Path:
@@ -87,12 +98,14 @@ def slurm() -> Iterator[None]:
 @pytest.fixture
 def cluster(slurm: None, fresh: Space, tmp_path: Path) -> Iterator[Cluster]:  # noqa: F811
     """With nothing made yet."""
-    yield Cluster(fresh.copy(tmp_path / "space"))
-    subprocess.run(["scancel", "--me"], check=True)
-    until(lambda: not queue(), "jobs do not end")
+    found = Cluster(fresh.copy(tmp_path / "space"))
+    yield found
+    found.end()
 
 
 @pytest.fixture
-def done(slurm: None, finished: Space, tmp_path: Path) -> Cluster:  # noqa: F811
+def done(slurm: None, finished: Space, tmp_path: Path) -> Iterator[Cluster]:  # noqa: F811
     """With everything made."""
-    return Cluster(finished.copy(tmp_path / "space"))
+    found = Cluster(finished.copy(tmp_path / "space"))
+    yield found
+    found.end()

@@ -25,7 +25,7 @@ _REASONS = {
     "cancelled": r"status is: 'CANCELLED|\*\*\* (JOB|STEP) .*CANCELLED",
 }
 """By reason, what schedulers say of it; the first that is found counts, as a job that is killed is cancelled, too."""
-_REFUSED = re.compile(r"The error message was '(.*?)'\.?$")
+_REFUSED = re.compile(r"The error message was '(.*?)'?\.?$")
 _NOT_SUBMITTED = (
     "the scheduler did not take it: `--verbose` shows what it said, or ask for fewer threads or less memory"
 )
@@ -62,11 +62,15 @@ def failures(logs: Iterable[Path]) -> list[str]:
 
 
 def _fields(lines: list[str], indent: int) -> Iterator[tuple[str, str]]:
+    """What is said of a job, by name, up to its last field; a message may have several lines, of which the first is taken."""
     for line in lines:
         field = _FIELD.match(line)
-        if field is None or len(field[1]) <= indent:
+        if line.startswith("[") or (field and len(field[1]) <= indent):
             return
-        yield field[2], field[3]
+        if field and len(field[1]) == indent + 4:
+            yield field[2], field[3]
+        if field and field[2] == "log":
+            return
 
 
 def _of_group(name: str, log: Path | None) -> str:
@@ -78,7 +82,7 @@ def _of_group(name: str, log: Path | None) -> str:
 def _of_job(rule: str, fields: dict[str, str], alone: bool) -> str:
     """A job that failed; nothing of one that went down with its group and says nothing itself."""
     logs = [Path(name) for name in fields.get("log", "").removesuffix(_HINT).split(", ") if name]
-    own, *others = map(_text, logs)
+    own, *others = map(_text, logs) if logs else [""]
     if own.rstrip().endswith("Interrupted."):
         return ""  # by Ctrl-C, as Snakemake says
     said = _SAID.match(next((line for line in reversed(own.splitlines()) if line.strip()), ""))
@@ -89,7 +93,7 @@ def _of_job(rule: str, fields: dict[str, str], alone: bool) -> str:
         reason = refused[1] if refused else _of_scheduler("\n".join([message, *others])) or reason or _UNTOLD
     shard = _SHARD.search(fields.get("output", "").split(", ")[0])
     name = f"{rule}, shard {shard[2]}{f' ({shard[1]})' if shard[1] else ''}" if shard else rule
-    return f"{name}: {reason}. Log: {logs[0]}" if reason else ""
+    return f"{name}: {reason}. Log: {logs[0] if logs else 'none'}" if reason else ""
 
 
 def _of_scheduler(text: str) -> str:

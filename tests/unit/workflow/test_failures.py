@@ -58,6 +58,8 @@ def told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[
         ("", "", FAILED.format("NODE_FAIL"), "its node failed"),
         ("", "slurmstepd: error: *** JOB 7 ON n CANCELLED AT 2026-11-27 ***\n", FAILED.format("CANCELLED"), "cancelled"),
         (None, None, "SLURM sbatch failed. The error message was 'sbatch: error: no'.", "sbatch: error: no"),
+        (None, None, "SLURM sbatch failed. The error message was 'sbatch: error: no: x\nsbatch: error: so'.\n    sbatch call:\n"
+         "        sbatch --parsable\nFor further error details see the log.", "sbatch: error: no: x"),
         ("a line\n", "", "None", "it ended without a word, as a process does that is killed: for memory, most often"),
     ],
 )  # fmt: skip
