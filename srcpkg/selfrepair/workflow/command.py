@@ -204,6 +204,12 @@ def _show(found: Plan, console: Console) -> None:
     for run in found.runs:
         console.print()
         console.print(_table(run) if run.stages else f"[bold]{run.model} on {run.corpus}[/bold]: {run.unknown}")
+        if run.better_shards:
+            console.print(
+                f"A job of a shard takes up to {_hours(run.longest_hours)} hours, and starts over where it is stopped: set "
+                f"tokens.prompts_per_shard to about {run.better_shards} for half an hour.",
+                soft_wrap=True,
+            )
     console.print()
     for line in found.does_not_fit:
         console.print(f"[bold red]Does not fit:[/bold red] {line}", soft_wrap=True)

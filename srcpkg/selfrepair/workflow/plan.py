@@ -3,6 +3,7 @@
 import json
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
+from math import floor, log2
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,11 @@ ADVICE = {
     "a shard, and sums over all": "lower tokens.prompts_per_shard or statistics.n_bootstrap",
 }
 """What to do about memory, by what takes most of it."""
+
+SHORT_HOURS, GOOD_HOURS, LONG_HOURS = 0.02, 0.5, 4.0
+"""Of the longest job of a shard: one that is stopped starts over, and short ones are mostly start."""
+MANY = 200
+"""Shards: with fewer, short ones do no harm."""
 
 KEPT_ON_DISK = "lower tokens.prompts, or point results/ at a larger disk"
 LET_GO = "set cache.keep to false, which leaves no activations on disk"
@@ -60,12 +66,16 @@ class RunPlan:
         model, corpus: Their names in the config.
         stages: Empty where nothing says how large the model is.
         unknown: Why there are none, and what to do; empty where there are.
+        longest_hours: Of a job of a shard.
+        better_shards: tokens.prompts_per_shard that makes this about `GOOD_HOURS`, where it is far from that; else 0.
     """
 
     model: str
     corpus: str
     stages: list[Stage]
     unknown: str = ""
+    longest_hours: Amount = 0
+    better_shards: int = 0
 
     @property
     def kept_mb(self) -> Amount:
@@ -129,7 +139,9 @@ def make_plan(
                 if number == 0 or job[0] not in ("snapshot_model", "check_model", "check_published")
             ]
             stages = _stages(costs, jobs, tflops * SHARE)
-            runs.append(RunPlan(model, corpus, stages))
+            longest = _longest_hours(costs, jobs, tflops * SHARE)
+            better = _better_shards(config["tokens"], longest)
+            runs.append(RunPlan(model, corpus, stages, longest_hours=longest, better_shards=better))
         wrong += _too_large(costs, model, memory_mb)
     kept = sum(run.kept_mb for run in runs)
     if kept > disk_mb:
@@ -249,6 +261,23 @@ def _stages(costs: Costs, jobs: list[tuple[str, str | None, int]], tflops: Amoun
         needs.setdefault(name, []).append((count, costs.of(rule, kind)))
     order = sorted(needs, key=lambda name: (name in ("tables", "figures"), name == "figures"))
     return [_stage(name, needs[name], tflops) for name in order]
+
+
+def _longest_hours(costs: Costs, jobs: list[tuple[str, str | None, int]], tflops: Amount) -> Amount:
+    """Of one job of a shard, without its start."""
+    return max(costs.of(rule, kind).operations for rule, kind, _ in jobs) / (tflops * 1e12) / 3600
+
+
+def _better_shards(tokens: Mapping[str, Any], longest: Amount) -> int:
+    """Prompts of a shard whose longest job takes about `GOOD_HOURS`; 0 where shards do as they are."""
+    now, prompts = tokens["prompts_per_shard"], tokens["prompts"]
+    many = prompts // now > MANY
+    if not longest > LONG_HOURS and not (many and longest < SHORT_HOURS):
+        return 0
+    # A power of two, of which most numbers of prompts hold a whole number.
+    better = 2 ** max(0, floor(log2(now * GOOD_HOURS / longest)))
+    better = max(min(better, prompts), tokens["donors"] + 1)
+    return better if better != now else 0
 
 
 def _stage(name: str, needs: list[tuple[int, Need]], tflops: Amount) -> Stage:

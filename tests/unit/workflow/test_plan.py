@@ -87,6 +87,22 @@ def test_the_table_of_the_papers_models_is_what_is_planned(planned) -> None:
             assert float(number) * {"GB": 1e3, "TB": 1e6}[unit] == pytest.approx(mb, rel=0.05), (name, said, mb)
 
 
+@pytest.mark.parametrize(
+    ("per_shard", "tflops", "better"),
+    [(100, "20", 0), (1000, "20", 32), (100, "2", 2), (8, "1000", 1024)],
+)
+def test_a_better_size_of_shards_is_named(planned, per_shard: int, tflops: str, better: int) -> None:
+    overlay = {"run": {"models": ["llama-7b"]}, "tokens": {"prompts_per_shard": per_shard}}
+    arguments = ("--configfile", str(PAPER), "--tflops", tflops)
+    [run] = json.loads(planned(*arguments, "--json", overlay=overlay).stdout)["runs"]
+    assert run["better_shards"] == better
+    said = planned(*arguments, overlay=overlay).stdout
+    assert (f"set tokens.prompts_per_shard to about {better} for" in said) == bool(better)
+    if better:
+        hours = run["longest_hours"] * better / per_shard
+        assert 0.2 < hours <= 0.5
+
+
 def test_what_does_not_fit_is_said_with_the_key_to_change(planned) -> None:
     done = planned("--configfile", str(PAPER), "--tflops", "20")
     assert done.exit_code == 1
