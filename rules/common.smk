@@ -385,8 +385,7 @@ def model_job(rule):
     defaults = workflow.resource_settings.default_resources
     named = dict(each.split("=", 1) for each in getattr(defaults, "args", ()))
     partition = {"slurm_partition": named["gpu_partition"]} if gpus() and "gpu_partition" in named else {}
-    found = {key: value for key, value in resources(rule).items() if key != "slot"}
-    return {**found, **partition, "gpu": gpus()}
+    return {**resources(rule), **partition, "gpu": gpus()}
 
 
 def model_threads(rule):

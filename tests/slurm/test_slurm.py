@@ -159,6 +159,15 @@ def test_what_slurm_refuses_is_one_line(done: Cluster, resource: str, words: str
     assert re.search(words, line, re.IGNORECASE), line
 
 
+def test_shards_of_seconds_go_together(done: Cluster) -> None:
+    """As docs/cluster.md says it: here two shards of two kinds in one job."""
+    files = [f"{RUN}/ablations/{kind}/{shard}.h5" for kind in ("mean", "zero") for shard in ("00000", "00001")]
+    together = ("--groups", "ablate_heads=shards", "--group-components", "shards=10")
+    said = done.run(*files, "--forcerun", *files, *together)
+    assert len(SUBMITTED.findall(said)) == 1
+    assert done.space.jobs(*files) == {}
+
+
 def test_arrays(done: Cluster) -> None:
     """All shards of a rule in one submission; refused where the plugin would wait for ever."""
     arrays = ("--forcerun", *SHARDS, "--slurm-array-jobs", "cache_activations")
