@@ -91,16 +91,22 @@ RUNNING = Path(".snakemake/selfrepair.running")
 
 def take_notes_where_a_run_died(as_given):
     """Have results looked at of which Snakemake may lack notes: it would take them for what it would make now."""
-    notes = Path(".snakemake/metadata")
+    notes, locks = Path(".snakemake/metadata"), Path(".snakemake/locks")
     lost = Path("results").exists() and not (notes.exists() and any(notes.iterdir()))
-    locks = Path(".snakemake/locks")
-    if not (RUNNING.exists() or lost) or (locks.exists() and any(locks.iterdir())):
+    running = locks.exists() and any(locks.iterdir())
+    in_files = workflow.workflow_settings.persistence_backend.name.lower() == "file"
+    if not (RUNNING.exists() or lost) or running or not in_files:
         return
     with tempfile.NamedTemporaryFile("w", suffix=".yaml") as overlay:
         yaml.safe_dump(as_given, overlay)
         overlay.flush()
         command = [sys.executable, "-m", "selfrepair.workflow", "take-notes", "--configfile", overlay.name]
-        subprocess.run([*command, "--workflow", workflow.basedir], stdout=sys.stderr)
+        done = subprocess.run([*command, "--workflow", workflow.basedir], stdout=sys.stderr)
+    if done.returncode:
+        raise ValueError(
+            "Snakemake lacks notes of results, which could not be looked at for the reason above: mend it and run again, or "
+            "remove results/ to begin anew"
+        )
 
 
 def asked_for():
