@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from transformers import LlamaConfig
 
 from selfrepair.files.hdf5 import write_hdf5
 from selfrepair.files.sealed import write_json
@@ -221,9 +220,12 @@ def make_shards(folder: Path, sizes: Sizes) -> dict[str, Path]:
 
 def _write_model(folder: Path, sizes: Sizes) -> Path:
     """A snapshot of a model's config alone; gives its manifest."""
+    from transformers import LlamaConfig  # late: the jobs that are measured do without
+
     manifest = folder / MANIFEST
+    config = LlamaConfig(num_hidden_layers=sizes.layers, num_attention_heads=sizes.heads, hidden_size=64 * sizes.heads)
     with staging(manifest) as partial:
-        LlamaConfig(num_hidden_layers=sizes.layers, num_attention_heads=sizes.heads).save_pretrained(partial)
+        config.save_pretrained(partial)
         publish(manifest, partial, {"kind": "model", "source": "made up", "license": "none", "weights": "none"})
     return manifest
 
