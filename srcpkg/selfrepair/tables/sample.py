@@ -31,7 +31,8 @@ class Sample:
         """Add rows, by column, the same columns each time."""
         n_rows = len(next(iter(columns.values())))
         # Each row gets a number at random, and those with the smallest numbers stay.
-        self._parts.append((self._rng.random(n_rows), columns))
+        # Copies: a column of a larger array would keep all of that.
+        self._parts.append((self._rng.random(n_rows), {name: np.array(of) for name, of in columns.items()}))
         self.seen += n_rows
         self._kept += n_rows
         if self._kept > 2 * self.size:
