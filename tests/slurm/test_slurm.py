@@ -176,7 +176,7 @@ def test_arrays(done: Cluster) -> None:
     said = done.run(*SHARDS, *arrays)
     assert "The individual task IDs are 1-2." in said
     assert len(SUBMITTED.findall(said)) == 0
-    assert done.space.jobs() == {}
+    assert done.space.jobs(*SHARDS) == {}
 
 
 def test_each_job_has_a_gpu_of_its_own(cluster: Cluster) -> None:
