@@ -123,14 +123,26 @@ def _is_noted(output: Any, note: Any) -> bool:
 
 
 @contextmanager
+def _looking() -> Iterator[None]:
+    """Say in the environment that the workflow is read to look at it, as long as the block lasts."""
+    before = os.environ.get(LOOKING)
+    os.environ[LOOKING] = "yes"
+    try:
+        yield
+    finally:
+        os.environ.pop(LOOKING)
+        if before is not None:
+            os.environ[LOOKING] = before
+
+
+@contextmanager
 def _workflow(snakefile: Path, configfiles: Sequence[Path], targets: Iterable[str] = ()) -> Iterator[Any]:
     """Snakemake's workflow with its jobs put together."""
     from snakemake.api import SnakemakeApi
     from snakemake.exceptions import RuleException, WorkflowError
     from snakemake.settings.types import ConfigSettings, DAGSettings, OutputSettings, Quietness, ResourceSettings
 
-    with SnakemakeApi(OutputSettings(quiet={Quietness.ALL})) as api:
-        os.environ[LOOKING] = "yes"
+    with SnakemakeApi(OutputSettings(quiet={Quietness.ALL})) as api, _looking():
         try:
             workflow_api = api.workflow(
                 resource_settings=ResourceSettings(cores=1),
