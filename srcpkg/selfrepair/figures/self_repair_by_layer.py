@@ -4,20 +4,18 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from selfrepair.figures.style import footers, inputs, layout, looks, marks
+from selfrepair.figures.style import inputs, layout, looks, marks
+from selfrepair.figures.style.panels import Panel, Panels
 from selfrepair.figures.wording import decimal, largest, measured, percentage, signs, smallest
 
 QUANTITY = "self_repair"
 
 
-def draw(tables: dict[str, pd.DataFrame]) -> Figure:
-    """Draw condensed self-repair by layer.
+def panels(tables: inputs.Tables) -> Panels:
+    """Condensed self-repair by layer.
 
     Args:
         tables: "heads" and "layers" of this run, and "published" (resources/published/self_repair_by_head.csv).
-
-    Returns:
-        The figure, one column wide.
 
     Raises:
         ValueError: A table, a column or a setting is missing.
@@ -27,22 +25,33 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
     layers = inputs.table(tables, "layers", columns, selection="top")
     published = inputs.table(tables, "published", ["model", "layer", QUANTITY])
     run = inputs.settings(tables, "heads", "layers")
+    means = _layer_means(published)
+
+    def panel(ax: Axes) -> list[str]:
+        colour = looks.LOOKS[QUANTITY].colour
+        counts = marks.by_layer_panel(ax, heads, layers, QUANTITY, run, colour=colour, include=[means[QUANTITY]])
+        _published_lines(ax, means)
+        return counts
+
+    return Panels({"self_repair": Panel(panel)}, run, ("top", "dots and bands"))
+
+
+def draw(tables: inputs.Tables) -> Figure:
+    """Draw `panels` on a page one column wide."""
+    shown = panels(tables)
     with looks.context():
         figure = layout.new_figure(looks.ONE_COLUMN, 82.0)
         ax = figure.subplots()
-        means = _layer_means(published)
-        colour = looks.LOOKS[QUANTITY].colour
-        marks.by_layer_panel(ax, heads, layers, QUANTITY, run, colour=colour, include=[means[QUANTITY]])
-        _published_lines(ax, means)
+        shown.draw_noted(ax)
         _legend(figure, ax)
-        footers.footer(figure, looks.ONE_COLUMN, run, "top", "dots and bands")
+        shown.footer(figure, looks.ONE_COLUMN)
     return figure
 
 
-def finding(tables: dict[str, pd.DataFrame]) -> list[str]:
+def finding(tables: inputs.Tables) -> list[str]:
     """How much the model repairs, at what depth it repairs most, and where the published models do.
 
-    Takes the tables of `draw` and "model", and raises what `draw` raises. Gives lines of Markdown.
+    Takes the tables of `panels` and "model", and raises what `panels` raises. Gives lines of Markdown.
     """
     columns = ["n_heads", *inputs.with_interval(QUANTITY, "pooled_repair_fraction")]
     model = inputs.table(tables, "model", columns, selection="top").iloc[0]
