@@ -15,7 +15,8 @@ def panels(tables: inputs.Tables) -> Panels:
     """Condensed self-repair by layer.
 
     Args:
-        tables: "heads" and "layers" of this run, and "published" (resources/published/self_repair_by_head.csv).
+        tables: "heads" and "layers" of this run; and "published" (resources/published/self_repair_by_head.csv), without which
+            there are no lines of published models.
 
     Raises:
         ValueError: A table, a column or a setting is missing.
@@ -23,9 +24,8 @@ def panels(tables: inputs.Tables) -> Panels:
     columns = ["relative_depth", "layer", *inputs.with_interval(QUANTITY)]
     heads = inputs.table(tables, "heads", [*columns, "head"], selection="top")
     layers = inputs.table(tables, "layers", columns, selection="top")
-    published = inputs.table(tables, "published", ["model", "layer", QUANTITY])
     run = inputs.settings(tables, "heads", "layers")
-    means = _layer_means(published)
+    means = _layer_means(tables)
 
     def panel(ax: Axes) -> list[str]:
         colour = looks.LOOKS[QUANTITY].colour
@@ -59,9 +59,8 @@ def finding(tables: inputs.Tables) -> list[str]:
     layers = inputs.table(
         tables, "layers", ["layer", "relative_depth", *inputs.with_interval(QUANTITY)], selection="top"
     )
-    published = inputs.table(tables, "published", ["model", "layer", QUANTITY])
     best, worst = largest(layers, QUANTITY), smallest(layers, QUANTITY)
-    means = _layer_means(published)
+    means = _layer_means(tables)
     peaks = [(str(model), largest(rows, QUANTITY)) for model, rows in means.groupby("model", sort=False)]
     told = [
         f"{looks.published_look(model)[0]} {decimal(row[QUANTITY], 2)} at depth {row['relative_depth']:.2f}"
@@ -75,12 +74,15 @@ def finding(tables: inputs.Tables) -> list[str]:
         f"The layer means are {signs(layers, QUANTITY, 'layers')}. Largest: layer {int(best['layer'])} (relative depth "
         f"{best['relative_depth']:.2f}), {measured(best, QUANTITY)}. Smallest: layer {int(worst['layer'])} "
         f"({worst['relative_depth']:.2f}), {measured(worst, QUANTITY)}.",
-        f"Largest layer means published, in logits: {', '.join(told)}.",
+        *([f"Largest layer means published, in logits: {', '.join(told)}."] if told else []),
     ]
 
 
-def _layer_means(published: pd.DataFrame) -> pd.DataFrame:
-    """Mean over the heads of each published (model, layer), with the layer's relative depth."""
+def _layer_means(tables: inputs.Tables) -> pd.DataFrame:
+    """Mean over the heads of each published (model, layer), with the layer's relative depth; no rows without any."""
+    if "published" not in tables:
+        return pd.DataFrame({"model": [], "layer": [], QUANTITY: [], "relative_depth": []})
+    published = inputs.table(tables, "published", ["model", "layer", QUANTITY])
     means = published.groupby(["model", "layer"], sort=False, as_index=False)[QUANTITY].mean()
     last = means.groupby("model")["layer"].transform("max").clip(lower=1)
     return means.assign(relative_depth=means["layer"] / last)
