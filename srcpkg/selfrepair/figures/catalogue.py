@@ -102,7 +102,7 @@ def _same(*names: str, **more: str) -> dict[str, str]:
 
 CATALOGUE = {
     "self_repair_by_layer": Entry("Self-repair", _same("heads", "layers", "model", published=PUBLISHED)),
-    "repair_breakdown": Entry("What repairs", _same("layers")),
+    "repair_breakdown": Entry("What repairs", _same("layers", "model")),
     "layernorm_repair": Entry("What repairs", _same("heads", "layers", "model")),
     "mlp_repair": Entry("What repairs", _same("heads", "layers", "model")),
     "published_comparison": Entry(

@@ -76,6 +76,24 @@ def finding(tables: inputs.Tables) -> list[str]:
     return lines
 
 
+def in_short(tables: inputs.Tables) -> list[str]:
+    """Whether heads are repaired over all tokens too; takes the tables of `panels` and raises what `finding` raises."""
+    kind = given_kinds(tables, "heads")[0]
+    heads = inputs.table(tables, f"heads_{kind}", ["n_tokens", *inputs.with_interval("self_repair")], selection="all")
+    above, below = int((heads["self_repair_low"] > 0).sum()), int((heads["self_repair_high"] < 0).sum())
+    title = (
+        "more heads are repaired than broken further"
+        if above > below
+        else "more heads are broken further than repaired"
+        if below > above
+        else "as many heads are repaired as broken further"
+    )
+    return [
+        f"**Over all {int(heads['n_tokens'].max()):,} tokens {title}**: self-repair is {signs(heads, 'self_repair', 'heads')}. "
+        "Rushing & Nanda 2024 see self-repair of single heads over the full training distribution too."
+    ]
+
+
 def _capped(row: pd.Series, heads: pd.DataFrame) -> str:
     """What the cap makes of it, where the model caps its logits."""
     return f", and by {measured(row, CAPPED)} after the cap of {heads.attrs['logit_cap']:g}" if CAPPED in heads else ""

@@ -92,6 +92,22 @@ def finding(tables: inputs.Tables) -> list[str]:
     return lines
 
 
+def in_short(tables: inputs.Tables) -> list[str]:
+    """Which readings of the share hold the paper's value; takes "claim" and raises what `finding` raises."""
+    claim = _claim(tables)
+    own = claim[claim["source"] == THIS_RUN]
+    if own.empty:
+        return []
+    holding = own["fraction_low"].le(CLAIM) & own["fraction_high"].ge(CLAIM)
+    first = own[own["layers"] == own["layers"].iloc[0]]
+    each = "; ".join(f"{row['reading']} {percentage(row, FRACTION)}" for _, row in first.iterrows())
+    none = "none" if not holding.any() else f"{int(holding.sum())}"
+    return [
+        f"**LayerNorm's share of the direct effect is 30% in {none} of {len(own)} readings**, by their intervals. Over "
+        f"{_where(first['layers'].iloc[0], first['layer'].iloc[0])}: {each}. Rushing & Nanda 2024 put it at about 30%."
+    ]
+
+
 def _claim(tables: inputs.Tables) -> pd.DataFrame:
     columns = ["source", "layers", "layer", "reading", *inputs.with_interval(FRACTION), "n_heads"]
     return inputs.table(tables, "claim", columns)

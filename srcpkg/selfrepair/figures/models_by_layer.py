@@ -8,10 +8,10 @@ from selfrepair.figures.shared import models
 from selfrepair.figures.shared.parts import told
 from selfrepair.figures.style import guides, inputs, layout, looks, marks, ranges
 from selfrepair.figures.style.panels import Panel, Panels
-from selfrepair.figures.wording import largest, measured, percentage, signs
+from selfrepair.figures.wording import largest, measured, percentage, signs, smallest, verdict
 from selfrepair.quantities import PARTS, held
 
-QUANTITY = "self_repair"
+QUANTITY, SHARE = "self_repair", "pooled_repair_fraction"
 
 
 def panels(tables: inputs.Tables) -> Panels:
@@ -79,6 +79,41 @@ def _names(ax: Axes, ends: list[tuple[float, str, str]]) -> None:
             annotation_clip=False,
             arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.4, "shrinkA": 1, "shrinkB": 2},
         )
+
+
+def in_short(tables: inputs.Tables) -> list[str]:
+    """Which models repair themselves, where and by what; takes the tables of `finding` and raises what it raises."""
+    parts = held(PARTS, tables["model"].columns) if "model" in tables else PARTS
+    means = inputs.table(tables, "model", ["model", *inputs.with_interval(QUANTITY, SHARE, *parts)], selection="top")
+    layers = inputs.table(
+        tables, "layers", ["model", "layer", "relative_depth", *inputs.with_interval(QUANTITY)], selection="top"
+    )
+    rows = [row for _, row in means.iterrows()]
+    number = {sign: sum(verdict(row, QUANTITY) == sign for row in rows) for sign in ("above", "below", "unclear")}
+    others = [
+        *([f"{number['below']} break further"] if number["below"] else []),
+        *([f"of {number['unclear']} it is not told"] if number["unclear"] else []),
+    ]
+    shares = "; ".join(f"{row['model']} {percentage(row, SHARE)}, {measured(row, QUANTITY)} a head" for row in rows)
+    most, least = largest(means, SHARE), smallest(means, SHARE)
+    apart = most[f"{SHARE}_low"] > least[f"{SHARE}_high"]
+    best = [largest(layers[layers["model"] == row["model"]], QUANTITY) for row in rows]
+    where = "; ".join(
+        f"{layer['model']} in layer {int(layer['layer'])} (relative depth {layer['relative_depth']:.2f}), "
+        f"{measured(layer, QUANTITY)}"
+        for layer in best
+    )
+    return [
+        f"**{', '.join([f'{number["above"]} of {len(rows)} models repair themselves', *others])}**: of what ablating a head "
+        f"removes, the rest of the model restores, on each head's top tokens, {shares}. Rushing & Nanda 2024 find self-repair "
+        "in every model family that they test.",
+        f"**{most['model']} restores the largest share and {least['model']} the smallest; their intervals "
+        f"{'do not overlap' if apart else 'overlap'}.** Each model is measured on tokens of its own: they cut the same text "
+        "apart in other ways.",
+        f"**Where the largest layer mean is**: {where}.",
+        f"**What repairs**: {'; '.join(f'{row["model"]}: {told(row, parts)}' for row in rows)}. Rushing & Nanda 2024 name "
+        "LayerNorm scaling and sparse MLP neurons.",
+    ]
 
 
 def finding(tables: inputs.Tables) -> list[str]:

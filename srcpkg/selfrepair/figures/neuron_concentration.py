@@ -85,6 +85,25 @@ def _panel(ax: Axes, rows: pd.DataFrame, top_percent: int) -> None:
     ax.set_xlabel("neurons, largest first (%)")
 
 
+def in_short(tables: inputs.Tables) -> list[str]:
+    """Whether the change is on fewer neurons than the clean direct effects are; raises what `finding` raises."""
+    if (note := note_of(tables)) is not None:
+        return find_no_neurons(note)
+    table = inputs.table(tables, "neuron_concentration", COLUMNS)
+    attrs = tables["neuron_concentration"].attrs
+    rows = table[table["neurons"] == attrs["top_percent"]].sort_values("rank")
+    first = rows.iloc[0]
+    more = int((rows[f"{CHANGE}_low"] > rows[f"{EFFECT}_high"]).sum())
+    less = int((rows[f"{CHANGE}_high"] < rows[f"{EFFECT}_low"]).sum())
+    return [
+        f"**The top 1% of neurons of the MLP of layer {attrs['neuron_layer']} carry {percentage(first, CHANGE)} of its "
+        f"change** when {head_name(first)} is ablated. Of its clean direct effects, without any ablation, the top 1% carry "
+        f"{percentage(first, EFFECT)}. By intervals that do not overlap, the change is the more concentrated of the two in "
+        f"{more} of {len(rows)} chosen heads, the less in {less}. Rushing & Nanda 2024 name sparse sets of neurons as a "
+        "mechanism of repair."
+    ]
+
+
 def finding(tables: inputs.Tables) -> list[str]:
     """For each head: what the top 1% of neurons carry of the change, of the repair, and of the clean direct effects.
 

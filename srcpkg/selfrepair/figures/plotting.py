@@ -59,9 +59,10 @@ def plot_figure(name: str, tables: inputs.Tables, ax: Any = None, panel: str | N
         shown = module_of(name).panels(tables)
         of = _chosen(name, shown, panel)
         axes = _made(len(of)) if ax is None else _given(name, ax, list(of))
-        on_page = ax is None and len(axes) > 1
+        on_page = ax is None
         if on_page:
-            text = footers.wrapped(_settings(shown), looks.TWO_COLUMNS, looks.SMALL_SIZE, SEPARATOR)
+            width = looks.ONE_COLUMN if len(axes) == 1 else looks.TWO_COLUMNS
+            text = footers.wrapped(_settings(shown), width, looks.SMALL_SIZE, SEPARATOR)
             axes[0].figure.suptitle(text, fontsize=looks.SMALL_SIZE, color=looks.FAINT)
         for number, (one, drawn) in enumerate(zip(axes, of.values(), strict=True)):
             counts = drawn.draw(one)

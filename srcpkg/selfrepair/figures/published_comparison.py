@@ -116,6 +116,24 @@ def finding(tables: inputs.Tables) -> list[str]:
     return distribution_lines(*_distributions(tables))
 
 
+def in_short(tables: inputs.Tables) -> list[str]:
+    """How far the heads of a published model agree with the published values; nothing of other models.
+
+    Takes the tables of `panels` and raises what it raises.
+    """
+    if tables["pairs"].empty:
+        return []
+    columns = ["quantity", "n_heads", *inputs.with_interval("correlation", "slope")]
+    agreement = inputs.table(tables, "agreement", columns)
+    row = agreement[agreement["quantity"] == "self_repair"].iloc[0]
+    theirs = looks.published_look(str(tables["agreement"].attrs["published"]))[0]
+    return [
+        f"**Its heads' self-repair correlates with that published for {theirs} by {measured(row, 'correlation')}**, over "
+        f"{int(row['n_heads']):,} heads, with slope {measured(row, 'slope')}; intervals over heads. The published values of "
+        "Rushing & Nanda 2024 are of another text."
+    ]
+
+
 def _distributions(tables: inputs.Tables) -> tuple[pd.DataFrame, Models]:
     table = inputs.table(tables, "distributions", COLUMNS)
     return table, {**OWN, **published_models(name for name in table["model"].unique() if name not in OWN)}

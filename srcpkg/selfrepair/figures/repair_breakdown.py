@@ -7,8 +7,8 @@ from matplotlib.figure import Figure
 from selfrepair.figures.shared.parts import SOURCES, told
 from selfrepair.figures.style import guides, inputs, layout, looks, marks, ranges
 from selfrepair.figures.style.panels import Panel, Panels
-from selfrepair.figures.wording import largest, measured, signs
-from selfrepair.quantities import OWN_POSTNORM, PARTS, POSTNORMS, QUANTITIES, held
+from selfrepair.figures.wording import largest, listing, measured, signs, verdict
+from selfrepair.quantities import CHOSEN_EXPERTS, OWN_POSTNORM, PARTS, POSTNORMS, QUANTITIES, held
 
 YLABEL = "mean over the layer's heads (logits)"
 EFFECTS = ("direct_effect", "ablated_direct_effect", "logit_change")
@@ -86,6 +86,32 @@ def finding(tables: inputs.Tables) -> list[str]:
         *lines,
         f"Layer means of self-repair: {signs_of}. Rushing & Nanda 2024 name LayerNorm scaling and sparse MLP neurons as "
         "mechanisms of repair.",
+    ]
+
+
+def in_short(tables: inputs.Tables) -> list[str]:
+    """Which parts repair over the model; takes "model" and raises what `finding` raises."""
+    columns = tables["model"].columns if "model" in tables else ()
+    parts = [part for part in PARTS if part in columns or part != POSTNORMS]
+    names = (*parts, *held([CHOSEN_EXPERTS], columns))
+    row = inputs.table(tables, "model", inputs.with_interval(*names), selection="top").iloc[0]
+    by_sign: dict[str, list[str]] = {"above": [], "below": [], "unclear": []}
+    for part in parts:
+        by_sign[verdict(row, part)].append(SOURCES[part])
+    heads = {
+        "above": f"{listing(by_sign['above'])} repair",
+        "below": f"{listing(by_sign['below'])} break{'s' * (by_sign['below'] == ['LayerNorm'])} further",
+        "unclear": f"of {listing(by_sign['unclear'])} it is not told",
+    }
+    title = ", ".join(heads[sign] for sign, sources in by_sign.items() if sources)
+    experts = (
+        f" Of the MLPs' part, {measured(row, CHOSEN_EXPERTS)} follow from a change of the chosen experts."
+        if CHOSEN_EXPERTS in names
+        else ""
+    )
+    return [
+        f"**On average {title}**: {told(row, tuple(parts))}; together they are the self-repair, exactly.{experts} "
+        "Rushing & Nanda 2024 name LayerNorm scaling and sparse MLP neurons as mechanisms of repair."
     ]
 
 

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from selfrepair.figures.style import guides, inputs, layout, looks, marks, ranges
 from selfrepair.figures.style.panels import Panel, Panels
-from selfrepair.figures.wording import measured, percentage
+from selfrepair.figures.wording import measured, percentage, verdict
 from selfrepair.quantities import QUANTITIES
 
 BY_LAYER = "self_repair"
@@ -103,6 +103,24 @@ def _over_model(ax: Axes, model: pd.DataFrame, quantity: str) -> list[str]:
         ax.hlines(place, low, high, color=look.colour, linewidth=1.0, zorder=2)
         ax.plot(value, place, zorder=3, **{**looks.line_style(look), "linestyle": "none"})
     return []
+
+
+def in_short(tables: inputs.Tables) -> list[str]:
+    """Whether the share repaired hangs on how tokens are chosen; takes "model" and raises what `finding` raises."""
+    share = "pooled_repair_fraction"
+    model = inputs.table(tables, "model", ["choice", *inputs.with_interval(share, f"{share}_minus_top")])
+    rows = {str(choice): row for choice, (_, row) in zip(model["choice"], model.iterrows(), strict=True)}
+    other = rows["other_donor"]
+    title = {
+        "above": "a larger share is repaired",
+        "below": "a smaller share is repaired",
+        "unclear": "the share repaired is the same, as far as the intervals tell",
+    }[verdict(other, f"{share}_minus_top")]
+    return [
+        f"**On tokens chosen otherwise than by direct effect {title}**: {percentage(other, share)} where the effect that "
+        f"another donor removes chooses them, {percentage(rows['top'], share)} by direct effect, a difference of "
+        f"{measured(other, f'{share}_minus_top')}. Rushing & Nanda 2024 show no such control."
+    ]
 
 
 def finding(tables: inputs.Tables) -> list[str]:

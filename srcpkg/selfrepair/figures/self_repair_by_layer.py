@@ -6,9 +6,10 @@ from matplotlib.figure import Figure
 
 from selfrepair.figures.style import inputs, layout, looks, marks
 from selfrepair.figures.style.panels import Panel, Panels
-from selfrepair.figures.wording import decimal, largest, measured, percentage, signs, smallest
+from selfrepair.figures.wording import decimal, largest, measured, percentage, signs, smallest, verdict
 
 QUANTITY = "self_repair"
+OVERALL = (QUANTITY, "pooled_repair_fraction")
 
 
 def panels(tables: inputs.Tables) -> Panels:
@@ -75,6 +76,46 @@ def finding(tables: inputs.Tables) -> list[str]:
         f"{best['relative_depth']:.2f}), {measured(best, QUANTITY)}. Smallest: layer {int(worst['layer'])} "
         f"({worst['relative_depth']:.2f}), {measured(worst, QUANTITY)}.",
         *([f"Largest layer means published, in logits: {', '.join(told)}."] if told else []),
+    ]
+
+
+SIGNS = {
+    "above": "The model repairs itself",
+    "below": "The model breaks further",
+    "unclear": "Whether the model repairs itself is not told by this run",
+}
+
+
+def in_short(tables: inputs.Tables) -> list[str]:
+    """Whether the model repairs itself, and where; takes the tables of `finding` and raises what it raises."""
+    model = inputs.table(tables, "model", ["n_heads", *inputs.with_interval(*OVERALL)], selection="top").iloc[0]
+    heads = inputs.table(tables, "heads", inputs.with_interval(QUANTITY), selection="top")
+    layers = inputs.table(
+        tables, "layers", ["layer", "relative_depth", *inputs.with_interval(QUANTITY)], selection="top"
+    )
+    sign = verdict(model, QUANTITY)
+    share = f"{percentage(model, 'pooled_repair_fraction')} of what ablating a head removes"
+    does = {
+        "above": f"restores {share}",
+        "below": f"takes more away, restoring {share}",
+        "unclear": f"restores {share}, with zero in the interval of the mean",
+    }[sign]
+    best, worst = largest(layers, QUANTITY), smallest(layers, QUANTITY)
+    where = {
+        "above": f"It repairs most in layer {int(best['layer'])}",
+        "below": f"Every layer breaks further, layer {int(best['layer'])} the least",
+        "unclear": "No layer is told to repair",
+    }[verdict(best, QUANTITY)]
+    peaks = [largest(rows, QUANTITY)["relative_depth"] for _, rows in _layer_means(tables).groupby("model")]
+    theirs = f" Layer means that Rushing & Nanda 2024 publish peak at depths {min(peaks):.2f} to {max(peaks):.2f}."
+    return [
+        f"**{SIGNS[sign]}**: on each head's top tokens, the rest of the model {does}, {measured(model, QUANTITY)} a head. The "
+        f"heads' means are {signs(heads, QUANTITY, 'heads')}. Rushing & Nanda 2024 find self-repair in every model family that "
+        "they test, imperfect and varying by head.",
+        f"**{where}** (relative depth {best['relative_depth']:.2f}, where 0 is the first layer and 1 the last): "
+        f"{measured(best, QUANTITY)}, the largest of {len(layers)} layer means. They are "
+        f"{signs(layers, QUANTITY, 'layers')}; the smallest is layer {int(worst['layer'])} with {measured(worst, QUANTITY)}."
+        f"{theirs if peaks else ''}",
     ]
 
 

@@ -73,6 +73,22 @@ def finding(tables: inputs.Tables) -> list[str]:
     return lines
 
 
+def in_short(tables: inputs.Tables) -> list[str]:
+    """How far self-repair spreads over the tokens of one head; takes "spread" and raises what `finding` raises."""
+    shares = inputs.with_interval("broken", "overcorrected")
+    heads = inputs.table(tables, "spread", ["layer", "head", "n_tokens", "self_repair_q10", "self_repair_q90", *shares])
+    heads = heads[heads["n_tokens"] > 0]
+    if heads.empty:
+        return []
+    head = heads.iloc[0]
+    low, high = (decimal(float(head[f"self_repair_q{at}"]), 2) for at in (10, 90))
+    return [
+        f"**It varies from token to token**: over the {int(head['n_tokens']):,} top tokens of {head_name(head)}, the middle "
+        f"80% lie between {low} and {high} logits; it is negative on {percentage(head, 'broken')} of them and overcorrects on "
+        f"{percentage(head, 'overcorrected')}. Rushing & Nanda 2024 call self-repair noisy."
+    ]
+
+
 def _panel(ax: Axes, tokens: pd.DataFrame, limits: tuple[float, float]) -> list[str]:
     """Draw one head's tokens and return the counts of what lies outside."""
     layout.square(ax, limits, layout.mirrored(limits))

@@ -12,12 +12,13 @@ from matplotlib.figure import Figure
 
 from selfrepair.figures.style import guides, inputs, layout, looks
 from selfrepair.figures.style.panels import Panel, Panels, coloured
-from selfrepair.figures.wording import decimal, head_name, largest, measured, signs
+from selfrepair.figures.wording import decimal, head_name, largest, measured, signs, wide
 
 LEGIBLE = 6
 """Later layers of a chosen head, at most, for which every cell has its number written in it."""
 COVERAGE = 0.98
 LABEL = "repair (logits)"
+HALF = "prompts_of_half"
 BY = {"head": "heads", "mlp": "MLPs"}
 
 
@@ -165,6 +166,37 @@ def _pair_name(pair: pd.Series) -> str:
     return f"{head_name(pair)} \N{RIGHTWARDS ARROW} {by}"
 
 
+def in_short(tables: inputs.Tables) -> list[str]:
+    """The strongest pairs, and whether a few prompts carry them; takes "pairs" and raises what `finding` raises."""
+    pairs = _tables(tables)[2]
+    if pairs.empty:
+        return ["**No head or MLP repairs or breaks any ablated head.**"]
+    unsure = [pair for _, pair in pairs.iterrows() if wide(pair, "repair")]
+    few = HALF in pairs and all(int(pair[HALF]) <= max(int(pair["n_prompts"]) / 10, 1) for pair in unsure)
+    first = [rows.sort_values("rank").iloc[0] for _, rows in pairs.groupby("by", sort=False)]
+    listed = "; ".join(f"{_pair_name(pair)}: {measured(pair, 'repair', 'logits')}{_carried(pair)}" for pair in first)
+    title = (
+        f"Of the {len(pairs)} strongest pairs of a head and what repairs or breaks it, {len(unsure)} have an interval that "
+        f"holds zero or spans an order of magnitude{': a few tokens carry them' if few else ''}"
+        if unsure
+        else f"The {len(pairs)} strongest pairs of a head and what repairs or breaks it are told from zero"
+    )
+    return [
+        f"**{title}.** The strongest, chosen for their size on the same tokens: {listed}. Rushing & Nanda 2024 sum over "
+        "components and name no pairs."
+    ]
+
+
+def _carried(pair: pd.Series) -> str:
+    """How few prompts carry a pair whose interval is wide; empty for others."""
+    if not wide(pair, "repair"):
+        return ""
+    if HALF not in pair.index:
+        return ""
+    half, of = int(pair[HALF]), int(pair["n_prompts"])
+    return f", half of it in {half} of {of:,} prompts"
+
+
 def finding(tables: inputs.Tables) -> list[str]:
     """How many layers repair which, the strongest pairs, and what repairs the chosen heads most.
 
@@ -185,7 +217,8 @@ def finding(tables: inputs.Tables) -> list[str]:
             lines.append(f"No {name} repair or break any ablated head.")
             continue
         listed = "; ".join(
-            f"{_pair_name(pair)} {measured(pair, 'repair', 'logits')}" for _, pair in strongest.iterrows()
+            f"{_pair_name(pair)} {measured(pair, 'repair', 'logits')}{_carried(pair)}"
+            for _, pair in strongest.iterrows()
         )
         lines.append(
             f"Strongest pairs, of all ablated heads, where {name} change (ablated head \N{RIGHTWARDS ARROW} what changes; "
