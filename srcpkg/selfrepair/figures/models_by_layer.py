@@ -90,6 +90,8 @@ def in_short(tables: inputs.Tables) -> list[str]:
     )
     rows = [row for _, row in means.iterrows()]
     number = {sign: sum(verdict(row, QUANTITY) == sign for row in rows) for sign in ("above", "below", "unclear")}
+    themselves = f"{number['above']} of {len(rows)} models repair themselves"
+    each = [f"{row['model']}: {told(row, parts)}" for row in rows]
     others = [
         *([f"{number['below']} break further"] if number["below"] else []),
         *([f"of {number['unclear']} it is not told"] if number["unclear"] else []),
@@ -104,15 +106,14 @@ def in_short(tables: inputs.Tables) -> list[str]:
         for layer in best
     )
     return [
-        f"**{', '.join([f'{number["above"]} of {len(rows)} models repair themselves', *others])}**: of what ablating a head "
+        f"**{', '.join([themselves, *others])}**: of what ablating a head "
         f"removes, the rest of the model restores, on each head's top tokens, {shares}. Rushing & Nanda 2024 find self-repair "
         "in every model family that they test.",
         f"**{most['model']} restores the largest share and {least['model']} the smallest; their intervals "
         f"{'do not overlap' if apart else 'overlap'}.** Each model is measured on tokens of its own: they cut the same text "
         "apart in other ways.",
         f"**Where the largest layer mean is**: {where}.",
-        f"**What repairs**: {'; '.join(f'{row["model"]}: {told(row, parts)}' for row in rows)}. Rushing & Nanda 2024 name "
-        "LayerNorm scaling and sparse MLP neurons.",
+        f"**What repairs**: {'; '.join(each)}. Rushing & Nanda 2024 name LayerNorm scaling and sparse MLP neurons.",
     ]
 
 

@@ -92,9 +92,9 @@ def _reach(model: pd.DataFrame, run: Mapping[Any, Any]) -> Iterator[str]:
     width = 100 * float(row[f"{SHARE}_high"] - row[f"{SHARE}_low"])
     yield (
         f"They narrow as 1 / √n: with four times the prompts ({4 * n_prompts:,}; {4 * n_tokens:,} tokens) they would be about "
-        f"half as wide. The interval of the share restored{whose}, {percentage(row, SHARE)}, would be some {_points(width / 2)} "
-        f"percentage points wide in place of {_points(width)}. That holds for means over many tokens. A mean that a few tokens "
-        "carry is known less well than its interval says."
+        f"half as wide. The interval of the share restored{whose}, {percentage(row, SHARE)}, would be some "
+        f"{_points(width / 2)} percentage points wide in place of {_points(width)}. That holds for means over many tokens. A "
+        "mean that a few tokens carry is known less well than its interval says."
     )
     if n_prompts < FEW_PROMPTS:
         yield (
