@@ -103,11 +103,15 @@ def in_short(tables: inputs.Tables) -> list[str]:
     best, worst = largest(layers, QUANTITY), smallest(layers, QUANTITY)
     where = {
         "above": f"It repairs most in layer {int(best['layer'])}",
-        "below": f"Every layer breaks further, layer {int(best['layer'])} the least",
-        "unclear": "No layer is told to repair",
+        "below": f"No layer repairs, and layer {int(best['layer'])} breaks the least",
+        "unclear": f"Its largest layer mean, in layer {int(best['layer'])}, is not told from zero",
     }[verdict(best, QUANTITY)]
     peaks = [largest(rows, QUANTITY)["relative_depth"] for _, rows in _layer_means(tables).groupby("model")]
-    theirs = f" Layer means that Rushing & Nanda 2024 publish peak at depths {min(peaks):.2f} to {max(peaks):.2f}."
+    theirs = (
+        f" Layer means that Rushing & Nanda 2024 publish peak at depths {min(peaks):.2f} to {max(peaks):.2f}."
+        if peaks
+        else ""
+    )
     return [
         f"**{SIGNS[sign]}**: on each head's top tokens, the rest of the model {does}, {measured(model, QUANTITY)} a head. The "
         f"heads' means are {signs(heads, QUANTITY, 'heads')}. Rushing & Nanda 2024 find self-repair in every model family that "
@@ -115,7 +119,7 @@ def in_short(tables: inputs.Tables) -> list[str]:
         f"**{where}** (relative depth {best['relative_depth']:.2f}, where 0 is the first layer and 1 the last): "
         f"{measured(best, QUANTITY)}, the largest of {len(layers)} layer means. They are "
         f"{signs(layers, QUANTITY, 'layers')}; the smallest is layer {int(worst['layer'])} with {measured(worst, QUANTITY)}."
-        f"{theirs if peaks else ''}",
+        f"{theirs}",
     ]
 
 

@@ -1,6 +1,7 @@
 """What findings open with: words that follow from the intervals, numbers that stand in tables, links that lead somewhere."""
 
 import re
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -49,8 +50,12 @@ def line_of(tables: dict[str, Tables], name: str, at: int = 0) -> str:
     ("sign", "first", "second"),
     [
         ("above", "The model repairs itself", "It repairs most in layer 0"),
-        ("below", "The model breaks further", "Every layer breaks further, layer 0 the least"),
-        ("unclear", "Whether the model repairs itself is not told by this run", "No layer is told to repair"),
+        ("below", "The model breaks further", "No layer repairs, and layer 0 breaks the least"),
+        (
+            "unclear",
+            "Whether the model repairs itself is not told by this run",
+            "Its largest layer mean, in layer 0, is not told from zero",
+        ),
     ],
 )
 def test_words_follow_the_interval(sign: str, first: str, second: str) -> None:
@@ -195,7 +200,7 @@ def written(tables: dict[str, Tables], folder: Path) -> str:
 def check_links(text: str, most: int) -> list[str]:
     """Every line of the opening has one link, which leads to a heading; gives the lines."""
     tokens = MarkdownIt("commonmark").enable("table").parse(text)
-    headings = [after.content for token, after in zip(tokens, tokens[1:], strict=False) if token.type == "heading_open"]
+    headings = [after.content for token, after in pairwise(tokens) if token.type == "heading_open"]
     lines = re.findall(r"^\d+\. (.*)$", text.partition("| | |")[0], re.MULTILINE)
     assert 4 <= len(lines) <= most
     for line in lines:
