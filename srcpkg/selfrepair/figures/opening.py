@@ -106,4 +106,4 @@ def _reach(model: pd.DataFrame, run: Mapping[Any, Any]) -> Iterator[str]:
 
 
 def _points(width: float) -> str:
-    return f"{width:.0f}" if width >= 10 else f"{width:.1g}"
+    return f"{width:.0f}" if width >= 1 else f"{width:.1g}"

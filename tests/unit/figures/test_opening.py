@@ -158,9 +158,9 @@ def test_every_number_stands_in_a_table(tmp_path: Path, rng: np.random.Generator
                 "",
                 line,
             )
-            own = re.sub(r"where 0 is the first layer and", "", own)
+            own = re.sub(r"where 0 is the first layer and|Of the \d+ strongest|, \d+ have", "", own)
             for value, decimals in numbers(own):
-                assert np.abs(known - value).min() <= 0.5001 * 10.0**-decimals, (value, line)
+                assert np.nanmin(np.abs(known - value)) <= 0.5001 * 10.0**-decimals, (value, line)
                 counted += 1
     assert counted > 40
     last = opening(tables, run)[-1]
