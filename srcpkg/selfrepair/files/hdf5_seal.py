@@ -1,8 +1,8 @@
 """The seal of an HDF5 file: a digest of all its bytes but the values', behind its end, checked before HDF5 looks into it.
 
 Values have checksums of their own (fletcher32); where they have none they are under the seal too. What is left (headers,
-indexes, heaps, attributes) HDF5 follows as it stands, and damage there may keep it busy for ever or end the process. HDF5 itself
-overlooks what stands behind a file's end.
+indexes, heaps, attributes) HDF5 follows as it stands, and damage there may keep it busy for ever or end the process. HDF5
+itself overlooks what stands behind a file's end.
 
 The seal: JSON of the ranges that hold values, as [start, stop]; the SHA-256 of this JSON and of all bytes before it outside of
 these ranges; the length of the JSON, in 8 bytes; `MARK`.

@@ -1,8 +1,8 @@
 """Finished parts of a job, kept beside its result until that is whole: a job that is ended goes on from them.
 
 They are a help, not a result. Each file of them is written as results are (`selfrepair.files.hdf5`) and says what it is of:
-code, config, inputs, versions, device. One that is of anything else, or damaged, is removed unused. Where they cannot be written
-the job goes on without.
+code, config, inputs, versions, device. One that is of anything else, or damaged, is removed unused. Where they cannot be
+written the job goes on without.
 """
 
 import json
