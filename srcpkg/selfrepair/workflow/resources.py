@@ -56,7 +56,7 @@ class Need:
         memory: Bytes by what holds them, the largest at one time.
         gpu_memory: The same on the GPU; empty where the job uses none.
         disk: Bytes that it writes.
-        kept: Bytes of finished parts that it may keep beside its result until that is whole (`selfrepair.files.kept`).
+        kept: Bytes that it writes beside its result and takes away when that is whole (`selfrepair.files.kept`).
         read: Bytes that it reads.
         operations: Floating-point operations of matrix products.
         tokens: Tokens of its prompts; 0 where it has none.
@@ -151,7 +151,7 @@ SHARDS_READ = {
     "tabulate_repair": (2, 3),
     "tabulate_moved_residual": (2, 1),
     "tabulate_layer_ablations": (1, 1),
-    "tabulate_selection_control": (8, 3),
+    "tabulate_selection_control": (2, 4),
     "tabulate_donor_noise": (1, 1),
 }
 """Rules that read all shards: how often each opens a shard, and quantities of every head and token that it reads, at most."""
@@ -560,8 +560,12 @@ class Costs:
                 disk += shape.layers * shape.heads * self.prompts * self.predicting / 8
         if rule in SHARDS_READ:
             held, read = self._condensed(rule, kind), self._read(rule, kind)
+        # A copy of five quantities of every token, and a byte, which is read three times.
+        copied = rule == "tabulate_selection_control"
+        heads = self.heads(kind) if kind else shape.layers * shape.heads
+        kept = copied * heads * self.prompts * self.predicting * (5 * self.number + 1)
         memory = {"Python and libraries": IMPORTS[imports], "a shard, and sums over all": held}
-        return Need(memory, disk=disk, read=read)
+        return Need(memory, disk=disk, kept=kept, read=read + 3 * kept)
 
     def _condensed(self, rule: str, kind: str | None) -> Amount:
         """Bytes that a job of all shards holds: a shard's values, and sums over prompts in every resample."""
