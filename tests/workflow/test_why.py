@@ -87,13 +87,14 @@ def test_verify_needs_no_notes_of_snakemakes(space: Space) -> None:
 
 def test_why_says_that_notes_are_missing(space: Space) -> None:
     """As without them it takes old results for current ones; looking at these helps."""
+    [done] = said(space, "why")
     shutil.rmtree(space.work / ".snakemake" / "metadata")
     assert said(space, "why") == [
-        "Nothing: all 73 jobs are done.",
+        done,
         "Snakemake has no notes of some of these results: `selfrepair take-notes` looks at them.",
     ]
     said(space, "take-notes")
-    assert said(space, "why") == ["Nothing: all 73 jobs are done."]
+    assert said(space, "why") == [done]
 
 
 LACKED = "Snakemake lacked notes of {} results: {} are what they say, {} will be made again."
