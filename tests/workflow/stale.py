@@ -109,6 +109,7 @@ USERS: dict[str, set[str]] = {
     "figures/wording.py": SHOWS,
     "files/hdf5.py": READS_HDF5,
     "files/hdf5_seal.py": READS_HDF5,
+    "files/kept.py": {"ablate_heads"},
     "files/sealed.py": EVERY,
     "files/tables.py": USES_TABLES,
     "measure/ablations.py": {"ablate_heads"},

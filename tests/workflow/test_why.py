@@ -85,6 +85,18 @@ def test_verify_needs_no_notes_of_snakemakes(space: Space) -> None:
     assert lines[-1].startswith("Remake the others: snakemake --forcerun ablate_heads ablate_layers ")
 
 
+def test_why_says_that_notes_are_missing(space: Space) -> None:
+    """As without them it takes old results for current ones; looking at these helps."""
+    [done] = said(space, "why")
+    shutil.rmtree(space.work / ".snakemake" / "metadata")
+    assert said(space, "why") == [
+        done,
+        "Snakemake has no notes of some of these results: `selfrepair take-notes` looks at them.",
+    ]
+    said(space, "take-notes")
+    assert said(space, "why") == [done]
+
+
 LACKED = "Snakemake lacked notes of {} results: {} are what they say, {} will be made again."
 
 

@@ -206,8 +206,8 @@ def _show(found: Plan, console: Console) -> None:
         console.print(_table(run) if run.stages else f"[bold]{run.model} on {run.corpus}[/bold]: {run.unknown}")
         if run.better_shards:
             console.print(
-                f"A job of a shard takes up to {_hours(run.longest_hours)} hours, and starts over where it is stopped: set "
-                f"tokens.prompts_per_shard to about {run.better_shards} for half an hour.",
+                f"A job of a shard takes up to {_hours(run.longest_hours)} hours, and its time limit is several times that: "
+                f"set tokens.prompts_per_shard to about {run.better_shards} for half an hour.",
                 soft_wrap=True,
             )
     console.print()
