@@ -1,0 +1,8 @@
+"""`selfrepair doctor`."""
+
+from selfrepair.commands.options import examples
+
+
+@examples("selfrepair doctor")
+def doctor() -> None:
+    """To be."""
