@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,27 @@ def console() -> Console:
     return Console(markup=False, emoji=False, highlight=False)
 
 
-def table(*columns: str, left: int = 1, title: str | None = None) -> Table:
-    """A table whose columns are numbers, but the first ``left``."""
-    found = Table(box=box.SIMPLE, pad_edge=False, title=title, title_justify="left", title_style="bold")
+RULED = box.Box("    \n    \n ── \n    \n ── \n ── \n    \n    \n")
+"""Columns one blank apart, a line below their names and above a last row."""
+TOKEN_WIDTH = 13
+"""Of a column of tokens; what is longer is cut."""
+
+
+def table(*columns: str, left: int = 1, tokens: Container[str] = (), title: str | None = None) -> Table:
+    """A table of numbers that fits 80 characters.
+
+    Args:
+        columns: Their names.
+        left: How many of them are words, at the left.
+        tokens: Those that hold tokens.
+        title: What stands above it.
+    """
+    found = Table(
+        box=RULED, show_edge=False, padding=0, title=title, title_justify="left", title_style="bold", header_style="bold"
+    )
     for place, name in enumerate(columns):
-        found.add_column(name, justify="left" if place < left else "right")
+        width = TOKEN_WIDTH if name in tokens else None
+        found.add_column(name, justify="left" if place < left else "right", no_wrap=True, max_width=width, vertical="bottom")
     return found
 
 
@@ -62,3 +78,11 @@ def quoted(token: str) -> str:
 
 def _escaped(character: str) -> str:
     return character.encode("unicode_escape").decode("ascii")
+
+
+def number(value: float, digits: int = 3) -> str:
+    """A number with this many decimals; "none" where there is none."""
+    if not math.isfinite(value):
+        return "none"
+    text = f"{value:,.{digits}f}"
+    return text if float(text.replace(",", "")) else text.replace("-", "")
