@@ -10,7 +10,7 @@ NAMES = {
     *("self_reinforcement", "next_layer_correlation", "who_repairs_whom", "layer_ablation"),
     *("selection_control", "donor_noise", "published_comparison"),
 }
-COMMANDS = ("ablate", "app", "compare", "doctor", "heads", "options", "output", "plan", "show", "why")
+COMMANDS = ("ablate", "app", "compare", "doctor", "heads", "options", "output", "plan", "quantities", "show", "why")
 # Of runs of several models, which the tiny run is not.
 MODELS_FIGURES = {"draw_models_by_layer", "draw_models_and_published"}
 OF_ALL_MODELS = {"tabulate_all_models", *MODELS_FIGURES, "write_models_findings"}
@@ -132,6 +132,7 @@ USERS: dict[str, set[str]] = {
     "model/experts.py": RUNS_THE_MODEL,
     # Counts operations for the benchmark and a test.
     "model/flops.py": set(),
+    "model/head_names.py": set(),
     "model/loading.py": RUNS_THE_MODEL,
     "model/model.py": RUNS_THE_MODEL,
     "model/norm.py": RUNS_THE_MODEL,

@@ -4,25 +4,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.text import Text
+from rich.console import Console
 
-from selfrepair.commands.options import Json, examples, parse_head
-from selfrepair.commands.output import console, number, print_json, quoted, table
-from selfrepair.quantities import HEAD_TOKEN, PARTS, held
+from selfrepair.commands.options import Json, examples
+from selfrepair.commands.output import console, number, print_json, print_table, quoted, signed, table
+from selfrepair.commands.quantities import heading, parts_of
+from selfrepair.model.head_names import parse_head
+from selfrepair.quantities import ABLATION_KINDS
 from selfrepair.snapshots.names import CONFIG
 from selfrepair.workflow.config import RESULTS
 
 if TYPE_CHECKING:
-    import numpy as np
-    import xarray as xr
-
-    from selfrepair.snapshots.encoding import Encoder
+    import pandas as pd
 
 MODELS = RESULTS / "snapshots" / "models"
 MEANING = {
-    "zero": "the head writes nothing",
-    "mean": "the head writes its mean over this text",
     "resample": "the head writes what it writes in the donor text",
+    "mean": "the head writes its average over this text",
+    "zero": "the head writes nothing",
 }
 
 
@@ -32,95 +31,129 @@ MEANING = {
 )
 def ablate(
     model: Annotated[
-        str,
-        typer.Option(help="Folder of a model, as save_pretrained writes it; or the name of a snapshot of a run."),
+        str, typer.Option(help="Folder of a model with its tokenizer; or the name of a model that a run has taken.")
     ],
     text: Annotated[str, typer.Option(help="The text; a BOS token goes before it where the tokenizer has one.")],
     head: Annotated[list[str], typer.Option(help="A head, as 26.8 or L26H8; may be given again.")],
     donor_text: Annotated[
-        str | None, typer.Option(help="Text that a head's output is taken from: ablation by resampling, as in the paper.")
+        str | None, typer.Option(help="Another text, as long or longer: the head writes what it writes there.")
     ] = None,
     kind: Annotated[
-        str | None, typer.Option(help="resample, mean or zero. Left out: resample with a donor text, else zero.")
+        str | None, typer.Option(help="resample, mean or zero. Left out: resample with a donor text, else mean.")
     ] = None,
-    device: Annotated[str, typer.Option(help="Torch device.")] = "cpu",
+    device: Annotated[str, typer.Option(help="Torch device, such as cuda.")] = "cpu",
     as_json: Json = False,
 ) -> None:
-    """Ablate heads on one text, one at a time, and print what becomes of each next token's logit.
+    """Ablate heads on one text, one at a time, and say token by token what the rest of the model makes up for.
 
-    Needs no run: a model folder will do. Zero ablation, the default, depends on nothing but the text, but is far from what
-    the model ever sees; resampling is what runs and the paper use, and wants --donor-text of as many tokens.
+    Needs no run: a folder as save_pretrained of transformers writes it will do. With one text a head is replaced by its own
+    average over it, which keeps what it writes everywhere and takes what it says of each token. Runs and the paper resample:
+    give a --donor-text for that.
     """
     heads = [parse_head(each) for each in head]
-    kind = kind or ("zero" if donor_text is None else "resample")
+    _check_kind(kind, donor_text)
+    for option, given in (("--text", text), ("--donor-text", donor_text or "")):
+        _check_text(option, given)
     folder = find_model(model)
-    encoder = _encoder(folder)
-    ids = encode(encoder, text, "--text")
-    donors = None if donor_text is None else _as_long(encode(encoder, donor_text, "--donor-text"), len(ids))
+    _check_heads(folder, heads)
+    from transformers.utils.logging import disable_progress_bar
 
     import selfrepair
+    from selfrepair.model.texts import text_reader
 
+    reader = text_reader(folder)
+    ids = reader.ids(text, "--text")[0]
+    disable_progress_bar()
     loaded = selfrepair.load_model(folder, device=_device(device))
-    found = selfrepair.ablate_heads(loaded, ids[None], None if donors is None else donors[None], heads=heads, kind=kind)
-    tokens = token_texts(encoder, ids)
+    found = [
+        selfrepair.self_repair(loaded, text, each, donor_text=donor_text, kind=kind, tokenizer=reader) for each in heads
+    ]
     if as_json:
-        print_json(_as_json(found, tokens, str(folder), kind))
-    else:
-        _show(found, tokens, folder, kind)
+        print_json({"model": folder, "kind": found[0].attrs["ablation"], "heads": [_as_json(each) for each in found]})
+        return
+    out = console()
+    kind = found[0].attrs["ablation"]
+    out.print(f"{folder}, {kind} ablation: {MEANING[kind]}. In logits of the next token.", soft_wrap=True)
+    tokens = spelled(reader, ids)
+    for each in found:
+        _show(out, each, tokens)
+    out.print()
+    out.print(_proof(found), soft_wrap=True)
 
 
 def find_model(name: str) -> Path:
     """The folder of a model: as it is named, or the snapshot of that name below results/.
 
     Raises:
-        ValueError: There is none.
+        ValueError: There is none, or it has no tokenizer.
     """
+    from selfrepair.snapshots.encoding import TOKENIZER, TOKENIZER_CONFIG
+
     for folder in (Path(name), MODELS / name):
         if (folder / CONFIG).is_file():
-            return folder
-    known = sorted(path.parent.name for path in MODELS.glob(f"*/{CONFIG}"))
-    there = f"; snapshots here: {', '.join(known)}" if known else ""
-    raise ValueError(
-        f"--model {name} is no folder with a {CONFIG}, nor is {MODELS / name}: name a folder that save_pretrained wrote, or a "
-        f"snapshot of a run{there}"
-    )
+            break
+    else:
+        known = ", ".join(sorted(path.parent.name for path in MODELS.glob(f"*/{CONFIG}")))
+        raise ValueError(
+            f"--model {name}: neither it nor {MODELS / name} is a folder with a {CONFIG}; name a folder that save_pretrained "
+            f"wrote, or a model that a run here has taken{known and f': {known}'}"
+        )
+    for file in (TOKENIZER, TOKENIZER_CONFIG):
+        if not (folder / file).is_file():
+            raise ValueError(
+                f"{folder} has no tokenizer ({file}): save it beside the model (tokenizer.save_pretrained), as a fast "
+                "tokenizer of transformers writes it"
+            )
+    return folder
 
 
-def encode(encoder: Encoder, text: str, option: str) -> np.ndarray:
-    """Token ids of a text, BOS before it where the tokenizer has one.
+def spelled(reader: Any, ids: Any) -> list[str]:
+    """Tokens to be shown: what each adds to the text, and the bytes of those that spell a part of a character.
 
-    Raises:
-        ValueError: No text, or one that is not UTF-8.
+    Args:
+        reader: A `selfrepair.model.texts.TextReader`.
+        ids: Token ids, in the order of the text.
     """
+    from selfrepair.snapshots.encoding import byte_symbols
+
+    bytes_of = {symbol: byte for byte, symbol in enumerate(byte_symbols())}
+    found = reader.pieces(ids)
+    for at, number_ in enumerate(ids.tolist()):
+        if not found[at]:
+            raw = str(reader.tokenizer.id_to_token(number_))
+            of_bytes = all(symbol in bytes_of for symbol in raw) and not raw.startswith("<")
+            found[at] = bytes(map(bytes_of.__getitem__, raw)).decode("utf-8", "backslashreplace") if of_bytes else raw
+    return found
+
+
+def _check_kind(kind: str | None, donor_text: str | None) -> None:
+    if kind is not None and kind not in ABLATION_KINDS:
+        raise ValueError(f"--kind is {kind!r}: wanted one of {', '.join(ABLATION_KINDS)}")
+    if kind == "resample" and donor_text is None:
+        raise ValueError("--kind resample wants a --donor-text: another text, as long or longer")
+    if kind in ("mean", "zero") and donor_text is not None:
+        raise ValueError(f"--kind {kind} takes no --donor-text: leave one of the two out")
+
+
+def _check_text(option: str, text: str) -> None:
     try:
         text.encode()
     except UnicodeEncodeError:
         raise ValueError(f"{option} is not UTF-8: convert it (iconv -t UTF-8)") from None
-    [ids] = encoder.encode([text])
-    bos = [encoder.bos[1]] if encoder.bos else []
-    found = np.array([*bos, *ids.tolist()], dtype=np.int64)
-    if len(found) < 2:
-        raise ValueError(f"{option} {text!r} gives {len(found)} tokens: wanted two at least, one that predicts another")
-    return found
 
 
-def _as_long(donor: np.ndarray, n_tokens: int) -> np.ndarray:
-    if len(donor) < n_tokens:
-        raise ValueError(
-            f"--donor-text has {len(donor)} tokens, --text {n_tokens}: give a donor text that is as long; what is beyond is "
-            "left out"
-        )
-    return donor[:n_tokens]
+def _check_heads(folder: Path, heads: list[tuple[int, int]]) -> None:
+    """Refuse a head that the model does not have before it is loaded."""
+    from selfrepair.snapshots.shapes import shape_of_folder
 
-
-def _encoder(folder: Path) -> Encoder:
-    if not (folder / TOKENIZER).is_file():
-        raise ValueError(
-            f"{folder} has no tokenizer ({TOKENIZER}): save it beside the model with save_pretrained, or take a snapshot by a run"
-        )
-    encoder = read_encoder(folder)
-    check_vocabulary(encoder, model_vocabulary(folder), str(folder))
-    return encoder
+    shape = shape_of_folder(folder)
+    for layer, head in heads:
+        if shape is not None and not (layer < shape.layers and head < shape.heads):
+            raise ValueError(
+                f"no head {layer}.{head}: {folder} has layers 0 to {shape.layers - 1} of heads 0 to {shape.heads - 1}"
+            )
+    if len(set(heads)) < len(heads):
+        raise ValueError("a head is named twice: name each once")
 
 
 def _device(name: str) -> str:
@@ -135,66 +168,31 @@ def _device(name: str) -> str:
     return name
 
 
-def _show(found: xr.Dataset, tokens: list[str], folder: Path, kind: str) -> None:
-    out = console()
-    parts = {"heads": PARTS[0], "MLPs": PARTS[1], "post-norms": PARTS[2], "norm": PARTS[3]}
-    parts = {label: name for label, name in parts.items() if name in found}
-    out.print(f"{folder}, {kind} ablation: {MEANING[kind]}. Logits of the token that follows.", soft_wrap=True)
-    for row in range(found.sizes["head"]):
-        of_head = found.isel(head=row, prompt=0)
-        name = f"L{int(of_head['layer'])}H{int(of_head['head_index'])}"
-        columns = ("pos", "token", "next token", "direct effect", "logit change", "self-repair", *parts)
-        rows = table(*columns, left=3, title=name)
-        for pos in range(found.sizes["pos"]):
-            at = of_head.isel(pos=pos)
-            values = [at[each].item() for each in ("direct_effect", "logit_change", "self_repair", *parts.values())]
-            cells = [number(value) for value in values]
-            repair = Text(cells[2], style="cyan" if values[2] > 0 else "red")
-            rows.add_row(str(pos), quoted(tokens[pos]), quoted(tokens[pos + 1]), *cells[:2], repair, *cells[3:])
-        out.print(rows)
-        out.print(_in_words(of_head), soft_wrap=True)
-    out.print(_proof(found), soft_wrap=True)
+def _show(out: Console, of_head: "pd.DataFrame", tokens: list[str]) -> None:
+    columns = ["direct_effect", "logit_change", "self_repair", *parts_of(of_head.columns)]
+    words = ("pos", "token", "next\ntoken")
+    title = f"L{of_head.attrs['layer']}H{of_head.attrs['head']}"
+    rows = table(*words, *map(heading, columns), left=3, tokens=words[1:], title=title)
+    for _, row in of_head.iterrows():
+        at = int(row["pos"])
+        cells = [signed(row[name]) if name == "self_repair" else number(row[name]) for name in columns]
+        rows.add_row(str(at), quoted(tokens[at]), quoted(tokens[at + 1]), *cells)
+    rows.add_section()
+    rows.add_row("sum", "", "", *(number(of_head[name].sum()) for name in columns))
+    out.print()
+    print_table(out, rows, [heading(name) for name in columns[3:]])
 
 
-def _in_words(of_head: xr.Dataset) -> str:
-    total = {name: float(of_head[name].sum()) for name in ("direct_effect", "ablated_direct_effect", "self_repair")}
-    removed = total["direct_effect"] - total["ablated_direct_effect"]
-    n_tokens = of_head.sizes["pos"]
+def _proof(found: "list[pd.DataFrame]") -> str:
+    repeated, numbers = (sum(each.attrs[f"proof_{name}"] for each in found) for name in ("ablations", "numbers"))
+    largest = max(each.attrs["proof_largest_difference"] for each in found)
     return (
-        f"Over these {n_tokens} tokens, ablation removes {number(removed)} logits of direct effect, and {number(total['self_repair'])} "
-        "come back as self-repair."
+        f"Proof: {repeated} of {len(found)} ablations were repeated by plain runs of the whole model; of {numbers} numbers "
+        f"none was off by more than {largest:.1g} logits."
     )
 
 
-def _proof(found: xr.Dataset) -> str:
-    proof = found.attrs
-    return (
-        f"Proof: {proof['proof_ablations']} of {found.sizes['head']} ablations repeated by plain runs of the whole model, "
-        f"{proof['proof_numbers']} numbers compared, largest difference {proof['proof_largest_difference']:.1g} logits."
-    )
-
-
-def _as_json(found: xr.Dataset, tokens: list[str], folder: str, kind: str) -> dict[str, Any]:
-    names = held(HEAD_TOKEN, found)
-    return {
-        "model": folder,
-        "kind": kind,
-        "tokens": tokens,
-        "heads": [
-            {
-                "layer": int(found["layer"][row]),
-                "head": int(found["head_index"][row]),
-                "by_token": [
-                    {
-                        "pos": pos,
-                        "token": tokens[pos],
-                        "next_token": tokens[pos + 1],
-                        **{name: found[name].values[row, 0, pos] for name in names},
-                    }
-                    for pos in range(found.sizes["pos"])
-                ],
-            }
-            for row in range(found.sizes["head"])
-        ],
-        "proof": {name: found.attrs[f"proof_{name}"] for name in ("ablations", "numbers", "largest_difference")},
-    }
+def _as_json(of_head: "pd.DataFrame") -> dict[str, Any]:
+    attrs = of_head.attrs
+    proof = {name: attrs[f"proof_{name}"] for name in ("ablations", "numbers", "largest_difference")}
+    return {"layer": attrs["layer"], "head": attrs["head"], "tokens": of_head.to_dict("records"), "proof": proof}

@@ -115,9 +115,7 @@ _MEND = f"python -m pip install -r {HOME / 'requirements.lock'}"
 
 def _python() -> Iterator[Finding]:
     found = f"{platform.python_version()} at {sys.executable}, {platform.system()} {platform.machine()}"
-    if sys.version_info < (3, 11):
-        yield Finding("python", BROKEN, found, "install Python 3.11 or newer: make setup PYTHON=python3.11")
-    elif " " in sys.executable:
+    if " " in sys.executable:
         fix = "Snakemake runs no Python whose path has a blank: move the environment"
         yield Finding("python", BROKEN, found, fix)
     else:
@@ -272,7 +270,9 @@ def _profile() -> Iterator[Finding]:
     path = HOME / "profiles" / "default" / "config.yaml"
     if not (HOME / "Snakefile").is_file():
         found = f"no Snakefile in {HOME}: this package is installed alone"
-        yield Finding("workflow", NOTE, found, "run from a clone of the repository; heads, show and ablate work as they are")
+        yield Finding(
+            "workflow", NOTE, found, "run from a clone of the repository; heads, show and ablate work as they are"
+        )
         return
     try:
         profile = yaml.safe_load(path.read_text(encoding="utf-8"))

@@ -1,13 +1,13 @@
 """What the commands take: options and arguments that several have, heads as they are written, and examples."""
 
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import typer
 
-_HEAD = re.compile(r"(?:L|)(\d{1,4})(?:\.|H)(\d{1,4})", re.IGNORECASE)
+from selfrepair.workflow.config import RESULTS
+
 _EXAMPLES: dict[Callable[..., Any], tuple[str, ...]] = {}
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -28,28 +28,34 @@ def examples_of(command: Callable[..., Any]) -> str:
     return "\n".join(["Examples:", *_EXAMPLES[command]])
 
 
-def parse_head(text: str) -> tuple[int, int]:
-    """A head as it is written, 26.8 or L26H8, as (layer, head).
+def _runs(incomplete: str) -> list[str]:
+    """Folders of runs that begin with what is typed."""
+    from selfrepair.run.opened import find_runs
 
-    Raises:
-        ValueError: It is written otherwise.
-    """
-    found = _HEAD.fullmatch(text.strip())
-    if not found:
-        raise ValueError(f"{text!r} is no head: wanted layer and head, counted from 0, as 26.8 or L26H8")
-    return int(found[1]), int(found[2])
+    return [str(folder) for folder in find_runs(RESULTS) if str(folder).startswith(incomplete)]
+
+
+def _heads(ctx: Any, incomplete: str) -> list[str]:
+    """The chosen heads of the run that is named, or of the one that is there."""
+    from selfrepair.run.opened import open_run
+
+    try:
+        chosen = open_run(ctx.params.get("run") or RESULTS).chosen_heads
+    except ValueError:
+        return []
+    return [name for layer, head in chosen if (name := f"{layer}.{head}").startswith(incomplete)]
 
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON: all there is, with full precision.")]
 Run = Annotated[
     Path,
     typer.Argument(
-        help="Folder of a run, results/MODEL/CORPUS; or one below which there is a single run.",
-        show_default=True,
+        help="Folder of a run, results/MODEL/CORPUS; or one that holds a single run.",
+        autocompletion=_runs,
     ),
 ]
-OtherRun = Annotated[Path, typer.Argument(help="The run that it is compared with.")]
-Head = Annotated[str, typer.Argument(help="A head: layer and head, as 26.8 or L26H8.")]
+OtherRun = Annotated[Path, typer.Argument(help="The run that it is compared with.", autocompletion=_runs)]
+Head = Annotated[str, typer.Argument(help="A head: layer and head, as 26.8 or L26H8.", autocompletion=_heads)]
 Kind = Annotated[
     str | None, typer.Option(help="Kind of ablation: resample, mean or zero; the run's main one where it is left out.")
 ]

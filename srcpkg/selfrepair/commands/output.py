@@ -2,14 +2,17 @@
 
 import json
 import math
-from collections.abc import Container, Mapping
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import typer
 from rich import box
+from rich.cells import cell_len
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
+from rich.text import Text
 
 
 def console() -> Console:
@@ -33,11 +36,19 @@ def table(*columns: str, left: int = 1, tokens: Container[str] = (), title: str 
         title: What stands above it.
     """
     found = Table(
-        box=RULED, show_edge=False, padding=0, title=title, title_justify="left", title_style="bold", header_style="bold"
+        box=RULED,
+        show_edge=False,
+        padding=0,
+        title=title,
+        title_justify="left",
+        title_style="bold",
+        header_style="bold",
     )
     for place, name in enumerate(columns):
         width = TOKEN_WIDTH if name in tokens else None
-        found.add_column(name, justify="left" if place < left else "right", no_wrap=True, max_width=width, vertical="bottom")
+        found.add_column(
+            name, justify="left" if place < left else "right", no_wrap=True, max_width=width, vertical="bottom"
+        )
     return found
 
 
@@ -86,3 +97,41 @@ def number(value: float, digits: int = 3) -> str:
         return "none"
     text = f"{value:,.{digits}f}"
     return text if float(text.replace(",", "")) else text.replace("-", "")
+
+
+def interval(low: float, high: float, digits: int = 3) -> str:
+    """An interval, as "0.77 to 0.93"; nothing where it has no ends."""
+    return f"{number(low, digits)} to {number(high, digits)}" if math.isfinite(low) and math.isfinite(high) else ""
+
+
+def signed(value: float, low: float | None = None, high: float | None = None) -> Text:
+    """A number in the colour of its sign, plain where its interval holds zero."""
+    low, high = value if low is None else low, value if high is None else high
+    return Text(number(value), style="cyan" if low > 0 else "red" if high < 0 else "")
+
+
+def print_table(out: Console, rows: Table, optional: Sequence[str] = ()) -> None:
+    """Print a table; of the columns that it can do without, those that do not fit go, the last first, and are named."""
+    gone = list[str]()
+    names = [str(column.header) for column in rows.columns]
+    for name in reversed(optional):
+        if Measurement.get(out, out.options.update(max_width=1000), rows).maximum <= out.width:
+            break
+        if name in names:
+            del rows.columns[names.index(name)]
+            names.remove(name)
+            gone.insert(0, " ".join(name.split()))
+    out.print(rows)
+    if gone:
+        out.print(f"Left out at this width: {', '.join(gone)}. --json has all.", style="dim")
+
+
+def in_context(before: Sequence[str], token: str, room: int) -> Text:
+    """A token between brackets after the text before it, cut at its beginning to a number of terminal cells."""
+    told, marked = visible("".join(before)), f"[{visible(token)}]"
+    left = max(room - cell_len(marked), 0)
+    if cell_len(told) > left:
+        while told and cell_len(told) > left - 3:
+            told = told[1:]
+        told = f"...{told}"[:left]
+    return Text.assemble(told, (marked, "bold cyan"))
