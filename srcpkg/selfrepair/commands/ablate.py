@@ -117,7 +117,7 @@ def spelled(reader: Any, ids: Any) -> list[str]:
     from selfrepair.snapshots.encoding import byte_symbols
 
     bytes_of = {symbol: byte for byte, symbol in enumerate(byte_symbols())}
-    found = reader.pieces(ids)
+    found = reader.pieces(ids.tolist())
     for at, number_ in enumerate(ids.tolist()):
         if not found[at]:
             raw = str(reader.tokenizer.id_to_token(number_))

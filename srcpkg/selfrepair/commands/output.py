@@ -4,7 +4,7 @@ import json
 import math
 from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsFloat
 
 import typer
 from rich import box
@@ -45,9 +45,13 @@ def table(*columns: str, left: int = 1, tokens: Container[str] = (), title: str 
         header_style="bold",
     )
     for place, name in enumerate(columns):
-        width = TOKEN_WIDTH if name in tokens else None
         found.add_column(
-            name, justify="left" if place < left else "right", no_wrap=True, max_width=width, vertical="bottom"
+            name,
+            justify="left" if place < left else "right",
+            # Where there is no room, words are broken before numbers are cut.
+            no_wrap=place >= left or name in tokens,
+            max_width=TOKEN_WIDTH if name in tokens else None,
+            vertical="bottom",
         )
     return found
 
@@ -91,22 +95,23 @@ def _escaped(character: str) -> str:
     return character.encode("unicode_escape").decode("ascii")
 
 
-def number(value: float, digits: int = 3) -> str:
+def number(value: SupportsFloat, digits: int = 3) -> str:
     """A number with this many decimals; "none" where there is none."""
+    value = float(value)
     if not math.isfinite(value):
         return "none"
     text = f"{value:,.{digits}f}"
     return text if float(text.replace(",", "")) else text.replace("-", "")
 
 
-def interval(low: float, high: float, digits: int = 3) -> str:
+def interval(low: SupportsFloat, high: SupportsFloat, digits: int = 3) -> str:
     """An interval, as "0.77 to 0.93"; nothing where it has no ends."""
-    return f"{number(low, digits)} to {number(high, digits)}" if math.isfinite(low) and math.isfinite(high) else ""
+    return f"{number(low, digits)} to {number(high, digits)}" if math.isfinite(float(low) + float(high)) else ""
 
 
-def signed(value: float, low: float | None = None, high: float | None = None) -> Text:
-    """A number in the colour of its sign, plain where its interval holds zero."""
-    low, high = value if low is None else low, value if high is None else high
+def signed(value: SupportsFloat, *ends: SupportsFloat) -> Text:
+    """A number in the colour of its sign, plain where the ends of its interval have zero between them."""
+    low, *_, high = map(float, ends or (value, value))
     return Text(number(value), style="cyan" if low > 0 else "red" if high < 0 else "")
 
 

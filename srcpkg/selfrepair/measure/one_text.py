@@ -58,7 +58,7 @@ def self_repair(
     loaded = model if isinstance(model, Model) else load_model(model)
     found = ablate_heads(loaded, ids, donors, heads=[layer_head], kind=kind)
     one = found.isel(head=0, prompt=0)
-    pieces = reader.pieces(ids[0])
+    pieces = reader.pieces(ids[0].tolist())
     columns: dict[str, Any] = {"pos": np.arange(len(pieces) - 1), "token": pieces[:-1], "correct_token": pieces[1:]}
     columns |= {str(name): of.values for name, of in one.data_vars.items() if of.dims == ("pos",)}
     table = pd.DataFrame(columns)

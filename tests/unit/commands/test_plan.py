@@ -1,8 +1,6 @@
 """What `selfrepair plan` prints."""
 
 import json
-import tomllib
-from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
@@ -39,12 +37,6 @@ def planned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         return CliRunner().invoke(app, ["plan", *arguments])
 
     return run
-
-
-def test_the_command_is_what_the_package_installs() -> None:
-    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    [(name, value)] = project["scripts"].items()
-    assert EntryPoint(name, value, "console_scripts").load() is app
 
 
 def test_the_papers_models_are_planned_on_a_million_tokens(planned) -> None:
