@@ -124,6 +124,7 @@ def differences(
         A row a head: layer, head, first, second, and difference (second less first) with its interval. And the same of the mean
         over these heads, without layer and head.
     """
+    import numpy as np
     import pandas as pd
 
     from selfrepair.tables.statistics import Resamples, estimated
@@ -147,7 +148,8 @@ def differences(
     one, two = (of[by] for of in means)
     of_heads = pd.DataFrame({"layer": [layer for layer, _ in common], "head": [head for _, head in common]})
     of_heads = of_heads.assign(first=one[0], second=two[0], **estimated("difference", two - one))
-    one, two = (_over_heads(of, by) for of in means)
+    both = np.isfinite(one[0]) & np.isfinite(two[0])
+    one, two = (_over_heads({name: values[:, both] for name, values in of.items()}, by) for of in means)
     overall = {"first": float(one[0]), "second": float(two[0]), **estimated("difference", two - one)}
     return of_heads, overall
 
