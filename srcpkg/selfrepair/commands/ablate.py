@@ -17,6 +17,7 @@ from selfrepair.workflow.config import RESULTS
 if TYPE_CHECKING:
     import pandas as pd
 
+SHOWN = ("direct_effect", "ablated_direct_effect", "logit_change", "self_repair")
 MODELS = RESULTS / "snapshots" / "models"
 MEANING = {
     "resample": "the head writes what it writes in the donor text",
@@ -26,8 +27,9 @@ MEANING = {
 
 
 @examples(
-    'selfrepair ablate --model smollm2-135m-instruct --head 26.8 --text "The cat sat."',
-    'selfrepair ablate --model models/mine --head 20.6 --head 20.7 --text "The cat sat." --json',
+    'selfrepair ablate --model smollm2-135m-instruct --head 26.8 --text "A cat."',
+    'selfrepair ablate --model models/mine --head 20.6 --text "A cat." --json',
+    'selfrepair ablate --model mine --head 20.6 --text "A cat" --donor-text "My dog"',
 )
 def ablate(
     model: Annotated[
@@ -169,7 +171,7 @@ def _device(name: str) -> str:
 
 
 def _show(out: Console, of_head: "pd.DataFrame", tokens: list[str]) -> None:
-    columns = ["direct_effect", "logit_change", "self_repair", *parts_of(of_head.columns)]
+    columns = [*SHOWN, *parts_of(of_head.columns)]
     words = ("pos", "token", "next\ntoken")
     title = f"L{of_head.attrs['layer']}H{of_head.attrs['head']}"
     rows = table(*words, *map(heading, columns), left=3, tokens=words[1:], title=title)
@@ -180,7 +182,7 @@ def _show(out: Console, of_head: "pd.DataFrame", tokens: list[str]) -> None:
     rows.add_section()
     rows.add_row("sum", "", "", *(number(of_head[name].sum()) for name in columns))
     out.print()
-    print_table(out, rows, [heading(name) for name in columns[3:]])
+    print_table(out, rows, [heading(name) for name in columns[len(SHOWN) :]])
 
 
 def _proof(found: "list[pd.DataFrame]") -> str:

@@ -16,7 +16,7 @@ from typer.core import TyperGroup
 
 import selfrepair
 from selfrepair.commands import ablate, compare, doctor, heads, plan, show, why
-from selfrepair.commands.options import examples_of
+from selfrepair.commands.options import described, examples_of
 from selfrepair.commands.output import printable
 
 PANELS = {
@@ -89,4 +89,4 @@ def commands(
 for _panel, _commands in PANELS.items():
     for _command in _commands:
         _name = _command.__name__.replace("_", "-")
-        app.command(_name, epilog=examples_of(_command), rich_help_panel=_panel)(_command)
+        app.command(_name, help=described(_command), epilog=examples_of(_command), rich_help_panel=_panel)(_command)

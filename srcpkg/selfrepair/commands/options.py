@@ -28,6 +28,11 @@ def examples_of(command: Callable[..., Any]) -> str:
     return "\n".join(["Examples:", *_EXAMPLES[command]])
 
 
+def described(command: Callable[..., Any]) -> str:
+    """A command's docstring as its help has it: paragraphs, wrapped by the terminal."""
+    return "\n\n".join(" ".join(paragraph.split()) for paragraph in (command.__doc__ or "").split("\n\n"))
+
+
 def _runs(incomplete: str) -> list[str]:
     """Folders of runs that begin with what is typed."""
     from selfrepair.run.opened import find_runs

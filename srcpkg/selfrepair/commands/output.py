@@ -22,7 +22,7 @@ def console() -> Console:
 
 RULED = box.Box("    \n    \n ── \n    \n ── \n ── \n    \n    \n")
 """Columns one blank apart, a line below their names and above a last row."""
-TOKEN_WIDTH = 13
+TOKEN_WIDTH = 11
 """Of a column of tokens; what is longer is cut."""
 
 

@@ -32,8 +32,8 @@ LEAST_TEXT = 40
 
 @examples(
     "selfrepair show 26.8",
-    "selfrepair show L26H8 --by self_repair --tokens 5",
-    "selfrepair show 26.8 results/smollm2-135m-instruct/wikipedia --kind zero --json",
+    "selfrepair show L26H8 --by self_repair --lowest --tokens 5 --json",
+    "selfrepair show 26.8 results/smollm2-135m-instruct/wikipedia --kind zero",
 )
 def show(
     head: Head,

@@ -83,6 +83,7 @@ def test_what_is_printed_fits_and_says_kind_sum_and_proof(folder: Path, monkeypa
     (total,) = [line.split() for line in head.splitlines() if line.startswith("sum")]
     wanted = [
         "direct_effect",
+        "ablated_direct_effect",
         "logit_change",
         "self_repair",
         *(f"self_repair_from_{part}" for part in ("heads", "mlps", "layernorm")),

@@ -50,12 +50,21 @@ def test_version() -> None:
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_help_says_what_a_command_does_and_ends_in_examples(name: str) -> None:
-    done = run(name, "--help", env={"COLUMNS": "120"})
+    done = run(name, "--help", env={"COLUMNS": "80"})
     assert done.exit_code == 0
     told, _, examples = done.stdout.partition("Examples:")
     assert [line.strip() for line in examples.strip().splitlines()] == examples_of(COMMANDS[name]).splitlines()[1:]
     assert "--json" in told
     assert all(example.strip().startswith(f"selfrepair {name}") for example in examples.strip().splitlines())
+
+
+def test_the_page_of_commands_shows_what_a_test_runs() -> None:
+    """tests/workflow/test_commands.py runs every example."""
+    page = (REPOSITORY / "docs" / "commands.md").read_text(encoding="utf-8")
+    shown = re.findall(r"^(?:\$ )?(selfrepair .+)$", page, re.MULTILINE)
+    runs = {example for command in COMMANDS.values() for example in examples_of(command).splitlines()[1:]}
+    assert {line.split()[1] for line in shown} == set(COMMANDS)
+    assert set(shown) <= runs
 
 
 def test_help_names_every_command() -> None:
