@@ -127,7 +127,7 @@ def test_heads_are_the_rows_of_the_table_ranked(
     assert (told["kind"], told["settings"]["n_tokens"]) == (kind, 120)
     printed = rows(run(f"heads results {options} -n 3", width=200))
     assert [(row[0], row[1], row[2], row[4]) for row in printed] == [
-        (f"L{row.layer}H{row.head}", *(f"{row[name]:.3f}" for name in (by, f"{by}_low", f"{by}_high")))
+        (f"L{row['layer']}H{row['head']}", *(f"{row[name]:.3f}" for name in (by, f"{by}_low", f"{by}_high")))
         for _, row in wanted.head(3).iterrows()
     ]
 

@@ -29,7 +29,7 @@ MEANING = {
 @examples(
     'selfrepair ablate --model smollm2-135m-instruct --head 26.8 --text "A cat."',
     'selfrepair ablate --model models/mine --head 20.6 --text "A cat." --json',
-    'selfrepair ablate --model mine --head 20.6 --text "A cat" --donor-text "My dog"',
+    'selfrepair ablate --model mine --head 20.6 --text "A cat" --donor-text "A dog"',
 )
 def ablate(
     model: Annotated[
