@@ -7,7 +7,7 @@ import typer
 from rich.console import Console
 
 from selfrepair.commands.options import Json, examples
-from selfrepair.commands.output import console, number, print_json, print_table, quoted, signed, table
+from selfrepair.commands.output import console, number, print_json, print_table, quoted, say, signed, table
 from selfrepair.commands.quantities import heading, parts_of
 from selfrepair.model.head_names import parse_head
 from selfrepair.quantities import ABLATION_KINDS
@@ -75,12 +75,12 @@ def ablate(
         return
     out = console()
     kind = found[0].attrs["ablation"]
-    out.print(f"{folder}, {kind} ablation: {MEANING[kind]}. In logits of the next token.", soft_wrap=True)
+    say(out, f"{folder}, {kind} ablation: {MEANING[kind]}. In logits of the next token.")
     tokens = spelled(reader, ids)
     for each in found:
         _show(out, each, tokens)
     out.print()
-    out.print(_proof(found), soft_wrap=True)
+    say(out, _proof(found))
 
 
 def find_model(name: str) -> Path:

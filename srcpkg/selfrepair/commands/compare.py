@@ -7,7 +7,7 @@ import typer
 from rich.console import Console
 
 from selfrepair.commands.options import Json, Kind, OtherRun, Run, examples
-from selfrepair.commands.output import console, interval, number, print_json, print_table, signed, table, visible
+from selfrepair.commands.output import console, interval, number, print_json, print_table, say, signed, table, visible
 from selfrepair.commands.quantities import check_quantity
 from selfrepair.quantities import MEANS, QUANTITIES, SELECTIONS, held
 
@@ -75,13 +75,13 @@ def compare(
         return
     out = console()
     for name, each in zip(("first", "second"), runs, strict=True):
-        out.print(f"{name + ':':8}{each.folder}", soft_wrap=True)
+        say(out, f"{name + ':':8}{each.folder}")
     out.print()
     _show_settings(out, settings)
     out.print()
     over = "each head's top tokens" if selection == "top" else "all tokens"
     unit = f", in {QUANTITIES[by].unit}" if QUANTITIES[by].unit else ""
-    out.print(f"{by} by {kind} ablation, means over {over}{unit}", style="bold", soft_wrap=True)
+    say(out, f"{by} by {kind} ablation, means over {over}{unit}", style="bold")
     rows = table("head", "first", "second", "second\nless first", "95%\ninterval")
     for _, row in shown.iterrows():
         rows.add_row(f"L{int(row['layer'])}H{int(row['head'])}", *_cells(row))
@@ -89,10 +89,10 @@ def compare(
     rows.add_row("all heads", *_cells(overall))
     print_table(out, rows)
     drawn = "together, being the same in both runs" if together else "apart, being others in each run"
-    out.print(
+    say(
+        out,
         f"{len(shown)} of {len(heads)} heads, the largest differences first. In {apart} of all the interval leaves out zero; "
         f"by chance it would in {0.05 * len(heads):.0f}. Prompts were drawn {drawn}.",
-        soft_wrap=True,
     )
 
 

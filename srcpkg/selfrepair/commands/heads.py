@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from selfrepair.commands.options import Json, Kind, Run, examples
-from selfrepair.commands.output import console, interval, number, print_json, print_table, signed, table
+from selfrepair.commands.output import console, interval, number, print_json, print_table, say, signed, table
 from selfrepair.commands.quantities import check_quantity, heading, parts_of
 from selfrepair.workflow.config import RESULTS
 
@@ -62,10 +62,10 @@ def _show(
 ) -> None:
     out = console()
     over = "each head's top tokens" if selection == "top" else "all tokens"
-    out.print(
+    say(
+        out,
         f"{run.model} on {run.corpus}, {kind} ablation: {len(shown)} of {n_heads} heads by {by}, the "
         f"{'lowest' if lowest else 'highest'} first. Means over {over}, in logits; the interval is of {by}.",
-        soft_wrap=True,
     )
     main = ["direct_effect", "logit_change", "self_repair"]
     names = [*(name for name in main if name != by), *(name for name in parts_of(shown.columns) if name != by)]

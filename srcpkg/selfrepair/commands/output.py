@@ -56,6 +56,11 @@ def table(*columns: str, left: int = 1, tokens: Container[str] = (), title: str 
     return found
 
 
+def say(out: Console, text: str, style: str = "") -> None:
+    """Print a line, which the terminal wraps."""
+    out.print(printable(text), style=style, soft_wrap=True)
+
+
 def print_json(value: Any) -> None:
     """Print JSON that any reader takes: what is no number is null."""
     typer.echo(json.dumps(plain(value), indent=2, allow_nan=False))

@@ -13,6 +13,7 @@ from selfrepair.commands.output import (
     number,
     print_json,
     print_table,
+    say,
     signed,
     table,
 )
@@ -79,10 +80,10 @@ def show(
         )
         return
     out = console()
-    out.print(
+    say(
+        out,
         f"L{layer}H{index} of {opened.model} on {opened.corpus}, {kind} ablation: {int(of_head['n_tokens'])} top tokens of "
         f"{int(of_head['n_prompts'])} prompts. In logits, with 95% intervals over prompts.",
-        soft_wrap=True,
     )
     _show_means(out, means)
     _show_repairs(out, shown, len(repaired))
@@ -122,7 +123,7 @@ def _show_repairs(out: Console, shown: "pd.DataFrame", n_rows: int) -> None:
     out.print()
     out.print(rows)
     if len(shown) < n_rows:
-        out.print(f"The {len(shown)} largest of {n_rows}, of either sign; all add up to its self-repair.", style="dim")
+        say(out, f"The {len(shown)} largest of {n_rows}, of either sign; all add up to its self-repair.", "dim")
 
 
 def _show_tokens(out: Console, run: "OpenRun", best: "pd.DataFrame", n_tokens: int, by: str, lowest: bool) -> None:
@@ -142,7 +143,7 @@ def _show_tokens(out: Console, run: "OpenRun", best: "pd.DataFrame", n_tokens: i
     out.print(rows)
     if len(best) < n_tokens:
         which = "lowest" if lowest else "highest"
-        out.print(f"The {len(best)} of its {n_tokens} top tokens with the {which} {by}.", style="dim")
+        say(out, f"The {len(best)} of its {n_tokens} top tokens with the {which} {by}.", "dim")
 
 
 def _with_text(run: "OpenRun", row: dict[Any, Any]) -> dict[Any, Any]:
