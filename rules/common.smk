@@ -12,6 +12,7 @@ import yaml
 from snakemake.cli import get_argument_parser
 from snakemake.exceptions import WorkflowError
 
+from selfrepair.figures import catalogue
 from selfrepair.workflow.config import (
     at_hand,
     check_config,
