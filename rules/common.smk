@@ -101,7 +101,7 @@ def take_notes_where_a_run_died(as_given):
     with tempfile.NamedTemporaryFile("w", suffix=".yaml") as overlay:
         yaml.safe_dump(as_given, overlay)
         overlay.flush()
-        command = [sys.executable, "-m", "selfrepair.workflow", "take-notes", "--configfile", overlay.name]
+        command = [sys.executable, "-m", "selfrepair", "take-notes", "--configfile", overlay.name]
         done = subprocess.run([*command, "--workflow", workflow.basedir], stdout=sys.stderr)
     if done.returncode:
         raise ValueError(

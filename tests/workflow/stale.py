@@ -10,6 +10,7 @@ NAMES = {
     *("self_reinforcement", "next_layer_correlation", "who_repairs_whom", "layer_ablation"),
     *("selection_control", "donor_noise", "published_comparison"),
 }
+COMMANDS = ("ablate", "app", "compare", "doctor", "heads", "options", "output", "plan", "quantities", "show", "why")
 # Of runs of several models, which the tiny run is not.
 MODELS_FIGURES = {"draw_models_by_layer", "draw_models_and_published"}
 OF_ALL_MODELS = {"tabulate_all_models", *MODELS_FIGURES, "write_models_findings"}
@@ -60,6 +61,9 @@ READS_SNAPSHOTS = {"tokenize_corpus", "check_prompts", "check_published", "tabul
 USERS: dict[str, set[str]] = {
     **{f"figures/{name}.py": {f"draw_{name}", "write_findings"} for name in NAMES},
     "__init__.py": EVERY,
+    # The command line reads what rules have made; it makes nothing that they read.
+    "__main__.py": set(),
+    **{f"commands/{name}.py": set() for name in COMMANDS},
     "engine/batches.py": REPLAYS,
     "engine/clean.py": RUNS_THE_MODEL,
     "engine/heads.py": OF_SHARD,
@@ -135,6 +139,7 @@ USERS: dict[str, set[str]] = {
     "model/experts.py": RUNS_THE_MODEL,
     # Counts operations for the benchmark and a test.
     "model/flops.py": set(),
+    "model/head_names.py": set(),
     "model/loading.py": RUNS_THE_MODEL,
     "model/model.py": RUNS_THE_MODEL,
     "model/norm.py": RUNS_THE_MODEL,
@@ -187,8 +192,6 @@ USERS: dict[str, set[str]] = {
     "tables/statistics.py": TABLES,
     "tables/token_noise.py": {"tabulate_token_noise"},
     # What runs jobs computes nothing; what it hands to them are params and inputs.
-    "workflow/__main__.py": set(),
-    "workflow/command.py": set(),
     "workflow/config.py": set(),
     "workflow/devices.py": set(),
     "workflow/failures.py": set(),

@@ -19,7 +19,7 @@ def space(copied: Space) -> Space:
 
 def said(space: Space, command: str, *targets: str, status: int = 0) -> list[str]:
     config = ("--configfile", "config.yaml", "--workflow", str(space.repo))
-    program = [sys.executable, "-c", "from selfrepair.workflow.command import app; app()"]
+    program = [sys.executable, "-m", "selfrepair"]
     done = space.execute([*program, command, *targets, *config])
     assert done.returncode == status, done.stdout
     return done.stdout.splitlines()
