@@ -4,12 +4,17 @@ what they show; `all` is the default.
 Stages, in order: rules/snapshots.smk, measure.smk, tables.smk, figures.smk, all_models.smk.
 """
 
+from pathlib import Path
+
 from snakemake.utils import min_version
 
 min_version("9.10")
 
+# Of this file: where another workflow imports it as a module, workflow.basedir is that workflow's.
+HOME = Path(workflow.current_basedir.get_path_or_uri(secret_free=True))
 
-configfile: f"{workflow.basedir}/config/config.yaml"
+
+configfile: str(HOME / "config" / "config.yaml")
 
 
 include: "rules/common.smk"
@@ -28,7 +33,6 @@ CHECKED = expand(CHECKED_MODEL, model=config["run"]["models"])
 
 
 rule all:
-    default_target: True
     input:
         CHECKED,
         of_each_run(FIGURE, figure=FIGURES),

@@ -11,6 +11,7 @@ from pathlib import Path
 import yaml
 from snakemake.cli import get_argument_parser
 from snakemake.exceptions import WorkflowError
+from snakemake.utils import update_config
 
 from selfrepair.workflow.config import (
     at_hand,
@@ -78,8 +79,8 @@ ALL_MODELS = "results/all_models/{corpus}"
 ALL_MODELS_TABLE = f"{ALL_MODELS}/tables/{{kind}}/{{table}}.parquet"
 ALL_MODELS_FIGURE = f"{ALL_MODELS}/figures/{{figure}}.png"
 ALL_MODELS_FINDINGS = f"{ALL_MODELS}/findings.md"
-PUBLISHED = os.path.relpath(Path(workflow.basedir) / "resources" / "published" / "self_repair_by_head.csv")
-PUBLISHED_MODELS = os.path.relpath(Path(workflow.basedir) / "resources" / "published" / "models.json")
+PUBLISHED = os.path.relpath(HOME / "resources" / "published" / "self_repair_by_head.csv")
+PUBLISHED_MODELS = os.path.relpath(HOME / "resources" / "published" / "models.json")
 PUBLISHED_MODEL = "results/{model}/published.json"
 LOGS = "logs/{model}/{corpus}"
 BENCHMARKS = f"{RUN}/benchmarks"
@@ -101,7 +102,7 @@ def take_notes_where_a_run_died(as_given):
         yaml.safe_dump(as_given, overlay)
         overlay.flush()
         command = [sys.executable, "-m", "selfrepair.workflow", "take-notes", "--configfile", overlay.name]
-        done = subprocess.run([*command, "--workflow", workflow.basedir], stdout=sys.stderr)
+        done = subprocess.run([*command, "--workflow", str(HOME)], stdout=sys.stderr)
     if done.returncode:
         raise ValueError(
             "Snakemake lacks notes of results, which could not be looked at for the reason above: mend it and run again, or "
@@ -116,6 +117,27 @@ def asked_for():
     return get_argument_parser().parse_known_args(sys.argv[1:])[0].targets
 
 
+# Another workflow has this one as a module (docs/module.md).
+IMPORTED = not workflow.modifier.is_main_snakefile()
+
+
+def over_the_default(given):
+    """The config that a module is given, laid over the default, as an overlay is; the importing workflow keeps its own as it is."""
+    laid = read_config_file(HOME / "config" / "config.yaml")
+    update_config(laid, copy.deepcopy(dict(given)))
+    return laid
+
+
+def check_module():
+    """Refuse what an importing workflow may ask of a module, and this one cannot do."""
+    if not HOME.exists():
+        raise ValueError(f"selfrepair is imported from {HOME}: clone it, and name the Snakefile in the clone")
+    if workflow.modifier.path_modifier.replace_prefix("results/tokens.h5") != "results/tokens.h5":
+        raise ValueError(
+            "module selfrepair has a prefix, but its results stay below results/ of the working directory: leave prefix out"
+        )
+
+
 MACHINE_MB = memory_mb()
 # Memory of a snapshot of texts, which are read one after another.
 CORPUS_MB = 500
@@ -123,16 +145,21 @@ CORPUS_MB = 500
 try:
     if " " in sys.executable:
         raise ValueError(f"Snakemake runs no Python whose path has a blank ({sys.executable}): move the environment")
-    # Snakemake has read them, and taken the last of two keys.
-    for _overlay in workflow.overwrite_configfiles:
-        read_config_file(Path(_overlay))
+    if IMPORTED:
+        check_module()
+        config = over_the_default(config)
+    else:
+        # Snakemake has read them, and taken the last of two keys.
+        for _overlay in workflow.overwrite_configfiles:
+            read_config_file(Path(_overlay))
     _as_given = copy.deepcopy(dict(config))
     leave_out(config)
-    check_config(config, Path(workflow.basedir) / "config" / "config.schema.yaml")
+    check_config(config, HOME / "config" / "config.schema.yaml")
     check_sources(config, {"models": MODEL.format(model="{name}"), "corpora": CORPUS.format(corpus="{name}")})
     check_published(config, MODEL.format(model="{name}"), Path(PUBLISHED_MODELS))
     check_models(config, MODEL.format(model="{name}"))
-    check_targets(asked_for(), config)
+    if not IMPORTED:
+        check_targets(asked_for(), config)
     write_in_one_way(config)
     if workflow.is_main_process and LOOKING not in os.environ:
         take_notes_where_a_run_died(_as_given)
@@ -192,7 +219,7 @@ def runs(name, *modules, makes=None, **values):
     The script; the digest of what it imports, with modules that it picks by name; what has become of the files that it makes,
     where the first is not HDF5; its values of the config, which may be functions of the wildcards. Snakemake compares values
     without their names, so that two which are exchanged would go unseen: ``named`` has both."""
-    digests = module_digests(Path(workflow.basedir) / "scripts" / f"{name}.py", *modules)
+    digests = module_digests(HOME / "scripts" / f"{name}.py", *modules)
     code = code_digest(digests)
     CODE[code] = digests
 
