@@ -102,7 +102,9 @@ def test_what_the_workflow_has_made_is_current_for_one_that_imports_it(copied: S
     assert space.jobs(figure) == Counter()
 
 
-def test_an_importing_workflow_runs_it_to_a_figure_as_it_runs_itself(fresh: Space, finished: Space, tmp_path: Path) -> None:
+def test_an_importing_workflow_runs_it_to_a_figure_as_it_runs_itself(
+    fresh: Space, finished: Space, tmp_path: Path
+) -> None:
     space = Importing.at(fresh.copy(tmp_path / "space").root, NAMES["renamed"])
     printed = space.make("strongest.txt", "sr_self_repair_by_layer", "--rerun-triggers", "mtime", "params", "input")
     assert "sr_ablate_heads" in printed
@@ -119,7 +121,15 @@ def test_an_importing_workflow_runs_it_to_a_figure_as_it_runs_itself(fresh: Spac
     # Run by itself, it has nothing to make again.
     own = Space(space.root)
     assert own.jobs("self_repair_by_layer") == Counter()
-    why = [sys.executable, "-m", "selfrepair.workflow", "why", "strongest.txt", "--workflow", str(space.snakefile.parent)]
+    why = [
+        sys.executable,
+        "-m",
+        "selfrepair.workflow",
+        "why",
+        "strongest.txt",
+        "--workflow",
+        str(space.snakefile.parent),
+    ]
     assert space.execute(why).stdout.splitlines() == ["Nothing: all 10 jobs are done."]
 
 

@@ -165,7 +165,7 @@ def _in_order(dag: Any) -> Iterator[Any]:
         job
         for level in dag.toposorted()
         for job in sorted(level, key=_name)
-        if job.output and "code" in job.params.keys()
+        if job.output and job.params.get("code")
     )
 
 
