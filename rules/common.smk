@@ -11,8 +11,10 @@ from pathlib import Path
 import yaml
 from snakemake.cli import get_argument_parser
 from snakemake.exceptions import WorkflowError
+from snakemake.logging import logger
 from snakemake.utils import update_config
 
+from selfrepair.workflow.bar import Step, draw_run
 from selfrepair.workflow.config import (
     at_hand,
     check_config,
@@ -35,7 +37,14 @@ from selfrepair.workflow.provenance import code_digest, module_digests
 from selfrepair.workflow.records import edited, read_record, write_code
 from selfrepair.workflow.plan import check_device, check_fits
 from selfrepair.workflow.scheduler import check_arrays, check_gpus, check_queue
-from selfrepair.workflow.resources import AROUND_MB, UNKNOWN_MB, UNKNOWN_MINUTES, costs_of, share_of_cores
+from selfrepair.workflow.resources import (
+    AROUND_MB,
+    UNKNOWN_MB,
+    UNKNOWN_MINUTES,
+    costs_of,
+    share_of_cores,
+    stated_rate,
+)
 from selfrepair.snapshots.manifest import json_or_nothing
 from selfrepair.snapshots.shapes import every_head
 from selfrepair.snapshots.sources import file_sizes, source_files, sources_of
@@ -79,6 +88,10 @@ ALL_MODELS = "results/all_models/{corpus}"
 ALL_MODELS_TABLE = f"{ALL_MODELS}/tables/{{kind}}/{{table}}.parquet"
 ALL_MODELS_FIGURE = f"{ALL_MODELS}/figures/{{figure}}.png"
 ALL_MODELS_FINDINGS = f"{ALL_MODELS}/findings.md"
+QUICK = f"{RUN}/quick"
+QUICK_THRESHOLDS = f"{QUICK}/thresholds.h5"
+QUICK_TABLE = f"{QUICK}/tables/{{kind}}/{{table}}.parquet"
+QUICK_FIGURE = f"{QUICK}/figures/self_repair_by_layer.png"
 PUBLISHED = os.path.relpath(HOME / "resources" / "published" / "self_repair_by_head.csv")
 PUBLISHED_MODELS = os.path.relpath(HOME / "resources" / "published" / "models.json")
 PUBLISHED_MODEL = "results/{model}/published.json"
@@ -204,6 +217,11 @@ def table(name, kind=MAIN_KIND):
     return TABLE.format(table=name, kind=kind, model="{model}", corpus="{corpus}")
 
 
+def quick_table(name, kind=MAIN_KIND):
+    """Path of a table of the run's first shard."""
+    return QUICK_TABLE.format(table=name, kind=kind, model="{model}", corpus="{corpus}")
+
+
 def all_models_table(name):
     """Path of a table of all models, of the main kind of ablation."""
     return ALL_MODELS_TABLE.format(table=name, kind=MAIN_KIND, corpus="{corpus}")
@@ -232,9 +250,27 @@ def runs(name, *modules, makes=None, **values):
     return {"script": name, "code": code, **more, **values}
 
 
+# Tables with a row a token, or a bin, which are megabytes: the report leaves them out.
+LONG = {"token_noise", "ablation_type_tokens", "donor_noise_tokens", "erasure_neurons", "layernorm_scale_histogram"}
+
+
 def beside(*tables):
-    """The CSV beside each table."""
-    return [path.replace(".parquet", ".csv") for path in tables]
+    """The CSV beside each table, for the report."""
+    return [in_report(Path(path)) for path in tables]
+
+
+def in_report(table):
+    """The CSV beside a table, marked for the report unless it is long."""
+    csv = table.with_suffix(".csv").as_posix()
+    if table.stem in LONG or "quick" in table.parts:
+        return csv
+    return report(
+        csv,
+        caption="../report/table.rst",
+        category="Tables",
+        subcategory="all models on {corpus}" if "all_models" in table.parts else "{model} on {corpus}",
+        labels={"table": table.stem.replace("_", " "), "ablation": table.parent.name},
+    )
 
 
 def prompts_of(wildcards):
@@ -337,6 +373,35 @@ def check_scheduler():
         check_gpus()
 
 
+# Puts Snakemake's lines back where the bar of the run was.
+TAKE_BAR_AWAY = []
+
+
+def steps():
+    """The jobs of the run by number, for its bar."""
+    jobs = [job for job in workflow.dag.needrun_jobs() if job.output]
+    return {workflow.dag.jobid(job): step(job) for job in jobs}
+
+
+def step(job):
+    """A job as the bar of the run shows it."""
+    script = job.params.get("script") or job.rule.name
+    stage = script.replace("_", " ").capitalize()
+    if "shard" in job.wildcards.keys():
+        kind = f" ({job.wildcards.kind})" if "kind" in job.wildcards.keys() else ""
+        return Step(f"{stage}{kind}", lambda: seconds_of(script, job), Path(job.log[0]), "shard")
+    stage = "Tables" if script.startswith("tabulate") else "Figures" if script == "draw_figure" else stage
+    return Step(stage, lambda: seconds_of(script, job))
+
+
+def seconds_of(script, job):
+    """What a job takes, roughly; the run's own rate corrects it. None where nothing says yet how large the model is."""
+    if script == "snapshot_corpus" or "code" not in job.params.keys():
+        return 5
+    found = need(script, job.wildcards)
+    return found and 2 + found.operations / (2e12 * stated_rate(config["compute"])) + (found.read + found.disk) / 2e8
+
+
 onstart:
     try:
         # A cluster's nodes are not this machine.
@@ -352,14 +417,19 @@ onstart:
     for _code, _modules in CODE.items():
         write_code(_modules, _code)
     RUNNING.touch()
+    TAKE_BAR_AWAY.append(draw_run(logger, steps()))
 
 
 onsuccess:
+    for _take_away in TAKE_BAR_AWAY:
+        _take_away()
     clear(Path("logs"))
     RUNNING.unlink(missing_ok=True)
 
 
 onerror:
+    for _take_away in TAKE_BAR_AWAY:
+        _take_away()
     clear(Path("logs"))
     RUNNING.unlink(missing_ok=True)
     for _line in failures(map(Path, log)):
@@ -423,13 +493,30 @@ def model_job(rule):
 
 def model_threads(rule):
     """Threads of a job that runs the model: one, or as large a share of the cores as it takes of the memory."""
+    alone = rule == "ablate_heads" and asked_for() == ["quick"]
 
     def threads(wildcards):
         found = need(rule, wildcards)
         cores = 1 if gpus() or not workflow.local_exec else workflow.global_resources["_cores"].value or 1
+        if alone:  # for one shard, with nothing to run beside it
+            return cores
         return share_of_cores(found.mem_mb, MACHINE_MB, cores) if found else 1
 
     return threads
+
+
+# What self_repair_by_layer is made from goes before all else, but checks: it is the figure to see first.
+FIRST = 50
+
+
+def main_kind_first(wildcards):
+    """Priority of a job of a kind of ablation."""
+    return FIRST if wildcards.kind == MAIN_KIND else 0
+
+
+def clean_runs_first(wildcards, input):
+    """Priority of a clean run; rules that inherit from it start from one, and are not the first."""
+    return 0 if "activations" in input.keys() else FIRST
 
 
 def statistics(*names):

@@ -130,6 +130,7 @@ for _name, _figure in FIGURES.items():
             svg=FIGURE.format(figure=_name, model="{model}", corpus="{corpus}").replace(".png", ".svg"),
         log:
             f"{LOGS}/draw_{_name}.log",
+        priority: FIRST if _name == "self_repair_by_layer" else 0
         group:
             in_group("tables")
         conda:

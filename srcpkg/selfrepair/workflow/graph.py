@@ -162,10 +162,7 @@ def _workflow(snakefile: Path, configfiles: Sequence[Path], targets: Iterable[st
 def _in_order(dag: Any) -> Iterator[Any]:
     """Jobs of this project's rules that make files, each before those that read them; an importing workflow has others."""
     return (
-        job
-        for level in dag.toposorted()
-        for job in sorted(level, key=_name)
-        if job.output and job.params.get("code")
+        job for level in dag.toposorted() for job in sorted(level, key=_name) if job.output and job.params.get("code")
     )
 
 
