@@ -108,6 +108,7 @@ def test_what_the_figure_is_made_from_goes_before_all_else_but_checks(
     monkeypatch.chdir(space.work)
     with _workflow(space.repo / "Snakefile", [Path("config.yaml")]) as workflow:
         dag = workflow.dag
+        dag.update_priority()
         jobs = {job: dag.priority(job) for job in dag.needrun_jobs()}
         [figure] = [job for job in jobs if job.rule.name == "draw_self_repair_by_layer"]
         needed = {figure, *dag.bfs(dag.dependencies, figure)}
