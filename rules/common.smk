@@ -394,12 +394,19 @@ def step(job):
     return Step(stage, lambda: seconds_of(script, job))
 
 
+# By rule, model and kind of ablation.
+SECONDS = {}
+
+
 def seconds_of(script, job):
     """What a job takes, roughly; the run's own rate corrects it. None where nothing says yet how large the model is."""
     if script == "snapshot_corpus" or "code" not in job.params.keys():
         return 5
-    found = need(script, job.wildcards)
-    return found and 2 + found.operations / (2e12 * stated_rate(config["compute"])) + (found.read + found.disk) / 2e8
+    like = (script, job.wildcards.get("model"), job.wildcards.get("kind"))
+    if like not in SECONDS and (found := need(script, job.wildcards)):
+        operations = found.operations / (2e12 * stated_rate(config["compute"]))
+        SECONDS[like] = 2 + operations + (found.read + found.disk) / 2e8
+    return SECONDS.get(like)
 
 
 onstart:

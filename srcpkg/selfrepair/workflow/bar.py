@@ -158,11 +158,12 @@ class RunBar(logging.Handler):
 
     def _weighed(self, shares: Mapping[int, float]) -> tuple[Seconds, Seconds]:
         """Seconds of work that are done, and of the whole run; zeros while some are not known."""
-        for number, step in self._steps.items():
-            if number not in self._weights and (weight := step.weigh()) is not None:
-                self._weights[number] = weight
         if len(self._weights) < len(self._steps):
-            return 0, 0
+            for number, step in self._steps.items():
+                if number not in self._weights:
+                    if (weight := step.weigh()) is None:
+                        return 0, 0
+                    self._weights[number] = weight
         finished = sum(self._weights[number] for number in self._finished)
         part = sum(self._weights[number] * share for number, share in shares.items())
         return finished + part, sum(self._weights.values())
