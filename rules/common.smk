@@ -14,6 +14,7 @@ from snakemake.exceptions import WorkflowError
 from snakemake.logging import logger
 from snakemake.utils import update_config
 
+from selfrepair.figures import catalogue
 from selfrepair.workflow.bar import Step, draw_run
 from selfrepair.workflow.config import (
     at_hand,

@@ -12,6 +12,8 @@ from types import ModuleType
 
 import pytest
 
+from selfrepair.figures import SHARED
+
 from conftest import REPOSITORY
 
 
@@ -151,7 +153,7 @@ def test_every_script_is_a_rule_s(rules: dict) -> None:
 
 def test_every_figure_is_a_module(rules: dict) -> None:
     figures = {name.removeprefix("draw_") for name in rules if name.startswith("draw_")}
-    shared = {"__init__", "findings", "style", "wording"}
+    shared = {"__init__", *SHARED}
     assert _apart({path.stem for path in (PACKAGE / "figures").glob("*.py")} - shared, figures) == {}
 
 

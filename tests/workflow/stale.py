@@ -71,7 +71,12 @@ USERS: dict[str, set[str]] = {
     "engine/sweep.py": {"ablate_heads", "ablate_layers", "measure_donor_noise"},
     "families.py": {"snapshot_model"} | RUNS_THE_MODEL | {"check_model"},
     **{f"figures/{name.removeprefix('draw_')}.py": {name, "write_models_findings"} for name in MODELS_FIGURES},
+    # Rules and runs read it; what it says is their inputs.
+    "figures/catalogue.py": set(),
     "figures/findings.py": {"write_findings", "write_models_findings"},
+    "figures/opening.py": {"write_findings", "write_models_findings"},
+    # Into axes of the user's own.
+    "figures/plotting.py": set(),
     "figures/shared/distributions.py": {
         *("draw_published_comparison", "write_findings", "draw_models_and_published", "write_models_findings"),
     },
@@ -96,6 +101,7 @@ USERS: dict[str, set[str]] = {
         *("draw_effect_vs_logit_change", "draw_published_comparison", "draw_self_reinforcement", *REPAIR_PARTS),
         *("draw_models_by_layer", "write_models_findings"),
     },
+    "figures/style/panels.py": SHOWS,
     "figures/style/ranges.py": SHOWS
     - NEURON_SHARES
     - {"draw_who_repairs_whom", "draw_layernorm_claim", "draw_layernorm_scale_ratio"},
