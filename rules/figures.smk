@@ -8,7 +8,9 @@ Which tables a figure takes, and which figures a config has, stands in srcpkg/se
 
 # The tables that each figure and its section of the findings are made from.
 FIGURES = {
-    figure: {key: PUBLISHED if name == catalogue.PUBLISHED else table(name, kind) for key, (name, kind) in tables.items()}
+    figure: {
+        key: PUBLISHED if name == catalogue.PUBLISHED else table(name, kind) for key, (name, kind) in tables.items()
+    }
     for figure, tables in catalogue.figures_of(
         catalogue.Asked(
             main=MAIN_KIND,
@@ -40,6 +42,7 @@ for _name, _tables in FIGURES.items():
             svg=FIGURE.format(figure=_name, model="{model}", corpus="{corpus}").replace(".png", ".svg"),
         log:
             f"{LOGS}/draw_{_name}.log",
+        priority: FIRST if _name == "self_repair_by_layer" else 0
         group:
             in_group("tables")
         conda:
