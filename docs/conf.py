@@ -1,9 +1,12 @@
 """How Sphinx makes the site of docs/ (`make site`): no network, neither to build it nor to read it."""
 
 import os
+import re
 import sys
 from importlib.metadata import version as version_of
 from pathlib import Path
+
+from sphinx.application import Sphinx
 
 DOCS = Path(__file__).resolve().parent
 sys.path[:0] = [str(DOCS / "extensions"), str(DOCS.parent / "srcpkg")]
@@ -25,8 +28,6 @@ extensions = [
 ]
 exclude_patterns = ["_build", "extensions", "static", "templates", "figures"]
 templates_path = ["templates"]
-# The pages of the command line and of the explorer are named by patterns, so that the site builds without them too.
-suppress_warnings = ["toc.empty_glob"]
 
 myst_enable_extensions = ["dollarmath"]
 myst_fence_as_directive = ["mermaid"]
@@ -63,3 +64,18 @@ html_theme_options = {
     "pygments_dark_style": "a11y-high-contrast-dark",
 }
 copybutton_prompt_text = "$ "
+
+MAYBE = ("commands", "explorer")
+"""Pages that have their place and need not be there."""
+
+
+def leave_out(app: Sphinx, page: str, source: list[str]) -> None:  # noqa: ARG001
+    """Take pages that are not there out of the tables of contents."""
+    for name in MAYBE:
+        if not (DOCS / f"{name}.md").exists():
+            source[0] = re.sub(rf"^{name}\n", "", source[0], flags=re.MULTILINE)
+
+
+def setup(app: Sphinx) -> None:
+    """Called by Sphinx."""
+    app.connect("source-read", leave_out)

@@ -1,6 +1,6 @@
 """Draw the pictures of docs/idea.md, and make small copies of the default's figures for docs/figures.md.
 
-`python docs/draw_idea.py results/smollm2-135m-instruct/wikipedia` after `make reproduce`. The pictures show one token of one head,
+`python docs/draw_examples.py results/smollm2-135m-instruct/wikipedia` after `make reproduce`. The pictures show one token of one head,
 chosen by rule: of the head whose top tokens are repaired most, the token on which its direct effect is largest. Every number in
 them is read from the run; docs/idea.json keeps those that the page names, and a test holds the page to them.
 """
@@ -12,16 +12,15 @@ from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
-import pandas as pd
-import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 from PIL import Image
-from tokenizers import Tokenizer
 
 from selfrepair.figures.style.looks import FAINT, INK, LOOKS, PALE, SMALL_SIZE, context
-from selfrepair.quantities import PARTS, QUANTITIES
+from selfrepair.figures.wording import largest, measured
+from selfrepair.quantities import HEAD_TOKEN, PARTS, QUANTITIES, SELECTIONS
+from selfrepair.run.opened import Run, open_run
 
 DOCS = Path(__file__).resolve().parent
 MM = 1 / 25.4
@@ -63,36 +62,23 @@ class Example:
         return [part for part in PARTS if part in self.values]
 
 
-def read_example(run: Path) -> Example:
-    """The head of largest condensed self-repair, on the token of its largest direct effect.
-
-    Args:
-        run: results/{model}/{corpus} of a finished run that ablates all heads by resampling.
-    """
-    heads = pd.read_parquet(run / "tables" / "resample" / "heads.parquet")
-    best = heads[heads["selection"] == "top"].nlargest(1, "self_repair").iloc[0]
+def read_example(run: Run) -> Example:
+    """The head of largest condensed self-repair, on the token of its largest direct effect."""
+    best = largest(run.heads(), "self_repair")
     layer, head = int(best["layer"]), int(best["head"])
-    with xr.open_dataset(run / "tokens.h5") as file:
-        tokens, size = file["tokens"].values, int(file.attrs["prompts_per_shard"])
-    prompts = json.loads((run / "prompts.json").read_text(encoding="utf-8"))["asked"]
-    shards = [
-        xr.open_dataset(run / "ablations" / "resample" / f"{n:05d}.h5").set_coords(["layer", "head_index"])
-        for n in range(prompts // size)
-    ]
-    measured = xr.concat(shards, dim="prompt", data_vars="minimal")
-    own = measured.isel(head=int(np.flatnonzero((measured.layer == layer) & (measured.head_index == head))[0]))
-    prompt, pos = np.unravel_index(int(own.direct_effect.values.argmax()), own.direct_effect.shape)
-    here = own.isel(prompt=prompt, pos=pos)
-    tokenizer = Tokenizer.from_file(str(run.parents[1] / "snapshots" / "models" / run.parent.name / "tokenizer.json"))
-    shape = (int(measured.layer.max()) + 1, int(measured.head_index.max()) + 1)
+    tokens = run.tokens(layer, head)
+    token = largest(tokens, "direct_effect")
+    prompt, pos = int(token["prompt"]), int(token["pos"])
+    effects = run.ablations()["direct_effect"].isel(prompt=prompt, pos=pos).values
+    before = "".join(run.text(prompt)[: pos + 1])
     return Example(
-        run.parent.name,
+        run.model,
         layer,
         head,
-        tokenizer.decode(tokens[prompt, max(0, pos - 24) : pos + 1].tolist()).split(". ")[-1],
-        tokenizer.decode([int(tokens[prompt, pos + 1])]).strip(),
-        {name: float(here[name]) for name in here.data_vars if here[name].ndim == 0},
-        measured.direct_effect.isel(prompt=prompt, pos=pos).values.reshape(shape),
+        before[before.rindex(". ") + 2 :].strip(),
+        token["correct_token"].strip(),
+        {name: float(token[name]) for name in (*HEAD_TOKEN, "clean_scale", "ablated_scale") if name in token.index},
+        effects.reshape(run.settings["n_layers"], run.settings["n_heads"]),
     )
 
 
@@ -126,7 +112,7 @@ def draw_direct_effect(example: Example) -> Figure:
         ha="right",
         va="top",
     )
-    axes.set_title(f"“{example.before.strip()} … ”  next: “{example.correct}”", loc="left", style="italic")
+    axes.set_title(f"“{example.before} … ”  next: “{example.correct}”", loc="left", style="italic")
     axes.set_xlabel(f"layer of the head ({layers * heads} heads of {example.model}, a dot each)")
     axes.set_ylabel(QUANTITIES["direct_effect"].axis)
     axes.set_xlim(-1, layers)
@@ -250,16 +236,56 @@ def shrink(figures: Path, out: Path) -> None:
             few.save(out / path.name, optimize=True)
 
 
-def main(run: Path) -> None:
+def quoted(run: Run, example: Example) -> dict[str, list[str]]:
+    """What pages say of the run, as it stands there, by page; tests/unit/test_docs.py looks for it."""
+    model, layers = {selection: run.model_mean(selection=selection) for selection in SELECTIONS}, run.layers()
+    control = run.table("selection_control_model").set_index("choice")
+    donors = run.table("donor_noise")
+    types = [measured(run.table("ablation_type", kind).query("selection == 'top'").iloc[0], "self_repair") for kind in run.kinds]
+    checks = run.table("checks")
+    pair = run.table("repair_pairs").query("by == 'mlp'").query("layer == 10 and head == 8 and by_layer == 11").iloc[0]
+    heads = run.heads()
+    share = "pooled_repair_fraction"
+    return {
+        "idea.md": [
+            example.name,
+            f"{example.before} **{example.correct}**",
+            *(logits(value).lstrip("−") for name, value in example.values.items() if name in (*HEAD_TOKEN,) and value),
+            logits(example.values["ablated_direct_effect"]),
+            *(f"{example.values[name]:.1f}" for name in ("clean_scale", "ablated_scale")),
+            logits(example.values["direct_effect"] - example.values["ablated_direct_effect"]),
+        ],
+        "limits.md": [
+            f"{measured(model['top'], 'self_repair')} on top tokens",
+            f"{measured(model['all'], 'self_repair').replace(' logits', '')} on all",
+            f"{control[share]['removed']:.0%} where the same donor chooses and measures",
+            f"{control[share]['other_donor']:.0%} where another chooses",
+            f"{control[share]['top']:.0%} by direct effect",
+            f"{control[share]['absolute']:.0%} by the size of the direct effect",
+            f"{types[0].split(' ')[0]}, {types[1].split(' ')[0]} and {types[2].split(' ')[0]} logits in {example.name}",
+            f"{donors['donor_share'].min():.0%} to {donors['donor_share'].max():.0%}".replace("%", "", 1),
+            f"{100 * donors['averaged_donor_share'].min():.1f} to {donors['averaged_donor_share'].max():.0%}",
+            f"L10H8 to MLP 11: {measured(pair, 'repair', 'logits')}",
+            measured(largest(layers, "self_repair"), "self_repair"),
+            f"{(heads['self_repair_low'] > 0).sum()} heads are above zero and {(heads['self_repair_high'] < 0).sum()} below",
+            f"{checks['repeated'].sum()} ablations, {checks['numbers'].sum():,} numbers",
+            f"at most {checks['largest_difference'].max():.0e} logits".replace("e-0", "e-"),
+            f"{run.settings['n_tokens']:,} tokens of {run.settings['n_prompts']} prompts",
+        ],
+    }
+
+
+def main(folder: Path) -> None:
     """Write all of docs that is made of a run."""
+    run = open_run(folder)
     example = read_example(run)
     pictures = {"direct_effect": draw_direct_effect, "ablation": draw_ablation, "parts": draw_parts}
     with context():
         for name, draw in pictures.items():
             draw(example).savefig(DOCS / f"idea_{name}.svg", metadata={"Date": None})
-    kept = {"head": example.name, "before": example.before, "correct": example.correct, **example.values}
-    (DOCS / "idea.json").write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
-    shrink(run / "figures", DOCS / "figures")
+    numbers = json.dumps(quoted(run, example), indent=1, ensure_ascii=False)
+    (DOCS / "numbers.json").write_text(f"{numbers}\n", encoding="utf-8")
+    shrink(folder / "figures", DOCS / "figures")
 
 
 if __name__ == "__main__":
