@@ -68,9 +68,9 @@ def open_run(path: str | Path = "results") -> "Run":
         >>> best = run.heads().nlargest(1, "self_repair").iloc[0]  # the head whose top tokens are repaired most
         >>> layer, head = int(best["layer"]), int(best["head"])
         >>> tokens = run.tokens(layer, head)
-        >>> abs(tokens[tokens["selected"]]["self_repair"].mean() - best["self_repair"]) < 1e-5
+        >>> bool(abs(tokens[tokens["selected"]]["self_repair"].mean() - best["self_repair"]) < 1e-5)
         True
-        >>> abs(run.repairs(layer, head)["repair"].sum() - best["self_repair"]) < 1e-5
+        >>> bool(abs(run.repairs(layer, head)["repair"].sum() - best["self_repair"]) < 1e-5)
         True
     """
     folder = Path(path).expanduser()
