@@ -27,7 +27,7 @@ SITE_PAGES = {path.stem for path in DOCS.glob("*.md")}
 
 READER = MarkdownIt("commonmark").enable("table").use(anchors_plugin, max_level=6)
 
-WITH_A_RUN = ("open_run",)
+WITH_A_RUN = ("open_run", "self_repair")
 """Functions whose examples open a finished run: tests/workflow/test_docs.py runs them."""
 
 

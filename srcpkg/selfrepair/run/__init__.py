@@ -1,1 +1,1 @@
-"""A finished run as labelled views: tables by pandas, measured files by xarray, texts of tokens; what notebooks and pages read."""
+"""A finished run as labelled views: tables by pandas, measured files by xarray, prompts as text. What notebooks read."""

@@ -18,9 +18,9 @@ from selfrepair.files.sealed import advice_for, read_json
 from selfrepair.files.tables import read_settings, read_table
 from selfrepair.measure.chosen_heads import read_chosen_heads
 from selfrepair.measure.thresholds import open_top_tokens
-from selfrepair.quantities import ABLATION_KINDS, SELECTIONS, held
+from selfrepair.model.texts import token_texts
+from selfrepair.quantities import ABLATION_KINDS, POSTNORMS, SELECTIONS, held
 from selfrepair.run.shards import join_shards
-from selfrepair.run.texts import token_texts
 from selfrepair.snapshots.encoding import read_encoder
 from selfrepair.snapshots.manifest import MANIFEST, verify_manifest
 from selfrepair.tables.repair import repair_of_head
@@ -104,6 +104,7 @@ class Run:
         self.corpus, self.model = folder.resolve().name, folder.resolve().parent.name
 
     def __repr__(self) -> str:
+        """Model, text, kinds of ablation and tokens."""
         what = f"{self.model} on {self.corpus}, {', '.join(self.kinds)}"
         return f"<run of {what}: {self.settings['n_tokens']:,} tokens, in {self.folder}>"
 
@@ -146,8 +147,8 @@ class Run:
         path = self._table_path(name, kind)
         if not path.exists():
             raise ValueError(
-                f"there is no table {name!r} of {kind} ablation in {self.folder}: wanted one of {', '.join(self.tables(kind))}, "
-                f"or make it with `snakemake {path}`"
+                f"there is no table {name!r} of {kind} ablation in {self.folder}: wanted one of {', '.join(self.tables(kind))},"
+                f" or make it with `snakemake {path}`"
             )
         if (foreign := self._foreign(name, kind, self.main_kind)) is not None:
             raise ValueError(f"{path} is not of this run ({foreign}): run `snakemake`, which makes anew what is stale")
@@ -197,11 +198,15 @@ class Run:
         shards = self._shards("ablations", kind)
         self._made_of(self._table_path("heads", kind), shards)
         found = repair_of_head((layer, head), shards, self.settings)
-        for part in held(("postnorms", "layernorm"), {name.removeprefix("self_repair_from_") for name in of_head.index}):
-            name = f"self_repair_from_{part}"
-            ends = {f"repair{end}": of_head[f"{name}{end}"] for end in ("", "_low", "_high")}
-            found.loc[len(found)] = {**found.iloc[-1].to_dict(), "by": part, "by_layer": None, "by_head": None, **ends}
-        return found
+        same = ["layer", "head", "n_tokens", "n_prompts"]
+        norms = [
+            {**of_head[same], "by": part, **{f"repair{end}": of_head[f"{name}{end}"] for end in ("", "_low", "_high")}}
+            for part, name in (("postnorms", POSTNORMS), ("layernorm", "self_repair_from_layernorm"))
+            if name in of_head.index
+        ]
+        return pd.concat(
+            [found, pd.DataFrame(norms).astype({name: found[name].dtype for name in same})], ignore_index=True
+        )
 
     # Measured files
 
@@ -241,8 +246,8 @@ class Run:
 
         Returns:
             A row a (prompt, pos): ``token``, the text of the token there, and ``correct_token``, of the one that follows and is
-            predicted; every quantity of docs/definitions.md (NaN where the run computed top tokens alone); ``selected``, whether
-            it is one of the head's top tokens.
+            predicted; every quantity of docs/definitions.md (NaN where the run computed top tokens alone); ``selected``,
+            whether it is one of the head's top tokens.
 
         Raises:
             ValueError: As `head` and `measured`.
@@ -268,7 +273,7 @@ class Run:
             if values.dims == ("prompt", "pos"):
                 columns[str(name)] = values.values.ravel()
         table = pd.DataFrame({**columns, "selected": selected.ravel()})
-        table.attrs = {**self.settings, "ablation": kind, "layer": layer, "head": head}
+        table.attrs.update(self.settings, ablation=kind, layer=layer, head=head)
         return table
 
     @cached_property
@@ -308,7 +313,7 @@ class Run:
         return tokenizer
 
     def text(self, prompt: int) -> list[str]:
-        """A prompt as text, a piece a token; joined, they are the text (`selfrepair.run.texts.token_texts`).
+        """A prompt as text, a piece a token; joined, they are the text (`selfrepair.model.texts.token_texts`).
 
         Raises:
             ValueError: A prompt that the run has not.
@@ -373,7 +378,11 @@ class Run:
         n_layers, n_heads = (int(self.settings[name]) for name in ("n_layers", "n_heads"))
         held = sorted(set(zip(map(int, layers), map(int, heads), strict=True)))
         some = "" if len(held) == n_layers * n_heads else f", of which {kind} ablated {len(held)}"
-        few = f" ({', '.join(f'{layer}.{head}' for layer, head in held[:6])}{', ...' if len(held) > 6 else ''})" if some else ""
+        few = (
+            f" ({', '.join(f'{layer}.{head}' for layer, head in held[:6])}{', ...' if len(held) > 6 else ''})"
+            if some
+            else ""
+        )
         return f"in this run: the model has layers 0 to {n_layers - 1} of heads 0 to {n_heads - 1}{some}{few}"
 
     def _foreign(self, name: str, kind: str, main: str) -> str | None:
@@ -424,9 +433,9 @@ class Run:
         """An input of the run that is no longer the one which a file was made of, shards left alone; None if there is none."""
         for recorded, identity in self._record(path).get("upstream", {}).items():
             input_ = self._here(recorded)
-            if not PurePosixPath(recorded).stem.isdigit() and input_.exists() and "results" in PurePosixPath(recorded).parts:
-                if self._identity(input_) != identity:
-                    return f"{input_} is not the one that it was made of"
+            shard, ours = PurePosixPath(recorded).stem.isdigit(), "results" in PurePosixPath(recorded).parts
+            if ours and not shard and input_.exists() and self._identity(input_) != identity:
+                return f"{input_} is not the one that it was made of"
         return None
 
     def _require(self, path: Path) -> None:

@@ -42,7 +42,7 @@ def join_shards(paths: Sequence[Path], kind: str, n_prompts: int) -> xr.Dataset:
     """
     parts: list[_Part] = []
     offsets = list[np.ndarray]()
-    dims: dict[str, tuple[tuple[str, ...], dict[str, int], np.dtype, dict[str, Any]]] = {}
+    dims: dict[str, tuple[tuple[str, ...], tuple[int, ...], np.dtype, dict[str, Any]]] = {}
     whole: dict[str, xr.Variable] = {}
     along, attrs = "prompt", dict[Any, Any]()
     for path, (dataset, first) in zip(paths, open_shards(paths, kind, n_prompts=n_prompts), strict=True):
@@ -54,13 +54,13 @@ def join_shards(paths: Sequence[Path], kind: str, n_prompts: int) -> xr.Dataset:
         alone = {str(name): of.load() for name, of in dataset.variables.items() if along not in of.dims}
         if not attrs:
             attrs, whole = _settings(dataset.attrs), alone
-            for name, of in dataset.variables.items():
-                if along in of.dims:
-                    dims[str(name)] = (tuple(map(str, of.dims)), dict(of.sizes), of.dtype, dict(of.attrs))
+            joined_here = {str(name): of for name, of in dataset.variables.items() if along in of.dims}
+            for name, of in joined_here.items():
+                dims[name] = (tuple(map(str, of.dims)), of.shape, of.dtype, dict(of.attrs))
         whole = {name: of for name, of in whole.items() if of.identical(alone.get(name))}
     joined = {
-        name: xr.Variable(of, indexing.LazilyIndexedArray(_Joined(parts, kind, name, along, of, sizes, dtype)), text)
-        for name, (of, sizes, dtype, text) in dims.items()
+        name: xr.Variable(of, indexing.LazilyIndexedArray(_Joined(parts, kind, name, along, of, shape, dtype)), text)
+        for name, (of, shape, dtype, text) in dims.items()
     }
     if offsets:
         text = {**dims["prompt"][3], "long_name": "prompt, counted from the run's first"}
@@ -85,11 +85,11 @@ class _Joined(BackendArray):
         name: str,
         along: str,
         dims: tuple[str, ...],
-        sizes: dict[str, int],
+        shape: tuple[int, ...],
         dtype: np.dtype,
     ) -> None:
         self._parts, self._kind, self._name, self._along, self._dims = parts, kind, name, along, dims
-        self.shape = tuple(parts[-1].stop if dim == along else sizes[dim] for dim in dims)
+        self.shape = tuple(parts[-1].stop if dim == along else size for dim, size in zip(dims, shape, strict=True))
         self.dtype = dtype
 
     def __getitem__(self, key: indexing.ExplicitIndexer) -> np.ndarray:
@@ -114,7 +114,7 @@ class _Joined(BackendArray):
             sizes = [len(np.arange(self.shape[at])[key[at]]) for at, dim in enumerate(self._dims) if dim in kept]
             return np.empty([0 if at == axis else size for at, size in enumerate(sizes)], self.dtype)
         found = np.take(np.concatenate(pieces, axis), np.argsort(order, kind="stable"), axis)
-        return found.take(0, axis) if one else found
+        return np.asarray(found.take(0, axis)) if one else found
 
 
 def _is_number(key: Any) -> bool:

@@ -246,11 +246,6 @@ def shard_names(prompts: int, prompts_per_shard: int) -> list[str]:
     Args:
         prompts: `tokens.prompts` of the config, a multiple of the other.
         prompts_per_shard: `tokens.prompts_per_shard`.
-
-    Example:
-        >>> import selfrepair
-        >>> selfrepair.shard_names(32, 8)
-        ['00000', '00001', '00002', '00003']
     """
     return [f"{shard:05d}" for shard in range(prompts // prompts_per_shard)]
 
