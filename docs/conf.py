@@ -45,6 +45,7 @@ maximum_signature_line_length = 88
 
 html_theme = "pydata_sphinx_theme"
 html_title = "selfrepair"
+html_context = {"default_mode": "auto"}
 html_static_path = ["static"]
 html_css_files = ["site.css"]
 html_sidebars = {"**": ["all-pages"]}
