@@ -70,7 +70,7 @@ MAYBE = ("commands", "explorer")
 """Pages that have their place and need not be there."""
 
 
-def leave_out(app: Sphinx, page: str, source: list[str]) -> None:  # noqa: ARG001
+def leave_out(app: Sphinx, page: str, source: list[str]) -> None:
     """Take pages that are not there out of the tables of contents."""
     for name in MAYBE:
         if not (DOCS / f"{name}.md").exists():

@@ -1,8 +1,8 @@
 """Draw the pictures of docs/idea.md, and make small copies of the default's figures for docs/figures.md.
 
-`python docs/draw_examples.py results/smollm2-135m-instruct/wikipedia` after `make reproduce`. The pictures show one token of one head,
-chosen by rule: of the head whose top tokens are repaired most, the token on which its direct effect is largest. Every number in
-them is read from the run; docs/idea.json keeps those that the page names, and a test holds the page to them.
+`python docs/draw_examples.py results/smollm2-135m-instruct/wikipedia` after `make reproduce`. The pictures show one token of one
+head, chosen by rule: of the head whose top tokens are repaired most, the token on which its direct effect is largest. Every number
+in them is read from the run. docs/numbers.json keeps what pages say of the run; a test holds the pages to it.
 """
 
 import argparse
@@ -156,7 +156,9 @@ def draw_ablation(example: Example) -> Figure:
     for name, (y, effect, scale) in rows.items():
         ablated = name == "ablated run"
         axes.text(0, y + 0.95, name, weight="bold", va="center")
-        axes.annotate("", (14.4, y), (0, y), arrowprops={"arrowstyle": "-|>", "color": FAINT, "linewidth": 1.4}, zorder=0)
+        axes.annotate(
+            "", (14.4, y), (0, y), arrowprops={"arrowstyle": "-|>", "color": FAINT, "linewidth": 1.4}, zorder=0
+        )
         _box(axes, 0.5, y, 2.3, f"layers before\n{example.layer}", FAINT)
         _box(axes, 3.2, y, 2.7, f"{example.name}\nwrites {logits(effect)}", head, faint=ablated)
         _box(axes, 6.3, y, 2.3, "later heads", colours["self_repair_from_heads"])
@@ -192,7 +194,11 @@ def draw_parts(example: Example) -> Figure:
     removed = values["ablated_direct_effect"] - values["direct_effect"]
     steps = [("removed with\nthe head", removed, LOOKS["direct_effect"].colour)]
     steps += [
-        (QUANTITIES[part].label.replace("self-repair from ", "other " if part.endswith("heads") else ""), values[part], LOOKS[part].colour)
+        (
+            QUANTITIES[part].label.replace("self-repair from ", "other " if part.endswith("heads") else ""),
+            values[part],
+            LOOKS[part].colour,
+        )
         for part in example.parts
     ]
     steps = [(name.replace("LayerNorm", "final norm"), value, colour) for name, value, colour in steps]
@@ -241,7 +247,10 @@ def quoted(run: Run, example: Example) -> dict[str, list[str]]:
     model, layers = {selection: run.model_mean(selection=selection) for selection in SELECTIONS}, run.layers()
     control = run.table("selection_control_model").set_index("choice")
     donors = run.table("donor_noise")
-    types = [measured(run.table("ablation_type", kind).query("selection == 'top'").iloc[0], "self_repair") for kind in run.kinds]
+    types = [
+        measured(run.table("ablation_type", kind).query("selection == 'top'").iloc[0], "self_repair")
+        for kind in run.kinds
+    ]
     checks = run.table("checks")
     pair = run.table("repair_pairs").query("by == 'mlp'").query("layer == 10 and head == 8 and by_layer == 11").iloc[0]
     heads = run.heads()

@@ -1,4 +1,4 @@
-"""Save a small random Llama, with a tokenizer trained on a text, as transformers saves models: a stand-in for a model of your own.
+"""Save a small random Llama, with a tokenizer trained on a text, as transformers saves models: a stand-in for your own.
 
 `python docs/stand_in.py models/my-model texts/docs.txt`
 """

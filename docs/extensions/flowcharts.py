@@ -1,7 +1,7 @@
 """Flowcharts, drawn as SVG when the site is built.
 
-A forge draws the blocks ``mermaid`` of docs/architecture.md by Mermaid, three megabytes of JavaScript that the site does without:
-the nodes and arrows are laid out here, in layers, and take the theme's colours.
+A forge draws the blocks ``mermaid`` of docs/architecture.md by Mermaid, three megabytes of JavaScript that the site does
+without: the nodes and arrows are laid out here, in layers, and take the theme's colours.
 """
 
 import re
@@ -123,7 +123,9 @@ def place(chart: Chart) -> tuple[dict[str, tuple[float, float, float, float]], l
     if not chart.down:
         corners = {name: (y, x) for name, (x, y) in corners.items()}
     boxes = {name: (*corners[name], widths[name], heights[name]) for name in layer}
-    return {name: boxes[name] for name in chart.labels}, [_through([boxes[name] for name in way], chart.down) for way in ways]
+    return {name: boxes[name] for name in chart.labels}, [
+        _through([boxes[name] for name in way], chart.down) for way in ways
+    ]
 
 
 def _mean(values: list[float], otherwise: float) -> float:

@@ -38,9 +38,12 @@ class LeadToPages(SphinxTransform):
 
     default_priority = 5
 
-    def apply(self, **kwargs: Any) -> None:  # noqa: ARG002
+    def apply(self, **kwargs: Any) -> None:
         """Replace what MyST took for downloads, and what it could not find."""
-        for node in (*self.document.findall(addnodes.download_reference), *self.document.findall(addnodes.pending_xref)):
+        for node in (
+            *self.document.findall(addnodes.download_reference),
+            *self.document.findall(addnodes.pending_xref),
+        ):
             path, _, anchor = node.get("reftarget", "").partition("#")
             if node.get("refdomain") == "doc":  # MyST takes Markdown anywhere for pages of the site
                 path, anchor = f"{path}.md", node.get("reftargetid") or ""
@@ -144,7 +147,7 @@ def _name(path: Path) -> str:
     return path.relative_to(REPOSITORY).as_posix()
 
 
-def _forget(app: Sphinx, env: Any, docname: str) -> None:  # noqa: ARG001
+def _forget(app: Sphinx, env: Any, docname: str) -> None:
     getattr(env, "repository_files", {}).pop(docname, None)
 
 

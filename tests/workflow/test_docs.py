@@ -15,9 +15,9 @@ import yaml
 
 import selfrepair
 from selfrepair.workflow.config import check_config
+from workflow.running import Space
 
 from conftest import REPOSITORY
-from workflow.running import Space
 
 PAGES = (REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *sorted((REPOSITORY / "docs").glob("*.md")))
 
@@ -73,7 +73,7 @@ NOT_HERE = {
 
 
 def _snakemake(space: Space, words: list[str]) -> None:
-    """On a finished run of the tiny model, whose config stands for config/mine.yaml; of the others the default is laid aside."""
+    """On a finished run of the tiny model, whose config stands for config/mine.yaml; a larger one is not run."""
     if "config/gemma3.yaml" in words:
         words = [*words, "--dry-run"]
         subprocess.run(
@@ -91,7 +91,9 @@ def _snakemake(space: Space, words: list[str]) -> None:
 
 def _selfrepair(space: Space, words: list[str]) -> None:
     if any(f"config/{name}.yaml" in words for name in ("paper", "gemma3")) or words == ["selfrepair", "plan"]:
-        done = subprocess.run(program(words[1:]), cwd=space.repo, env=space.environment, capture_output=True, check=False)
+        done = subprocess.run(
+            program(words[1:]), cwd=space.repo, env=space.environment, capture_output=True, check=False
+        )
         assert done.returncode in (0, 1), done.stderr  # 1: something does not fit on this machine
         assert b"Traceback" not in done.stderr
         return
@@ -103,7 +105,9 @@ def _selfrepair(space: Space, words: list[str]) -> None:
 
 def _make(_: Space, words: list[str]) -> None:
     """Its commands are printed, not run: they are the commands of this project's CI, or those of other tests and benchmarks."""
-    done = subprocess.run(["make", "--dry-run", *words[1:]], cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        ["make", "--dry-run", *words[1:]], cwd=REPOSITORY, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip()
 
@@ -142,7 +146,9 @@ def test_every_command_is_run_or_listed() -> None:
 
 def test_nothing_is_listed_that_no_page_says() -> None:
     said = commands()
-    assert [pattern for pattern in (*NOT_HERE, *RUN) if not any(re.fullmatch(pattern, command) for command in said)] == []
+    assert [
+        pattern for pattern in (*NOT_HERE, *RUN) if not any(re.fullmatch(pattern, command) for command in said)
+    ] == []
 
 
 def test_a_command_that_is_not_listed_is_found() -> None:
@@ -217,6 +223,8 @@ def test_the_stand_in_is_a_model_that_is_measured(tmp_path: Path) -> None:
         sys.path.pop(0)
     (tmp_path / "text.txt").write_text((REPOSITORY / "docs" / "idea.md").read_text(encoding="utf-8"), encoding="utf-8")
     save_stand_in(tmp_path / "model", tmp_path / "text.txt")
-    ds = selfrepair.ablate_heads(selfrepair.load_model(tmp_path / "model"), [[1, 2, 3], [4, 5, 6]], [[4, 5, 6], [1, 2, 3]])
+    ds = selfrepair.ablate_heads(
+        selfrepair.load_model(tmp_path / "model"), [[1, 2, 3], [4, 5, 6]], [[4, 5, 6], [1, 2, 3]]
+    )
     assert ds.sizes["head"] == 32
     assert abs(ds.self_repair).max() > 0.01  # not lost in rounding
