@@ -1,8 +1,8 @@
 """Draw the pictures of docs/idea.md, and make small copies of the default's figures for docs/figures.md.
 
-`python docs/draw_examples.py results/smollm2-135m-instruct/wikipedia` after `make reproduce`. The pictures show one token of one
-head, chosen by rule: of the head whose top tokens are repaired most, the token on which its direct effect is largest. Every number
-in them is read from the run. docs/numbers.json keeps what pages say of the run; a test holds the pages to it.
+`python docs/draw_examples.py results/smollm2-135m-instruct/wikipedia` after `make reproduce`. The pictures show one token of
+one head, chosen by rule: of the head whose top tokens are repaired most, the token on which its direct effect is largest. Every
+number in them is read from the run. docs/numbers.json keeps what pages say of the run; a test holds the pages to it.
 """
 
 import argparse

@@ -163,7 +163,7 @@ def draw(chart: Chart) -> str:
                 path += f" C{x0:.1f} {(y0 + y1) / 2:.1f} {x1:.1f} {(y0 + y1) / 2:.1f} {x1:.1f} {y1:.1f}"
             else:
                 path += f" C{(x0 + x1) / 2:.1f} {y0:.1f} {(x0 + x1) / 2:.1f} {y1:.1f} {x1:.1f} {y1:.1f}"
-        parts.append(f'<path class="way" d="{path}" marker-end="url(#arrow)"/>')
+        parts.append(f'<path class="way" fill="none" d="{path}" marker-end="url(#arrow)"/>')
     for name, (left, top, w, h) in boxes.items():
         parts.append(f'<rect x="{left:.1f}" y="{top:.1f}" width="{w:.1f}" height="{h:.1f}" rx="4"/>')
         for at, line in enumerate(chart.labels[name]):

@@ -11,6 +11,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 import pytest
+import yaml
 from markdown_it import MarkdownIt
 from mdit_py_plugins.anchors import anchors_plugin
 
@@ -173,6 +174,15 @@ def test_the_site_needs_no_network(built: dict[Path, Links], site: Path) -> None
 def test_the_public_functions_are_in_the_site(built: dict[Path, Links], site: Path) -> None:
     ids = built[site / "api.html"].ids
     assert {name for name in FUNCTIONS if f"selfrepair.{name}" not in ids} == set()
+
+
+def test_the_site_that_is_published_is_the_one_that_make_builds() -> None:
+    workflow = yaml.safe_load((REPOSITORY / ".github" / "workflows" / "pages.yml").read_text(encoding="utf-8"))
+    steps = workflow["jobs"]["build"]["steps"]
+    assert [step["run"] for step in steps if "run" in step] == ["make site"]
+    assert steps[-1]["with"]["path"] == "docs/_build/html"
+    assert "sphinx-build -q -W --keep-going -b html docs docs/_build/html" in (REPOSITORY / "Makefile").read_text()
+    assert workflow["jobs"]["publish"]["needs"] == "build"
 
 
 def test_four_readers_find_their_page_on_the_first(site: Path) -> None:

@@ -55,8 +55,8 @@ def load_model(
             does not hold. Of a folder alone.
 
     Returns:
-        The model with the parts that the definitions name, checked on a short prompt: writes add up to the final
-        residual, the logit formula gives the model's own logits.
+        The model with the parts that the definitions name, checked on a short prompt. Writes add up to the final
+        residual, and the logit formula gives the model's own logits.
 
     Raises:
         ValueError: The folder holds no model, the model in memory has another dtype or device or is in training
