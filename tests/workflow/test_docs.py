@@ -4,6 +4,7 @@ import contextlib
 import doctest
 import io
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -158,9 +159,11 @@ def test_a_command_that_is_not_listed_is_found() -> None:
 
 @pytest.fixture(scope="module")
 def space(finished: Space, tmp_path_factory: pytest.TempPathFactory) -> Space:
-    """One copy for all commands, in the order of the pages: no command may spoil what the next one needs."""
+    """One copy for all commands: each must run whether or not the others have."""
     space = finished.copy(tmp_path_factory.mktemp("docs") / "space")
     (space.repo / "docs").symlink_to(REPOSITORY / "docs")
+    (space.repo / "texts").mkdir()
+    shutil.copy2(REPOSITORY / "README.md", space.repo / "texts" / "docs.txt")
     return space
 
 
