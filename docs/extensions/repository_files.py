@@ -120,6 +120,8 @@ def _markdown(path: Path, app: Sphinx) -> tuple[str, list[str]]:
     found, more = reader.parse(path.read_text(encoding="utf-8")), []
     here = posixpath.dirname(f"{FOLDER}/{_name(path)}")
     for token in (child for outer in found for child in (outer, *(outer.children or ()))):
+        if token.type == "table_open":
+            token.attrs["class"] = "table"
         key = {"link_open": "href", "image": "src"}.get(token.type)
         target, _, anchor = str(token.attrs.get(key or "", "")).partition("#")
         if not target or ":" in target:
