@@ -33,6 +33,7 @@ myst_enable_extensions = ["dollarmath"]
 myst_fence_as_directive = ["mermaid"]
 myst_heading_anchors = 4
 highlight_language = "sh"  # of blocks that name no language
+suppress_warnings = ["misc.highlighting_failure"]  # those of commands may hold what they print, which is no shell
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
