@@ -67,7 +67,7 @@ html_theme_options = {
 }
 copybutton_prompt_text = "$ "
 
-MAYBE = ("commands", "explorer")
+MAYBE = ("commands", "explorer", "module")
 """Pages that have their place and need not be there."""
 
 

@@ -22,8 +22,8 @@ from conftest import REPOSITORY
 
 PAGES = (REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *sorted((REPOSITORY / "docs").glob("*.md")))
 
-OWN_TESTS = {"commands.md", "explorer.md"}
-"""Pages whose commands have tests of their own, beside those of the program that they are about."""
+OWN_TESTS = {"commands.md", "explorer.md", "module.md"}
+"""Pages whose blocks have tests of their own, beside those of what they are about."""
 
 Block = tuple[str, str]
 
