@@ -8,7 +8,9 @@ Which tables a figure takes, and which figures a config has, stands in srcpkg/se
 
 # The tables that each figure and its section of the findings are made from.
 FIGURES = {
-    figure: {key: PUBLISHED if name == catalogue.PUBLISHED else table(name, kind) for key, (name, kind) in tables.items()}
+    figure: {
+        key: PUBLISHED if name == catalogue.PUBLISHED else table(name, kind) for key, (name, kind) in tables.items()
+    }
     for figure, tables in catalogue.figures_of(
         catalogue.Asked(
             main=MAIN_KIND,

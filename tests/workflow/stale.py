@@ -120,6 +120,8 @@ USERS: dict[str, set[str]] = {
     "measure/mean_activations.py": {"average_activations", *OF_SHARD},
     "measure/moved_residual.py": {"move_residual"},
     "measure/neurons.py": {"measure_neurons"},
+    # Of one text, without a workflow.
+    "measure/one_text.py": set(),
     "measure/other_donor.py": {"project_other_donor"},
     "measure/reinforcement.py": {"reinforce_heads"},
     "measure/shard.py": OF_SHARD,
@@ -130,6 +132,7 @@ USERS: dict[str, set[str]] = {
     | {"tabulate_selection_control", "choose_heads"},
     "measure/tokens.py": {"tokenize_corpus", "check_prompts"} | RUNS_THE_MODEL,
     "model/allocator.py": RUNS_THE_MODEL,
+    "model/bridged.py": RUNS_THE_MODEL,
     "model/calls.py": RUNS_THE_MODEL,
     "model/experts.py": RUNS_THE_MODEL,
     # Counts operations for the benchmark and a test.
@@ -141,8 +144,14 @@ USERS: dict[str, set[str]] = {
     "model/parts.py": RUNS_THE_MODEL,
     "model/placing.py": RUNS_THE_MODEL,
     "model/precision.py": RUNS_THE_MODEL,
+    "model/texts.py": {"ablate_heads"},
     "model/token_ids.py": {"ablate_heads"},
     "quantities.py": RUNS_THE_MODEL | SHOWS | TABLES,
+    # Looks at what the workflow has made.
+    "run/cache.py": set(),
+    "run/opened.py": set(),
+    "run/plot.py": set(),
+    "run/shards.py": set(),
     "snapshots/checked.py": {"check_model"},
     "snapshots/corpora.py": {"snapshot_corpus"},
     "snapshots/encoding.py": {"snapshot_model", "tokenize_corpus", "check_prompts"} | RUNS_THE_MODEL,
