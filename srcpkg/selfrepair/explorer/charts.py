@@ -50,29 +50,27 @@ def layers() -> alt.LayerChart:
     """A line a model through its layers' means by relative depth, with bands of their intervals."""
     x = alt.X("depth:Q", title="relative depth of the layer", scale=alt.Scale(domain=[0, 1]), axis=alt.Axis(tickCount=6))
     scale, value = alt.Scale(domain=["{reach}"], nice=True), "{value}"
-    of_models = {
-        "color": alt.Color(
-            "model:N",
-            title=None,
-            scale=alt.Scale(domain=["{models}"], range=["{colours}"]),
-            legend=alt.Legend(orient="top", columns=3, labelLimit=260, symbolType="stroke", symbolSize=500, symbolOpacity=1),
-        ),
-        "strokeDash": alt.StrokeDash("model:N", title=None, scale=alt.Scale(domain=["{models}"], range=["{dashes}"])),
-    }
+    scale_of = alt.Scale(domain=["{models}"], range=["{colours}"])
+    colour = alt.Color(
+        "model:N",
+        title=None,
+        scale=scale_of,
+        legend=alt.Legend(orient="top", columns=5, labelLimit=260, symbolType="stroke", symbolSize=500, symbolOpacity=1),
+    )
+    dash = alt.StrokeDash("model:N", title=None, scale=alt.Scale(domain=["{models}"], range=["{dashes}"]))
     base = alt.Chart(alt.NamedData("rows"))
-    colour = alt.Color("model:N", scale=alt.Scale(domain=["{models}"], range=["{colours}"]), legend=None)
     band = base.mark_area(opacity=0.2).encode(
         x=x, y=alt.Y("low:Q", title=value, scale=scale), y2="high:Q", color=colour
     )
     y = alt.Y("value:Q", title=value, scale=scale)
-    line = base.mark_line(strokeWidth=1.8).encode(x=x, y=y, **of_models)
+    line = base.mark_line(strokeWidth=1.8).encode(x=x, y=y, color=colour, strokeDash=dash)
     dots = base.mark_point(size=24, filled=True, opacity=1).encode(
         x=x,
         y=y,
         color=colour,
         tooltip=[alt.Tooltip("model:N"), alt.Tooltip("layer:Q"), alt.Tooltip("told:N", title=value)],
     )
-    return alt.layer(_zero("y"), band, line, dots).resolve_scale(color="independent")
+    return alt.layer(_zero("y"), band, line, dots)
 
 
 def tokens() -> alt.LayerChart:
@@ -106,7 +104,7 @@ def tokens() -> alt.LayerChart:
     guide = guides.mark_line(strokeDash=[5, 4], color="$faint", clip=True).encode(x="x:Q", y="y:Q", order="x:Q")
     told = (
         guides.transform_filter("datum.label != null")
-        .mark_text(align="left", dx=8, dy=-4, color="$faint", fontSize=11)
+        .mark_text(align="right", dx=-8, dy=4, color="$faint", fontSize=11)
         .encode(x="x:Q", y="y:Q", text="label:N")
     )
     return alt.layer(_zero("x"), _zero("y"), dots, guide, told, _cursor(place, mark="point"))

@@ -16,7 +16,7 @@ async function headView(state) {
     el("h1", {}, name, " ", el("span", { class: "faint" }, `of ${run.model} on ${run.corpus}`)),
     el("p", { class: "lead" }, `Head ${head} of layer ${layer}, ${state.kind} ablation. ${chosen ? "One of the heads that were looked at one by one." : "Not one of the heads that were looked at one by one: neurons and donors were measured for those alone."}`),
     stepper(state, run),
-    el("div", { class: "grid two" }, numbersCard(given), partsCard(given)),
+    el("div", { class: "grid numbers" }, numbersCard(given), partsCard(given)),
     el("div", { class: "grid two" }, await tokensCard(given), repairersCard(given)),
     await bestCard(state, run, row, best, name),
     el("div", { class: "grid two" }, scalesCard(given), reinforcementCard(given)),

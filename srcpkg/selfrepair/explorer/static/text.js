@@ -83,7 +83,7 @@ function table({ caption, columns, rows, sorted, onsort, current, unseen = true 
       columns.map((column, at) => {
         const content = column.show ? column.show(row) : number(row[column.key], column.digits);
         const first = at === 0 && column.heads !== false;
-        return el(first ? "th" : "td", { scope: first ? "row" : null, class: column.text ? "text" : null }, content);
+        return el(first ? "th" : "td", { scope: first ? "row" : null, class: column.text ? "text" : null, "data-label": column.label }, content);
       }),
     ),
   );
