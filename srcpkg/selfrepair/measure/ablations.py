@@ -19,6 +19,7 @@ from selfrepair.files.hdf5 import write_hdf5
 from selfrepair.measure.shard import Shard
 from selfrepair.model.calls import left_as_it_was
 from selfrepair.model.model import Model
+from selfrepair.model.texts import text_reader
 from selfrepair.model.token_ids import TokenIds, token_ids
 from selfrepair.quantities import ABLATION_KINDS
 from selfrepair.workflow.progress import Progress
@@ -26,22 +27,24 @@ from selfrepair.workflow.progress import Progress
 
 def ablate_heads(
     model: Model,
-    tokens: TokenIds,
-    donors: TokenIds | None = None,
+    tokens: TokenIds | str,
+    donors: TokenIds | str | None = None,
     heads: Heads | None = None,
     kind: str = "resample",
     progress: bool = False,
+    tokenizer: Any = None,
 ) -> xr.Dataset:
     """Ablate heads one at a time, at all positions, and measure what compensates.
 
     Args:
         model: From `selfrepair.load_model`.
-        tokens: Token ids [prompt, pos], integers of any type.
-        donors: Token ids [prompt, pos] of each prompt's donor; wanted for kind "resample", and for no other.
+        tokens: Token ids [prompt, pos], integers of any type; or texts of as many tokens each, with a ``tokenizer``.
+        donors: Token ids [prompt, pos] of each prompt's donor, or texts; wanted for kind "resample", and for no other.
         heads: The (layer, head) pairs to ablate; None means all.
         kind: "resample" (z of the donor prompt), "mean" (z averaged over all given prompts and positions) or "zero"
             (the head writes nothing).
         progress: Show a bar on a terminal, log lines elsewhere.
+        tokenizer: For texts: the model's folder, or a fast tokenizer of transformers. BOS comes first where it has one.
 
     Returns:
         Dims ("head", "prompt", "pos"), pos being the predicting positions 0 .. T-2; coords layer and head_index of each
@@ -50,11 +53,11 @@ def ablate_heads(
         the model has some).
 
     Raises:
-        ValueError: Shapes that differ, ids outside the vocabulary, a head that does not exist, an unknown kind, or an
-            identity that does not hold (a model that the definitions do not cover).
+        ValueError: Shapes or lengths that differ, texts without a tokenizer, ids outside the vocabulary, a head that does not
+            exist, an unknown kind, or an identity that does not hold (a model that the definitions do not cover).
     """
-    prompt_ids = token_ids(model, tokens, "tokens")
-    donor_ids = _donor_ids(model, donors, prompt_ids, kind)
+    prompt_ids = token_ids(model, _as_ids(tokens, tokenizer, "tokens"), "tokens")
+    donor_ids = _donor_ids(model, None if donors is None else _as_ids(donors, tokenizer, "donors"), prompt_ids, kind)
     heads = check_heads(model, heads)
     chunks = prompt_chunks(model, *prompt_ids.shape)
     proof = Proof(model, f"{kind} ablations", seed=0)
@@ -77,6 +80,18 @@ def ablate_heads(
             prove_heads(proof, repeat_heads(proof, within, heads, prompt_ids[chunk], again), arrays(part))
             parts.append(part)
     return _join(parts).assign_attrs(proof.attrs())
+
+
+def _as_ids(tokens: TokenIds | str, tokenizer: Any, name: str) -> TokenIds:
+    """Token ids of texts; whatever else is given as it is."""
+    texts = [tokens] if isinstance(tokens, str) else tokens
+    if not (isinstance(texts, list | tuple) and texts and all(isinstance(text, str) for text in texts)):
+        return tokens
+    if tokenizer is None:
+        raise ValueError(
+            f"{name} is text: name the model's tokenizer too, as tokenizer=FOLDER, or give token ids [prompt, pos]"
+        )
+    return text_reader(tokenizer).ids(texts, name)
 
 
 def _ablate_chunk(

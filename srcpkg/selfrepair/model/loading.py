@@ -1,12 +1,14 @@
 """Models are loaded here, from a snapshot or from memory, and refused where a measurement would not hold."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
 from selfrepair.families import refuse_architecture
 from selfrepair.model.allocator import keep_freed_memory
+from selfrepair.model.bridged import is_bridge, unbridged
 from selfrepair.model.calls import left_as_it_was
 from selfrepair.model.model import Model, check_tokens
 from selfrepair.model.observed import (
@@ -31,7 +33,7 @@ DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
 def load_model(
-    source: str | Path | PreTrainedModel,
+    source: str | Path | PreTrainedModel | Any,
     device: str = "cpu",
     dtype: str = "float32",
     center_unembed: bool = True,
@@ -41,8 +43,9 @@ def load_model(
     """Load a model for measurement, or take one that is in memory.
 
     Args:
-        source: A snapshot folder, another folder that save_pretrained wrote, or a transformers causal language model. A
-            model in memory is used as it is and never changed.
+        source: A snapshot folder, another folder that save_pretrained wrote, a transformers causal language model, or a
+            TransformerBridge of TransformerLens (without compatibility mode). A model in memory is used as it is and never
+            changed; of a bridge, the weights.
         device: Torch device, such as "cpu" or "cuda".
         dtype: "float32" or "float64"; the type of residuals and of every measured value, and of the weights.
         center_unembed: Centre logits over the vocabulary, as the definitions do.
@@ -69,6 +72,8 @@ def load_model(
             f"weights are {weights!r} with dtype {dtype!r}; wanted 'bfloat16' with 'float32', or None: as dtype says"
         )
     named = "in memory"
+    if is_bridge(source):
+        source = unbridged(source)
     if isinstance(source, PreTrainedModel):
         if offload:
             raise ValueError("a model in memory is used where it is: save it and name the folder to have it offloaded")
@@ -77,7 +82,8 @@ def load_model(
         hf, named = _read_folder(Path(source), torch.device(device), DTYPES[dtype], bfloat16, offload)
     else:
         raise ValueError(
-            f"source is a {type(source).__name__}; wanted a snapshot folder or a transformers PreTrainedModel"
+            f"source is a {type(source).__name__}; wanted a snapshot folder, a transformers PreTrainedModel or a "
+            "TransformerBridge of TransformerLens"
         )
     _check_settings(hf, torch.device(device), DTYPES[dtype], bfloat16, offload)
     if device == "cpu":

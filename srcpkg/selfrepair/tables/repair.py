@@ -2,13 +2,14 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import xarray as xr
 from jaxtyping import Float, Int
 
-from selfrepair.files.hdf5 import heads_of, open_shards, rows_of
+from selfrepair.files.hdf5 import heads_of, open_hdf5, open_shards, rows_of
 from selfrepair.files.tables import read_settings, write_table
 from selfrepair.measure.chosen_heads import read_chosen_heads
 from selfrepair.quantities import POSTNORMS
@@ -75,6 +76,27 @@ def tabulate_repair(
     table = found.iloc[len(rows) :].reset_index(drop=True)
     table.insert(0, "rank", table.groupby("by").cumcount() + 1)
     write_table(table, tables["pairs"], run)
+
+
+def repair_of_head(head: Head, shards: Sequence[Path], run: Mapping[Any, Any]) -> pd.DataFrame:
+    """What repairs one head, component by component.
+
+    Args:
+        head: (layer, head).
+        shards: Ablations files of one kind that hold the head, in the order of their prompts.
+        run: Settings that the run's tables carry.
+
+    Returns:
+        Columns of the table "rows" of `tabulate_repair`, without those of norms and the sum.
+
+    Raises:
+        ValueError: A shard that cannot be read or lacks the head.
+    """
+    with open_hdf5(shards[0], "ablations") as dataset:
+        heads = heads_of(dataset)
+    parallel = run["parallel_attention_mlp"]
+    rows = _components(head, int(run["n_layers"]), int(run["n_heads"]), parallel, {})
+    return _repairs(rows, heads, shards, {}, Resamples.of_run(run))
 
 
 class LayerRepair:

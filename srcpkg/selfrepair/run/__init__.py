@@ -1,0 +1,1 @@
+"""A finished run as labelled views: tables by pandas, measured files by xarray, prompts as text. What notebooks read."""
