@@ -78,6 +78,7 @@ ALL_MODELS = "results/all_models/{corpus}"
 ALL_MODELS_TABLE = f"{ALL_MODELS}/tables/{{kind}}/{{table}}.parquet"
 ALL_MODELS_FIGURE = f"{ALL_MODELS}/figures/{{figure}}.png"
 ALL_MODELS_FINDINGS = f"{ALL_MODELS}/findings.md"
+EXPLORER = "results/explorer.html"
 PUBLISHED = os.path.relpath(Path(workflow.basedir) / "resources" / "published" / "self_repair_by_head.csv")
 PUBLISHED_MODELS = os.path.relpath(Path(workflow.basedir) / "resources" / "published" / "models.json")
 PUBLISHED_MODEL = "results/{model}/published.json"

@@ -9,6 +9,7 @@ from typing import Any
 import altair as alt
 
 Spec = dict[str, Any]
+Layered = alt.LayerChart | alt.FacetChart
 
 POINT_SIZE = 16
 
@@ -26,9 +27,12 @@ def specifications() -> dict[str, Spec]:
     return {name: _bare(chart.to_dict()) for name, chart in made.items()}
 
 
-def heads() -> alt.LayerChart:
+def heads() -> Layered:
     """A cell a head, by layer and head, coloured by a value around its middle."""
-    place = {"x": alt.X("layer:O", title="layer", axis=alt.Axis(labelAngle=0, labelOverlap=True)), "y": alt.Y("head:O", title="head")}
+    place = {
+        "x": alt.X("layer:O", title="layer", axis=alt.Axis(labelAngle=0, labelOverlap=True)),
+        "y": alt.Y("head:O", title="head"),
+    }
     cells = (
         alt.Chart(alt.NamedData("rows"))
         .mark_rect(cursor="pointer")
@@ -38,7 +42,14 @@ def heads() -> alt.LayerChart:
                 "shown:Q",
                 title="{value}",
                 scale=alt.Scale(domain=["{low}", "{high}"], range=["$map"], clamp=True),
-                legend=alt.Legend(orient="top", gradientLength=180, gradientThickness=10, titleLimit=300, titleOrient="left", format="~g"),
+                legend=alt.Legend(
+                    orient="top",
+                    gradientLength=180,
+                    gradientThickness=10,
+                    titleLimit=300,
+                    titleOrient="left",
+                    format="~g",
+                ),
             ),
             tooltip=[alt.Tooltip("name:N", title="head"), alt.Tooltip("told:N", title="{value}")],
         )
@@ -46,16 +57,20 @@ def heads() -> alt.LayerChart:
     return alt.layer(cells, _cursor(place))
 
 
-def layers() -> alt.LayerChart:
+def layers() -> Layered:
     """A line a model through its layers' means by relative depth, with bands of their intervals."""
-    x = alt.X("depth:Q", title="relative depth of the layer", scale=alt.Scale(domain=[0, 1]), axis=alt.Axis(tickCount=6))
+    x = alt.X(
+        "depth:Q", title="relative depth of the layer", scale=alt.Scale(domain=[0, 1]), axis=alt.Axis(tickCount=6)
+    )
     scale, value = alt.Scale(domain=["{reach}"], nice=True), "{value}"
     scale_of = alt.Scale(domain=["{models}"], range=["{colours}"])
     colour = alt.Color(
         "model:N",
         title=None,
         scale=scale_of,
-        legend=alt.Legend(orient="top", columns=5, labelLimit=260, symbolType="stroke", symbolSize=500, symbolOpacity=1),
+        legend=alt.Legend(
+            orient="top", columns=5, labelLimit=260, symbolType="stroke", symbolSize=500, symbolOpacity=1
+        ),
     )
     dash = alt.StrokeDash("model:N", title=None, scale=alt.Scale(domain=["{models}"], range=["{dashes}"]))
     base = alt.Chart(alt.NamedData("rows"))
@@ -73,7 +88,7 @@ def layers() -> alt.LayerChart:
     return alt.layer(_zero("y"), band, line, dots)
 
 
-def tokens() -> alt.LayerChart:
+def tokens() -> Layered:
     """A dot a token: one quantity against another, top tokens in front, and the line where nothing is repaired."""
     place = {
         "x": alt.X("x:Q", title="{x}", scale=alt.Scale(domain=["{reach_x}"], nice=True)),
@@ -110,7 +125,7 @@ def tokens() -> alt.LayerChart:
     return alt.layer(_zero("x"), _zero("y"), dots, guide, told, _cursor(place, mark="point"))
 
 
-def bars() -> alt.LayerChart:
+def bars() -> Layered:
     """A bar a thing, with its interval."""
     y = alt.Y("label:N", title=None, sort=None, axis=alt.Axis(labelLimit=240, domain=False, ticks=False))
     scale = alt.Scale(domain=["{reach}"], nice=True)
@@ -129,7 +144,7 @@ def bars() -> alt.LayerChart:
     return alt.layer(bar, interval, _zero("x"))
 
 
-def scales() -> alt.LayerChart:
+def scales() -> Layered:
     """How a number is spread over tokens: shares by bin, top tokens and all."""
     steps = (
         alt.Chart(alt.NamedData("rows"))
@@ -156,19 +171,38 @@ def scales() -> alt.LayerChart:
     return alt.layer(steps, one)
 
 
-def reinforcement() -> alt.LayerChart:
+def reinforcement() -> Layered:
     """A head's direct effect with its own output added to its input, beside controls, by the times it is added."""
     base = alt.Chart(alt.NamedData("rows"))
     scale = alt.Scale(domain=["{reach}"], nice=True)
-    x = alt.X("scale:Q", title="times the output is added to the input", scale=alt.Scale(domain=["{ends}"]), axis=alt.Axis(values=["{scales}"], format="~g"))
-    colour = alt.Color("added:N", title=None, scale=alt.Scale(domain=["own output", "random direction", "another head's output"], range=["$direct_effect", "$faint", "$self_repair_from_heads"]), legend=alt.Legend(orient="top", columns=3, labelLimit=200))
+    x = alt.X(
+        "scale:Q",
+        title="times the output is added to the input",
+        scale=alt.Scale(domain=["{ends}"]),
+        axis=alt.Axis(values=["{scales}"], format="~g"),
+    )
+    colour = alt.Color(
+        "added:N",
+        title=None,
+        scale=alt.Scale(
+            domain=["own output", "random direction", "another head's output"],
+            range=["$direct_effect", "$faint", "$self_repair_from_heads"],
+        ),
+        legend=alt.Legend(orient="top", columns=3, labelLimit=200),
+    )
     line = base.mark_line(point=alt.OverlayMarkDef(filled=True, size=34)).encode(
         x=x,
         y=alt.Y("value:Q", title="direct effect (logits)", scale=scale),
         color=colour,
-        tooltip=[alt.Tooltip("added:N"), alt.Tooltip("scale:Q", title="times"), alt.Tooltip("told:N", title="direct effect (logits)")],
+        tooltip=[
+            alt.Tooltip("added:N"),
+            alt.Tooltip("scale:Q", title="times"),
+            alt.Tooltip("told:N", title="direct effect (logits)"),
+        ],
     )
-    interval = base.mark_rule().encode(x=x, y=alt.Y("low:Q", title="direct effect (logits)", scale=scale), y2="high:Q", color=colour)
+    interval = base.mark_rule().encode(
+        x=x, y=alt.Y("low:Q", title="direct effect (logits)", scale=scale), y2="high:Q", color=colour
+    )
     clean = alt.Chart(alt.NamedData("line")).mark_rule(strokeDash=[5, 4], color="$ink").encode(y="y:Q")
     return alt.layer(clean, interval, line)
 

@@ -65,7 +65,11 @@ def of_models(run: list[str], published: list[str], theme: str) -> dict[str, dic
     return {
         model: {
             "colour": ink if look.colour == INK else on_ground(look.colour, theme),
-            "dash": [1, 0] if look.dash == "-" else [4, 3] if look.dash == ":" else [2.2 * part for part in look.dash[1]],
+            "dash": [1, 0]
+            if look.dash == "-"
+            else [4, 3]
+            if look.dash == ":"
+            else [2.2 * part for part in look.dash[1]],
         }
         for model, look in looks.items()
     }

@@ -20,6 +20,8 @@ STEP = 0.001
 MISSING = np.iinfo(np.int32).min
 """Stands for a token that has no value."""
 
+MOST = np.iinfo(np.int32).max
+
 
 @dataclass(frozen=True)
 class Stored:
@@ -37,9 +39,9 @@ class Stored:
 
 
 def to_steps(values: Float[np.ndarray, "*rest"]) -> Int[np.ndarray, "*rest"]:
-    """Values in whole steps of `STEP`, `MISSING` where there is none."""
+    """Values in whole steps of `STEP`, `MISSING` where there is none; two million is the most that a step count holds."""
     known = np.isfinite(values)
-    rounded = np.rint(np.where(known, values, 0).astype(np.float64) / STEP)
+    rounded = np.rint(np.where(known, values, 0).astype(np.float64) / STEP).clip(-MOST, MOST)
     return np.where(known, rounded, MISSING).astype(np.int32)
 
 
@@ -66,7 +68,9 @@ def pack(arrays: Sequence[Int[np.ndarray, "*rest"]]) -> str:
         coded = np.where(flat == MISSING, 0, np.where(flat >= 0, 2 * flat, -2 * flat - 1) + 1).astype(np.uint64)
         planes = max(1, -(-int(coded.max(initial=0)).bit_length() // 8))
         parts.append(bytes([planes]))
-        parts += [((coded >> np.uint64(8 * at)) & np.uint64(255)).astype(np.uint8).tobytes() for at in reversed(range(planes))]
+        parts += [
+            ((coded >> np.uint64(8 * at)) & np.uint64(255)).astype(np.uint8).tobytes() for at in reversed(range(planes))
+        ]
     return deflate(b"".join(parts))
 
 
@@ -85,7 +89,10 @@ def as_json(value: Any) -> str:
 
 def records(table: pd.DataFrame) -> dict[str, Any]:
     """A table for JSON, its numbers exactly, by column; None where there is no value."""
-    return {"columns": list(map(str, table.columns)), "rows": [[_plain(value) for value in row] for row in rows_of(table)]}
+    return {
+        "columns": list(map(str, table.columns)),
+        "rows": [[_plain(value) for value in row] for row in rows_of(table)],
+    }
 
 
 def rows_of(table: pd.DataFrame) -> list[tuple[Any, ...]]:

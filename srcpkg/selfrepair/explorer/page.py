@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 from importlib.resources import files as package_files
-from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import vl_convert
 from altair import VEGALITE_VERSION
 
@@ -14,29 +14,24 @@ from selfrepair.explorer.colours import of_models, of_theme
 from selfrepair.explorer.packing import as_json, records
 from selfrepair.explorer.payload import RunFiles, of_runs
 from selfrepair.figures.style.looks import published_look
-from selfrepair.files.sealed import write_whole, writing
-from selfrepair.files.tables import read_table
 from selfrepair.quantities import MEANS, QUANTITIES
 
 SCRIPTS = ("data.js", "text.js", "state.js", "download.js", "charts.js", "overview.js", "head.js", "token.js", "app.js")
 """Scripts of the page, in the order in which one builds on another."""
 
 
-def write_explorer(runs: Sequence[RunFiles], *, published: Path, out: Path) -> None:
-    """Write the page of all models of a run.
+def content_of(runs: Sequence[RunFiles], release: pd.DataFrame) -> dict[str, Any]:
+    """All that the page shows.
 
     Args:
         runs: Files of each model on each text.
-        published: The paper's per-head results.
-        out: HTML file to write.
-
-    Raises:
-        ValueError: A file that is missing, damaged, or not of one run with the others.
+        release: The paper's per-head results.
     """
-    release = read_table(published)
-    content = {
+    return {
         "runs": of_runs(runs),
-        "published": {model: records(table.drop(columns="model")) for model, table in release.groupby("model", sort=False)},
+        "published": {
+            str(model): records(table.drop(columns="model")) for model, table in release.groupby("model", sort=False)
+        },
         **_looks(list(dict.fromkeys(run.model for run in runs)), list(release["model"].unique())),
         "quantities": {
             name: {"label": of.label, "unit": of.unit, "description": of.description} for name, of in QUANTITIES.items()
@@ -45,15 +40,14 @@ def write_explorer(runs: Sequence[RunFiles], *, published: Path, out: Path) -> N
         "charts": specifications(),
         "version": __version__,
     }
-    page = html(content)
-    with write_whole(out) as temporary, writing(out):
-        temporary.write_text(page, encoding="utf-8")
 
 
 def html(content: dict[str, Any]) -> str:
     """The page around what it shows."""
     static = package_files("selfrepair.explorer") / "static"
-    library = vl_convert.javascript_bundle(vl_version=VEGALITE_VERSION.rsplit(".", 1)[0])
+    library = vl_convert.javascript_bundle(
+        "window.vegaEmbed = vegaEmbed;", vl_version=VEGALITE_VERSION.rsplit(".", 1)[0]
+    )
     if "</script" in library.lower():
         raise ValueError("the charts' library holds </script: take another version of vl-convert-python")
     parts = {

@@ -69,13 +69,16 @@ def of_run(files: RunFiles, share: float) -> dict[str, Any]:
     n_heads = sum(len(tables[kind]["heads"].drop_duplicates(["layer", "head"])) for kind in files.kinds)
     read = np.sort(order[: max(1, int(AT_MOST * share / (n_heads * positions)))])
     values = {
-        kind: read_tokens(files.shards[kind], files.thresholds, int(run["first_position"]), read) for kind in files.kinds
+        kind: read_tokens(files.shards[kind], files.thresholds, int(run["first_position"]), read)
+        for kind in files.kinds
     }
-    prompts, packed = _fitting(values, [prompt for prompt in order if prompt in set(read.tolist())], BUDGET * share)
+    held = set(read.tolist())
+    sample = [prompt for prompt in order.tolist() if prompt in held]
+    prompts, packed = _fitting(values, sample, BUDGET * share)
     pieces = Pieces(read_encoder(files.snapshot).tokenizer)
     with open_hdf5(files.tokens, "tokens") as dataset:
         tokens = dataset["tokens"]
-        texts = [pieces.of(tokens[int(prompt)].values) for prompt in prompts]
+        texts = [pieces.of(tokens[prompt].values.tolist()) for prompt in prompts.tolist()]
         kinds = {}
         for kind, of in values.items():
             repairers = strongest_repairers(files.shards[kind], tables[kind]["heads"].attrs)
@@ -123,9 +126,11 @@ def _fitting(
 
 def _packed(values: TokenValues) -> list[str]:
     """Of each head its quantities, then which of its tokens are top tokens."""
-    rest = remainders(values.steps, values.stored())
-    top = values.top.astype(np.int32)
-    return [pack([*(of[row] for of in rest.values()), top[row]]) for row in range(len(values.heads))]
+    stored, found = values.stored(), []
+    for row in range(len(values.heads)):
+        rest = remainders({name: of[row] for name, of in values.steps.items()}, stored)
+        found.append(pack([*rest.values(), values.top[row].astype(np.int32)]))
+    return found
 
 
 def _around(values: TokenValues, sampled: set[int], tokens: Any, pieces: Pieces) -> dict[str, Any]:
@@ -134,7 +139,7 @@ def _around(values: TokenValues, sampled: set[int], tokens: Any, pieces: Pieces)
     for prompt, pos in np.unique(values.best.reshape(-1, 2), axis=0).tolist():
         if prompt >= 0 and prompt not in sampled:
             first = max(0, pos - AROUND[0])
-            window = tokens[prompt].values[: pos + AROUND[1]]
+            window = tokens[prompt].values[: pos + AROUND[1]].tolist()
             found[f"{prompt}.{pos}"] = [first, pieces.of(window)[first:]]
     return found
 

@@ -1,11 +1,11 @@
-"""Texts of prompts: which piece each token adds, and what cannot be seen of it."""
+"""Texts of prompts: which piece each token adds, and the bytes of one that adds none."""
 
 from collections.abc import Iterable
 from typing import Any
 
 from tokenizers import Tokenizer
 
-from selfrepair.run.texts import token_texts
+from selfrepair.model.texts import REPLACEMENT, token_texts
 from selfrepair.snapshots.encoding import byte_symbols
 
 _BYTES = {symbol: byte for byte, symbol in enumerate(byte_symbols())}
@@ -29,9 +29,10 @@ class Pieces:
 
     def of(self, ids: Iterable[int]) -> list[int]:
         """Places in `list` of the pieces of a text."""
-        numbers = [int(number) for number in ids]
+        numbers = list(ids)
         texts = token_texts(self._tokenizer, numbers)
-        return [self._place(text, number) for text, number in zip(texts, numbers, strict=True)]
+        seen = ["" if text == REPLACEMENT else text for text in texts]  # a character that the end cuts off
+        return [self._place(text, number) for text, number in zip(seen, numbers, strict=True)]
 
     def _place(self, text: str, number: int) -> int:
         key = text or number

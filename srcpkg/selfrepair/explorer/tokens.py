@@ -27,8 +27,8 @@ class TokenValues:
         prompts: Prompts of the sample, in order.
         steps: By quantity, in whole steps [head, prompt, pos]; `MISSING` where there is no value.
         top: Which of these are top tokens.
-        best: Prompt and position of each head's best tokens [head, best, 2], the largest direct effect first; -1 where a head has
-            fewer.
+        best: Prompt and position of each head's best tokens [head, best, 2], the largest direct effect first; -1 where there
+            are fewer.
         best_steps: By quantity, theirs [head, best].
     """
 
