@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from selfrepair.explorer.packing import STEP, as_json, deflate, pack, records, remainders
 from selfrepair.explorer.repairs import strongest_repairers
@@ -97,6 +98,7 @@ def of_run(files: RunFiles, share: float) -> dict[str, Any]:
         "corpus": files.corpus,
         "settings": {str(key): _listed(value) for key, value in run.items()},
         "chosen": [list(head) for head in read_chosen_heads(files.chosen_heads)],
+        "neuron_layer": _neuron_layer(tables[files.kinds[0]]),
         "step": STEP,
         "positions": positions,
         "prompts": prompts.tolist(),
@@ -104,6 +106,12 @@ def of_run(files: RunFiles, share: float) -> dict[str, Any]:
         "texts": pack([np.array(texts)]),
         "kinds": kinds,
     }
+
+
+def _neuron_layer(tables: Mapping[str, pd.DataFrame]) -> int | None:
+    """Whose MLP's neurons were looked at."""
+    found = tables["erasure_quadrants"].attrs.get("neuron_layer") if "erasure_quadrants" in tables else None
+    return None if found is None else int(found)
 
 
 def _listed(value: Any) -> Any:

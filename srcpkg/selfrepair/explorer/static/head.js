@@ -360,7 +360,7 @@ const QUADRANTS = {
 
 function neuronCards({ state, run, layer, head, name, tables }) {
   const mine = (each) => each.layer === layer && each.head === head;
-  const title = "Neurons of the last MLP";
+  const title = run.neuron_layer === null ? "Neurons" : `Neurons of the MLP of layer ${run.neuron_layer}`;
   const quadrants = (tables.erasure_quadrants ?? []).filter(mine);
   const noted = [...quadrants, ...(tables.erasure_quadrants ?? [])].find((each) => each.note);
   if (noted) return [emptyCard(title, noted.note)];
