@@ -86,10 +86,10 @@ def settle(page: Page) -> None:
 
 def go(page: Page, address: str) -> None:
     """Go to an address of the page that is open."""
-    page.evaluate(
-        "address => { document.querySelector('main').setAttribute('aria-busy', 'true'); location.hash = address; }",
-        address,
-    )
+    if page.evaluate("location.hash") == address:
+        return  # nothing would happen
+    page.evaluate("() => document.querySelector('main').setAttribute('aria-busy', 'true')")
+    page.evaluate("address => { location.hash = address; }", address)
     settle(page)
 
 

@@ -25,7 +25,8 @@ const runOf = (state) => RUNS.find(({ id }) => id === state.run);
 
 function address(state, changes = {}) {
   const wanted = { ...state, ...changes };
-  const named = NAMED[wanted.view].filter((name) => wanted[name] !== undefined && wanted[name] !== DEFAULTS[name]);
+  const usual = { ...DEFAULTS, run: RUNS[0].id, kind: runOf(wanted)?.mainKind };
+  const named = NAMED[wanted.view].filter((name) => wanted[name] !== undefined && wanted[name] !== usual[name]);
   const query = named.map((name) => `${name}=${encodeURIComponent(wanted[name]).replaceAll("%2F", "/").replaceAll("%2C", ",")}`);
   return `#${wanted.view}${query.length ? `?${query.join("&")}` : ""}`;
 }
