@@ -19,7 +19,21 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 PACKAGE = REPOSITORY / "srcpkg" / "selfrepair"
 PAGE = REPOSITORY / "docs" / "architecture.md"
 
-FOLDERS = ("explorer", "run", "figures", "tables", "measure", "engine", "model", "workflow", "snapshots", "files")
+FOLDERS = (
+    *(
+        "commands",
+        "explorer",
+        "run",
+        "figures",
+        "tables",
+        "measure",
+        "engine",
+        "model",
+        "workflow",
+        "snapshots",
+        "files",
+    ),
+)
 """Folders of the package. Each may import from itself, from those after it, and from the modules at the package's root."""
 ROOT = "root"
 """Stands for the modules at the package's root, below all folders."""
@@ -76,8 +90,10 @@ def _run(tree: ast.AST) -> Iterator[ast.AST]:
 
 
 def folder_of(module: str) -> str:
-    """The folder that a module lies in, `ROOT` for modules at the package's root."""
+    """The folder that a module lies in or runs, `ROOT` for modules at the package's root."""
     folder = module.split(".")[0]
+    if module == "__main__":
+        return FOLDERS[0]  # the program of the topmost folder
     return folder if "." in module or folder in FOLDERS else ROOT
 
 
@@ -236,7 +252,7 @@ def first_line(path: Path) -> str:
 def draw_folders() -> str:
     """The folders and which of them imports from which, as a diagram and a list."""
     edges = folder_imports(imports(PACKAGE))
-    own = sorted(path.name for path in PACKAGE.glob("*.py") if path.stem != "__init__")
+    own = sorted(path.name for path in PACKAGE.glob("*.py") if not path.stem.startswith("__"))
     lines = ["flowchart TD", *(f"    {folder}[{folder}/]" for folder in FOLDERS), f'    {ROOT}["{", ".join(own)}"]']
     lines += [
         f"    {folder} --> {other}"

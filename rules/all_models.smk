@@ -10,11 +10,8 @@ JOINED = {
     **{name: table(name) for name in ("heads", "layers", "model", "checks")},
     "distributions": table("published_distributions"),
 }
-# The joined tables that each figure and its section of the findings are made from, and where the report files it.
-MODELS_FIGURES = {
-    "models_by_layer": {"tables": ["heads", "layers", "model"], "category": "Self-repair"},
-    "models_and_published": {"tables": ["distributions"], "category": "Beside the paper"},
-}
+# The joined tables that each figure and its section of the findings are made from.
+MODELS_FIGURES = {name: list(entry.tables) for name, entry in catalogue.OF_MODELS.items()}
 
 
 rule tabulate_all_models:
@@ -40,18 +37,18 @@ rule tabulate_all_models:
         "../scripts/{params.script}.py"
 
 
-for _name, _figure in MODELS_FIGURES.items():
+for _name, _tables in MODELS_FIGURES.items():
 
     rule:
         name:
             f"draw_{_name}"
         input:
-            **{name: all_models_table(name) for name in _figure["tables"]},
+            **{name: all_models_table(name) for name in _tables},
         output:
             png=report(
                 ALL_MODELS_FIGURE.format(figure=_name, corpus="{corpus}"),
                 caption=f"../report/{_name}.rst",
-                category=_figure["category"],
+                category=catalogue.OF_MODELS[_name].category,
                 subcategory="all models on {corpus}",
                 labels={"figure": _name.replace("_", " ")},
             ),
@@ -104,7 +101,7 @@ rule write_models_findings:
             "write_models_findings",
             *(f"selfrepair.figures.{name}" for name in MODELS_FIGURES),
             makes=ALL_MODELS_FINDINGS,
-            tables={name: figure["tables"] for name, figure in MODELS_FIGURES.items()},
+            tables=MODELS_FIGURES,
         ),
     message:
         "Write down the findings for all models on {wildcards.corpus}"

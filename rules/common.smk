@@ -12,6 +12,7 @@ import yaml
 from snakemake.cli import get_argument_parser
 from snakemake.exceptions import WorkflowError
 
+from selfrepair.figures import catalogue
 from selfrepair.workflow.config import (
     at_hand,
     check_config,
@@ -101,7 +102,7 @@ def take_notes_where_a_run_died(as_given):
     with tempfile.NamedTemporaryFile("w", suffix=".yaml") as overlay:
         yaml.safe_dump(as_given, overlay)
         overlay.flush()
-        command = [sys.executable, "-m", "selfrepair.workflow", "take-notes", "--configfile", overlay.name]
+        command = [sys.executable, "-m", "selfrepair", "take-notes", "--configfile", overlay.name]
         done = subprocess.run([*command, "--workflow", workflow.basedir], stdout=sys.stderr)
     if done.returncode:
         raise ValueError(

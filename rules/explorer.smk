@@ -5,15 +5,18 @@ Outputs: results/explorer.html.
 Steps: write_explorer.
 """
 
+# Tables that the page shows where a figure of the run is made from them, beside those of all heads.
+SHOWN = (
+    *("layernorm_scale_ratio", "self_reinforcement", "token_spread", "donor_noise"),
+    *("erasure_quadrants", "neuron_concentration", "neuron_consistency"),
+)
+OF_FIGURES = {path for tables in FIGURES.values() for path in tables.values()}
 # By kind of ablation, the tables that the page shows: of kinds that have tables already.
-EXPLORED = {
-    kind: ["heads", "layers", "model", *(["layernorm_scale_ratio"] if kind in OF_CHOSEN else [])]
-    for kind in (MAIN_KIND, *KINDS)
-    if kind in (MAIN_KIND, *OF_CHOSEN, *SWEEPS)
-}
-EXPLORED[MAIN_KIND] += ["self_reinforcement", "erasure_quadrants", "neuron_concentration", "neuron_consistency"]
-EXPLORED[MAIN_KIND] += ["token_spread"] if "token_noise" in FIGURES else []
-EXPLORED[MAIN_KIND] += ["donor_noise"] if "donor_noise" in FIGURES else []
+EXPLORED = {}
+for _kind in dict.fromkeys((MAIN_KIND, *KINDS)):
+    _shown = [name for name in SHOWN if table(name, _kind) in OF_FIGURES]
+    if _shown or table("heads", _kind) in OF_FIGURES:
+        EXPLORED[_kind] = ["heads", "layers", "model", *_shown]
 # What the page is built around: an edit of these is none of the package's modules.
 STATIC = sorted(
     os.path.relpath(path) for path in (Path(workflow.basedir) / "srcpkg/selfrepair/explorer/static").iterdir()

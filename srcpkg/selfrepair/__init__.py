@@ -13,10 +13,9 @@ if TYPE_CHECKING:
     from selfrepair.measure.one_text import self_repair as self_repair
     from selfrepair.model.loading import load_model as load_model
     from selfrepair.run.opened import open_run as open_run
-    from selfrepair.workflow.config import shard_names as shard_names
 
 __version__ = version("selfrepair")
-__all__ = ["__version__", "ablate_heads", "load_model", "open_run", "self_repair", "shard_names"]
+__all__ = ["__version__", "ablate_heads", "load_model", "open_run", "self_repair"]
 
 # Loaded at first use, so that importing the package does not import torch.
 _LAZY = {
@@ -24,7 +23,6 @@ _LAZY = {
     "load_model": "selfrepair.model.loading",
     "open_run": "selfrepair.run.opened",
     "self_repair": "selfrepair.measure.one_text",
-    "shard_names": "selfrepair.workflow.config",
 }
 
 

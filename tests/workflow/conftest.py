@@ -28,7 +28,7 @@ def fresh(make_once: MakeOnce) -> Space:
 
     def fill(folder: Path) -> None:
         space = Space.new(folder / "space")
-        _save_model(space.work / "model")
+        save_model(space.work / "model")
         _save_text(space.work / "text")
         space.write_config(TINY)
 
@@ -52,8 +52,9 @@ def copied(finished: Space, tmp_path: Path) -> Space:
     return finished.copy(tmp_path / "space")
 
 
-def _save_model(folder: Path) -> None:
-    model = save_tiny_model(folder)
+def save_model(folder: Path, **sizes: int) -> None:
+    """The tiny model of the runs; ``sizes`` are other than its own."""
+    model = save_tiny_model(folder, **sizes)
     enlarge(model)
     model.save_pretrained(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)

@@ -10,6 +10,7 @@ NAMES = {
     *("self_reinforcement", "next_layer_correlation", "who_repairs_whom", "layer_ablation"),
     *("selection_control", "donor_noise", "published_comparison"),
 }
+COMMANDS = ("ablate", "app", "compare", "doctor", "heads", "options", "output", "plan", "quantities", "show", "why")
 # Of runs of several models, which the tiny run is not.
 MODELS_FIGURES = {"draw_models_by_layer", "draw_models_and_published"}
 OF_ALL_MODELS = {"tabulate_all_models", *MODELS_FIGURES, "write_models_findings"}
@@ -63,6 +64,9 @@ READS_SNAPSHOTS = {"tokenize_corpus", "check_prompts", "check_published", "tabul
 USERS: dict[str, set[str]] = {
     **{f"figures/{name}.py": {f"draw_{name}", "write_findings"} for name in NAMES},
     "__init__.py": EVERY,
+    # The command line reads what rules have made; it makes nothing that they read.
+    "__main__.py": set(),
+    **{f"commands/{name}.py": set() for name in COMMANDS},
     "engine/batches.py": REPLAYS,
     "engine/clean.py": RUNS_THE_MODEL,
     "engine/heads.py": OF_SHARD,
@@ -78,7 +82,12 @@ USERS: dict[str, set[str]] = {
     },
     "families.py": {"snapshot_model"} | RUNS_THE_MODEL | {"check_model"},
     **{f"figures/{name.removeprefix('draw_')}.py": {name, "write_models_findings"} for name in MODELS_FIGURES},
+    # Rules and runs read it; what it says is their inputs.
+    "figures/catalogue.py": set(),
     "figures/findings.py": {"write_findings", "write_models_findings"},
+    "figures/opening.py": {"write_findings", "write_models_findings"},
+    # Into axes of the user's own.
+    "figures/plotting.py": set(),
     "figures/shared/distributions.py": {
         *("draw_published_comparison", "write_findings", "draw_models_and_published", "write_models_findings"),
     },
@@ -103,6 +112,7 @@ USERS: dict[str, set[str]] = {
         *("draw_effect_vs_logit_change", "draw_published_comparison", "draw_self_reinforcement", *REPAIR_PARTS),
         *("draw_models_by_layer", "write_models_findings"),
     },
+    "figures/style/panels.py": SHOWS,
     "figures/style/ranges.py": SHOWS
     - NEURON_SHARES
     - {"draw_who_repairs_whom", "draw_layernorm_claim", "draw_layernorm_scale_ratio"},
@@ -110,6 +120,7 @@ USERS: dict[str, set[str]] = {
     "figures/wording.py": SHOWS,
     "files/hdf5.py": READS_HDF5,
     "files/hdf5_seal.py": READS_HDF5,
+    "files/kept.py": {"ablate_heads"},
     "files/sealed.py": EVERY,
     "files/tables.py": USES_TABLES,
     "measure/ablations.py": {"ablate_heads"},
@@ -135,6 +146,7 @@ USERS: dict[str, set[str]] = {
     "model/experts.py": RUNS_THE_MODEL,
     # Counts operations for the benchmark and a test.
     "model/flops.py": set(),
+    "model/head_names.py": set(),
     "model/loading.py": RUNS_THE_MODEL,
     "model/model.py": RUNS_THE_MODEL,
     "model/norm.py": RUNS_THE_MODEL,
@@ -187,8 +199,6 @@ USERS: dict[str, set[str]] = {
     "tables/statistics.py": TABLES | {EXPLORER},
     "tables/token_noise.py": {"tabulate_token_noise"},
     # What runs jobs computes nothing; what it hands to them are params and inputs.
-    "workflow/__main__.py": set(),
-    "workflow/command.py": set(),
     "workflow/config.py": set(),
     "workflow/devices.py": set(),
     "workflow/failures.py": set(),

@@ -23,6 +23,7 @@ from selfrepair.files.hdf5 import open_hdf5
 from selfrepair.files.sealed import read_json
 from selfrepair.files.tables import read_table
 from selfrepair.snapshots.manifest import verify_manifest
+from workflow.conftest import save_model
 from workflow.running import TIMEOUT, Space
 from workflow.same import differences, results
 from workflow.stale import EVERY
@@ -193,6 +194,64 @@ def test_a_job_that_is_ended(copied: Space, finished: Space, number: signal.Sign
     assert list(copied.work.rglob("*.partial")) == []
     copied.make(target)
     assert_same(copied, finished)
+
+
+SLOW = ("keeper.finished(layer, rows, filled)", "; print('swept', layer, flush=True); __import__('time').sleep(0.5)")
+"""A sweep that says where it is, and takes its time there."""
+
+
+def test_an_ablation_that_is_ended_in_the_middle_of_its_shard(started: Space) -> None:
+    """By SIGTERM it keeps what it has finished; killed, what it had written by then. The next attempt goes on there."""
+    layers, reached = 6, 3
+    save_model(started.work / "model", num_hidden_layers=layers)
+    sweep, kept = started.package / "engine" / "sweep.py", started.package / "files" / "kept.py"
+    sweep.write_text(sweep.read_text().replace(SLOW[0], "".join(SLOW), 1))
+    out = started.work / "results/tiny/words/ablations/resample/00000.h5"
+    target = str(out.relative_to(started.work))
+    log = started.work / "logs/tiny/words/ablate_heads/resample/00000.log"
+    started.make(target)
+    wanted, finished_logs = values_of(out), log.with_name("finished.log")
+    assert finished_logs.read_text().count("swept") == layers
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        if number == signal.SIGKILL:  # as after five minutes
+            kept.write_text(kept.read_text().replace("EVERY = 300.0", "EVERY = 0.0", 1))
+        process = start(started, target, "--forcerun", target)
+        deadline = time.monotonic() + TIMEOUT
+        while text_of_log(log).count("swept") < reached:
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        [job] = children(process.pid, "ablate_heads")
+        os.kill(job, number)
+        assert process.wait(timeout=TIMEOUT) != 0
+        assert not out.exists()
+        said = text_of_log(log)
+        done = said.count("swept")
+        assert reached <= done < layers
+        assert (f"kept: {done} finished layers up to layer {done - 1} of prompts 0 to 3" in said) == (
+            number == signal.SIGTERM
+        )
+        assert [path.name for path in out.parent.iterdir()] == [".00000.kept"]
+        finished_logs.unlink()
+        started.make(target)
+        said = finished_logs.read_text()
+        assert f"goes on with layer {done} of prompts 0 to 3 of the shard: {done} layers were kept" in said
+        assert re.findall(r"swept (\d+)", said) == [str(layer) for layer in range(done, layers)]
+        assert values_of(out) == wanted
+        assert [path.name for path in out.parent.iterdir()] == [out.name]
+    assert started.jobs(target) == {}
+
+
+def text_of_log(path: Path) -> str:
+    """What a job has said so far; nothing before it began."""
+    with suppress(FileNotFoundError):
+        return path.read_text(encoding="utf-8")
+    return ""
+
+
+def values_of(path: Path) -> dict[str, bytes]:
+    with h5py.File(path) as file:
+        return {name: variable[...].tobytes() for name, variable in file.items()}
 
 
 def children(parent: int, script: str) -> list[int]:

@@ -8,11 +8,13 @@ from pathlib import Path
 
 import h5py
 import matplotlib.image
+import nbformat
 import numpy as np
 import pandas as pd
 import pytest
 import xarray as xr
 import yaml
+from nbclient import NotebookClient
 
 import selfrepair
 from selfrepair.figures.wording import percentage
@@ -20,8 +22,11 @@ from selfrepair.files.sealed import read_json
 from selfrepair.files.tables import read_table
 from workflow.running import NOTHING, Space
 
+from conftest import REPOSITORY
+
 pytestmark = pytest.mark.filterwarnings("error")
 
+REAL = "smollm2-135m-instruct"
 KINDS = ("resample", "mean", "zero")
 SHARDS = ("00000", "00001")
 FIGURES = (
@@ -685,18 +690,22 @@ def test_the_report_is_one_file_with_every_figure_and_caption(copied: Space) -> 
         assert words in " ".join(html.replace("\\n", " ").split()), words
 
 
-def test_the_real_model_on_real_text(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def real(tmp_path_factory: pytest.TempPathFactory) -> Space:
     """SmolLM2 of the default config on four short prompts, all of its heads: some two minutes on two cores."""
-    space = Space.new(tmp_path / "space")
-    name = "smollm2-135m-instruct"
+    space = Space.new(tmp_path_factory.mktemp("real") / "space")
     overlay = {
-        "run": {"models": [name], "corpora": ["lee"]},
+        "run": {"models": [REAL], "corpora": ["lee"]},
         "tokens": {"prompts": 4, "prompts_per_shard": 2, "prompt_length": 32},
         "statistics": {"top_fraction": 0.1, "n_bootstrap": 50},
     }
     (space.work / "config.yaml").write_text(yaml.safe_dump(overlay))
     space.make("self_repair_by_layer", "repair_breakdown", "layernorm_repair", "mlp_repair", "token_noise")
-    run = space.work / "results" / name / "lee"
+    return space
+
+
+def test_the_real_model_on_real_text(real: Space) -> None:
+    run = real.work / "results" / REAL / "lee"
     for shard in SHARDS:
         values = read(run / "ablations" / "resample" / f"{shard}.h5")
         assert values["self_repair"].shape == (30 * 9, 2, 31)
@@ -708,3 +717,34 @@ def test_the_real_model_on_real_text(tmp_path: Path) -> None:
     assert (top["n_tokens"] == int(0.1 * 4 * 31)).all()
     assert (top["direct_effect"] > 0).all()
     assert len(list((run / "figures").glob("*.png"))) == 5
+
+
+def test_the_notebook_ends_in_a_finding_that_a_plain_run_bears_out(real: Space) -> None:
+    """The example, cell by cell; its own last cells measure one number again by transformers alone, and assert it."""
+    notebook = nbformat.read(REPOSITORY / "examples" / "self_repair.ipynb", as_version=4)
+    folder = real.work / "examples"
+    folder.mkdir()
+    for cell in notebook.cells:
+        cell.source = cell.source.replace("smollm2-135m-instruct/wikipedia", f"{REAL}/lee")
+    NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(folder)}}).execute()
+    shown = [cell.outputs for cell in notebook.cells if cell.cell_type == "code"]
+    assert sum("image/png" in output.get("data", {}) for outputs in shown for output in outputs) == 2
+    last = shown[-1][-1].text
+    heads = selfrepair.open_run(real.work / "results" / REAL / "lee").heads()
+    best = heads.nlargest(1, "self_repair").iloc[0]
+    assert f"Ablating L{best['layer']}H{best['head']} takes" in last
+    assert f"{best['pooled_repair_fraction']:.0%}" in last
+
+
+def test_the_notebook_shows_what_it_gave() -> None:
+    notebook = nbformat.read(REPOSITORY / "examples" / "self_repair.ipynb", as_version=4)
+    nbformat.validate(notebook)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
+    assert not [
+        output
+        for cell in code
+        for output in cell.outputs
+        if output.output_type == "error" or output.get("name") == "stderr"
+    ]
+    assert "the rest of the model restores" in code[-1].outputs[-1].text

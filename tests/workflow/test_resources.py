@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
-from selfrepair.workflow.command import read_configs
+from selfrepair.workflow.config import read_configs
 from selfrepair.workflow.plan import run_jobs
 from workflow.conftest import TINY
 from workflow.running import REPOSITORY, Space

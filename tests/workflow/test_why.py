@@ -19,7 +19,7 @@ def space(copied: Space) -> Space:
 
 def said(space: Space, command: str, *targets: str, status: int = 0) -> list[str]:
     config = ("--configfile", "config.yaml", "--workflow", str(space.repo))
-    program = [sys.executable, "-c", "from selfrepair.workflow.command import app; app()"]
+    program = [sys.executable, "-m", "selfrepair"]
     done = space.execute([*program, command, *targets, *config])
     assert done.returncode == status, done.stdout
     return done.stdout.splitlines()
@@ -83,6 +83,18 @@ def test_verify_needs_no_notes_of_snakemakes(space: Space) -> None:
     assert "ablate_heads (6 jobs): code: selfrepair/engine/replay.py edited" in lines
     assert "tabulate_heads (3 jobs): statistics.n_bootstrap 50 -> 60" in lines
     assert lines[-1].startswith("Remake the others: snakemake --forcerun ablate_heads ablate_layers ")
+
+
+def test_why_says_that_notes_are_missing(space: Space) -> None:
+    """As without them it takes old results for current ones; looking at these helps."""
+    [done] = said(space, "why")
+    shutil.rmtree(space.work / ".snakemake" / "metadata")
+    assert said(space, "why") == [
+        done,
+        "Snakemake has no notes of some of these results: `selfrepair take-notes` looks at them.",
+    ]
+    said(space, "take-notes")
+    assert said(space, "why") == [done]
 
 
 LACKED = "Snakemake lacked notes of {} results: {} are what they say, {} will be made again."

@@ -1,5 +1,8 @@
 """Heads ablated one at a time on prompts whose clean run is known, with every quantity of docs/definitions.md."""
 
+from collections.abc import Mapping
+from typing import Protocol, runtime_checkable
+
 import numpy as np
 import torch
 import xarray as xr
@@ -16,6 +19,17 @@ from selfrepair.quantities import PARTS, QUANTITIES, held
 from selfrepair.workflow.progress import Progress
 
 
+@runtime_checkable
+class Keeper(Protocol):
+    """Keeps what a sweep has finished, a layer at a time."""
+
+    def take(self, layer: int) -> Mapping[str, np.ndarray] | None:
+        """What was found of a layer's heads before, by name [head, prompt, ...]; None where it has to be found."""
+
+    def finished(self, layer: int, rows: np.ndarray, arrays: Mapping[str, np.ndarray]) -> None:
+        """Be told that a layer's heads are finished: rows of ``arrays``, which stay as they are from now on."""
+
+
 def sweep(
     model: Model,
     tokens: Tensor,
@@ -25,6 +39,7 @@ def sweep(
     progress: Progress,
     selected: np.ndarray | None = None,
     only_selected: bool = False,
+    keeper: Keeper | None = None,
 ) -> xr.Dataset:
     """Ablate each head alone on some prompts whose clean run is known.
 
@@ -38,6 +53,7 @@ def sweep(
         selected: Boolean [head, prompt, pos-1]; adds each head's repair by every component, summed over these tokens
             of each prompt.
         only_selected: Compute nothing that these tokens do not need; values of other tokens are NaN.
+        keeper: Asked for each layer before it is swept, and told of it after.
 
     Returns:
         As `ablate_heads`; with ``selected`` also repair_by_head [head, prompt, by_layer, by_head] and repair_by_mlp
@@ -55,8 +71,14 @@ def sweep(
         "repair_by_head": np.zeros((*shape[:2], model.n_layers, model.n_heads), dtype),
         "repair_by_mlp": np.zeros((*shape[:2], model.n_layers), dtype),
     }
+    filled = {**values, **sums}
     for layer, of_layer in group_by_layer(heads).items():
         rows = np.array([index[layer, head] for head in of_layer])
+        if keeper is not None and (before := keeper.take(layer)) is not None:
+            for name, value in filled.items():
+                value[rows] = before[name]
+            progress.skip(len(of_layer))
+            continue
         mask = torch.from_numpy(np.ones(shape, bool)[rows] if selected is None else selected[rows])
         run = replay.ablate_selected if only_selected else replay.ablate
         for batch, result in run(layer, of_layer, replacement(layer), mask):
@@ -72,6 +94,8 @@ def sweep(
                 else:
                     value[here, batch.prompts] = of_batch[0]
         progress.advance(len(of_layer))
+        if keeper is not None:
+            keeper.finished(layer, rows, filled)
     dataset = _labelled(values, clean, heads)
     if selected is not None:
         attrs = {

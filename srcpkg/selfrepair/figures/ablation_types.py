@@ -1,5 +1,7 @@
 """Figure: what the kinds of ablation do to one head: the logit of each token, and the length of the final residual."""
 
+from functools import partial
+
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -7,20 +9,18 @@ from matplotlib.figure import Figure
 from selfrepair.figures.shared.kinds import given_kinds
 from selfrepair.figures.shared.token_dots import X, Y, draw_tokens, token_legend, token_range
 from selfrepair.figures.style import footers, guides, inputs, layout, looks, ranges
+from selfrepair.figures.style.panels import Panel, Panels
 from selfrepair.figures.wording import head_name, measured
 
 NORM, REPAIR = "residual_norm_ratio", "self_repair"
 NAMES = {"top": "the {:,} top tokens", "all": "all {:,} tokens"}
 
 
-def draw(tables: dict[str, pd.DataFrame]) -> Figure:
-    """Draw direct effect against logit change, a dot a token and a panel a kind, and the ratio of final residual norms.
+def panels(tables: inputs.Tables) -> Panels:
+    """Direct effect against logit change, a dot a token and a panel a kind, and the ratio of final residual norms.
 
     Args:
         tables: "tokens_KIND" and "means_KIND" of each kind of ablation.
-
-    Returns:
-        The figure, two columns wide.
 
     Raises:
         ValueError: No table of an ablation, a column or a setting is missing, or the tables are of several runs.
@@ -31,27 +31,33 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
     run = inputs.settings(
         tables, *(f"{name}_{kind}" for kind in kinds for name in ("tokens", "means")), differing=["ablation"]
     )
-    with looks.context():
-        pooled = pd.concat(list(tokens.values()))
-        figure, axes = layout.square_panels(looks.TWO_COLUMNS, token_range(pooled), len(kinds))
-        counts = [_panel(ax, tokens[kind], means[kind]) for ax, kind in zip(axes, kinds, strict=True)]
-        axes[0].set_ylabel(guides.axis_label(Y))
-        norms = figure.add_axes((0, 0, 1, 1), label="norms")
-        counts.append(_norms(norms, tokens))
-        names = [*(f"{kind} ablation" for kind in kinds), ""]
-        headings = layout.square_headings([*axes, norms], names, counts, 34.0)
-        token_legend(figure, axes[0], ncols=3)
-        head = head_name(pooled.iloc[0])
-        below = footers.footer(
-            figure,
-            looks.TWO_COLUMNS,
-            run,
-            f"all tokens of {head}, the top {{top:g}}% marked; boxes: quartiles, whiskers: 95% of tokens",
-            *footers.sampled(tables[f"tokens_{kinds[0]}"]),
-            kinds=kinds,
+    pooled = pd.concat(list(tokens.values()))
+    limits = token_range(pooled)
+    of = {
+        kind: Panel(
+            partial(_panel, tokens=rows, means=means[kind], limits=limits), f"{kind} ablation", guides.axis_label(Y)
         )
+        for kind, rows in tokens.items()
+    }
+    of["norms"] = Panel(partial(_norms, tokens=tokens))
+    what = f"all tokens of {head_name(pooled.iloc[0])}, the top {{top:g}}% marked; boxes: quartiles, whiskers: 95% of tokens"
+    return Panels(of, run, (what, *footers.sampled(tables[f"tokens_{kinds[0]}"])), kinds)
+
+
+def draw(tables: inputs.Tables) -> Figure:
+    """Draw `panels` on a page two columns wide."""
+    shown = panels(tables)
+    n = len(shown.kinds)
+    with looks.context():
+        figure, axes = layout.square_panels(looks.TWO_COLUMNS, n)
+        norms = figure.add_axes((0, 0, 1, 1), label="norms")
+        counts = shown.draw(*axes, norms)
+        axes[0].set_ylabel(guides.axis_label(Y))
+        headings = layout.square_headings([*axes, norms], shown.titles(), counts, 34.0)
+        token_legend(figure, axes[0], ncols=3)
+        below = shown.footer(figure, looks.TWO_COLUMNS)
         room = 13.0
-        slots = max(len(kinds) + 1, 4)
+        slots = max(n + 1, 4)
         layout.lay_out_squares(figure, [*axes, norms], below, headings, slots=slots, right_mm=2.0 + room, top_mm=5.0)
         place = norms.get_position()
         # To the right, where its own axis has room for its label.
@@ -59,10 +65,10 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
     return figure
 
 
-def finding(tables: dict[str, pd.DataFrame]) -> list[str]:
+def finding(tables: inputs.Tables) -> list[str]:
     """For each ablation: what it does to the head's logits on average, and to the final residual.
 
-    Takes the tables of `draw` and raises what it raises. Gives lines of Markdown, one an ablation.
+    Takes the tables of `panels` and raises what it raises. Gives lines of Markdown, one an ablation.
     """
     lines = []
     for kind in given_kinds(tables, "tokens"):
@@ -77,13 +83,14 @@ def finding(tables: dict[str, pd.DataFrame]) -> list[str]:
     return lines
 
 
-def _means(tables: dict[str, pd.DataFrame], kind: str) -> pd.DataFrame:
+def _means(tables: inputs.Tables, kind: str) -> pd.DataFrame:
     columns = ["layer", "head", "selection", "n_tokens", *inputs.with_interval(X, Y, REPAIR, NORM)]
     return inputs.table(tables, f"means_{kind}", columns)
 
 
-def _panel(ax: Axes, tokens: pd.DataFrame, means: pd.DataFrame) -> list[str]:
+def _panel(ax: Axes, tokens: pd.DataFrame, means: pd.DataFrame, limits: tuple[float, float]) -> list[str]:
     """Draw one ablation's tokens and their mean, and return the counts of what lies outside."""
+    layout.square(ax, limits, layout.mirrored(limits))
     ax.set_xlabel(guides.axis_label(X))
     guides.zero_line(ax)
     draw_tokens(ax, tokens, "the head's top tokens")

@@ -1,24 +1,24 @@
 """Figure: self-repair of each top token with several donors, against its spread over tokens, for the chosen heads."""
 
+from functools import partial
+
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from selfrepair.figures.style import footers, guides, inputs, layout, looks, ranges
+from selfrepair.figures.style.panels import Panel, Panels
 from selfrepair.figures.wording import head_name, measured, percentage
 
 Y = "self_repair"
 
 
-def draw(tables: dict[str, pd.DataFrame]) -> Figure:
-    """Draw every top token with each donor, tokens in the order of their mean over donors, a panel a head.
+def panels(tables: inputs.Tables) -> Panels:
+    """Every top token with each donor, tokens in the order of their mean over donors, a panel a head.
 
     Args:
         tables: "heads" and "tokens".
-
-    Returns:
-        The figure, two columns wide.
 
     Raises:
         ValueError: A table, a column or a setting is missing.
@@ -26,32 +26,41 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
     heads = inputs.table(tables, "heads", ["rank", "layer", "head", "n_donors", *inputs.with_interval("donor_share")])
     tokens = inputs.table(tables, "tokens", ["rank", "prompt", "pos", "donor", Y])
     run = inputs.settings(tables, "heads", "tokens")
+    limits = ranges.bulk_range(tokens[Y], include=[0.0], coverage=0.995)
+    of = {
+        (name := head_name(head)): Panel(
+            partial(_panel, tokens=tokens[tokens["rank"] == head["rank"]], limits=limits),
+            f"{name}: donors {percentage(head, 'donor_share')}\nof the variance",
+            guides.axis_label(Y),
+        )
+        for _, head in heads.iterrows()
+    }
+    donors = int(heads["n_donors"].max())
+    what = (
+        f"each head's top {{top:g}}% of tokens by direct effect, {donors} donors a prompt, one at a time",
+        "brackets: {level:g}% intervals over prompts",
+        *footers.sampled(tables["tokens"]),
+    )
+    return Panels(of, run, what)
+
+
+def draw(tables: inputs.Tables) -> Figure:
+    """Draw `panels` on a page two columns wide."""
+    shown = panels(tables)
     with looks.context():
         figure = layout.new_figure(looks.TWO_COLUMNS, 66.0)
-        axes = figure.subplots(1, len(heads), sharey=True, squeeze=False)[0]
-        axes[0].set_ylim(ranges.bulk_range(tokens[Y], include=[0.0], coverage=0.995))
+        axes = figure.subplots(1, len(shown.of), sharey=True, squeeze=False)[0]
+        for ax, title, counts in zip(axes, shown.titles(), shown.draw(*axes), strict=True):
+            ax.set_title("\n".join([title, *counts]))
         axes[0].set_ylabel(guides.axis_label(Y))
-        for ax, (_, head) in zip(axes, heads.iterrows(), strict=True):
-            counts = _panel(ax, tokens[tokens["rank"] == head["rank"]])
-            ax.set_title(
-                f"{head_name(head)}: donors {percentage(head, 'donor_share')}\nof the variance"
-                + "".join(f"\n{count}" for count in counts)
-            )
         figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper left", ncols=2, handletextpad=0.3)
-        donors = int(heads["n_donors"].max())
-        footers.footer(
-            figure,
-            looks.TWO_COLUMNS,
-            run,
-            f"each head's top {{top:g}}% of tokens by direct effect, {donors} donors a prompt, one at a time",
-            "brackets: {level:g}% intervals over prompts",
-            *footers.sampled(tables["tokens"]),
-        )
+        shown.footer(figure, looks.TWO_COLUMNS)
     return figure
 
 
-def _panel(ax: Axes, tokens: pd.DataFrame) -> list[str]:
+def _panel(ax: Axes, tokens: pd.DataFrame, limits: tuple[float, float]) -> list[str]:
     """Draw one head's tokens and return the counts of what lies outside."""
+    ax.set_ylim(limits)
     of_token = tokens.groupby(["prompt", "pos"])[Y]
     mean = of_token.transform("mean").to_numpy(float)
     x = pd.Series(mean).rank(method="dense").to_numpy(float)
@@ -68,10 +77,10 @@ def _panel(ax: Axes, tokens: pd.DataFrame) -> list[str]:
     return ranges.mark_outside(ax, x, y, looks.INK)
 
 
-def finding(tables: dict[str, pd.DataFrame]) -> list[str]:
+def finding(tables: inputs.Tables) -> list[str]:
     """For each head, what donors make up of the variance of self-repair, and what averaging over donors gives.
 
-    Takes the tables of `draw` and raises what it raises. Gives lines of Markdown, one a head.
+    Takes the tables of `panels` and raises what it raises. Gives lines of Markdown, one a head.
     """
     shown = ("donor_share", "averaged_donor_share", "donor_variance", "token_variance", "mean", "one_donor_mean")
     heads = inputs.table(tables, "heads", ["layer", "head", "n_tokens", "n_donors", *inputs.with_interval(*shown)])

@@ -1,5 +1,6 @@
 """Figure: what the neuron that repairs most does, clean and with the head ablated: does it erase less (Anti-Erasure)?"""
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -7,9 +8,10 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from selfrepair.figures.shared.neurons import draw_no_neurons, find_no_neurons
-from selfrepair.figures.shared.notes import note_of
+from selfrepair.figures.shared.neurons import find_no_neurons, no_neurons
+from selfrepair.figures.shared.notes import draw_note, note_of
 from selfrepair.figures.style import footers, guides, inputs, layout, looks, ranges
+from selfrepair.figures.style.panels import Panel, Panels
 from selfrepair.figures.wording import head_name, percentage
 
 X, Y, COLOUR = "direct_effect", "ablated_direct_effect", "mlp_direct_effect"
@@ -21,45 +23,59 @@ QUADRANTS = {
 }
 
 
-def draw(tables: dict[str, pd.DataFrame]) -> Figure:
-    """Draw clean against ablated direct effect of each token's leading neuron, coloured by the MLP's, a panel a head.
+def panels(tables: inputs.Tables) -> Panels:
+    """Clean against ablated direct effect of each token's leading neuron, coloured by the MLP's, a panel a head.
 
     Args:
         tables: "neurons", a row a token, and "quadrants".
-
-    Returns:
-        The figure, two columns wide.
 
     Raises:
         ValueError: A table, a column or a setting is missing.
     """
     if (note := note_of(tables)) is not None:
-        return draw_no_neurons(tables, note)
+        return no_neurons(tables, note)
     tokens = inputs.table(tables, "neurons", ["rank", "layer", "head", X, Y, COLOUR])
     quadrants = inputs.table(tables, "quadrants", ["rank", "quadrant", *inputs.with_interval(SHARE)])
     run = inputs.settings(tables, "neurons", "quadrants")
     layer = tables["neurons"].attrs["neuron_layer"]
     heads = [(rows, quadrants[quadrants["rank"] == rank]) for rank, rows in tokens.groupby("rank")]
-    with looks.context():
-        limits = ranges.bulk_range(tokens[X], tokens[Y], include=[0.0])
-        figure, axes = layout.square_panels(looks.TWO_COLUMNS, limits, len(heads))
-        span = ranges.bulk_range(tokens[COLOUR], -tokens[COLOUR], include=[0.0])[1]
-        counts = [_panel(ax, rows, shares, limits, span) for ax, (rows, shares) in zip(axes, heads, strict=True)]
-        axes[0].set_ylabel("ablated direct effect (logits)")
-        headings = layout.square_headings(axes, [head_name(rows.iloc[0]) for rows, _ in heads], counts, 34.0)
-        what = (
-            f"the neuron of layer {layer} that repairs most, on each head's top {{top:g}}% of tokens by direct effect"
+    limits = ranges.bulk_range(tokens[X], tokens[Y], include=[0.0])
+    span = ranges.bulk_range(tokens[COLOUR], -tokens[COLOUR], include=[0.0])[1]
+    scale = looks.Scale("direct effect of the MLP (logits)", (-span, 0.0, span))
+    of = {
+        (name := head_name(rows.iloc[0])): Panel(
+            partial(_panel, tokens=rows, quadrants=shares, limits=limits, span=span),
+            name,
+            "ablated direct effect (logits)",
+            scale,
         )
-        below = footers.footer(figure, looks.TWO_COLUMNS, run, what, *footers.sampled(tables["neurons"]))
-        layout.lay_out_squares(figure, axes, below, headings, slots=max(len(heads), 4), right_mm=16.0)
-        layout.colour_bar(figure, axes[-1], "direct effect of the MLP (logits)", [-span, 0.0, span])
+        for rows, shares in heads
+    }
+    what = f"the neuron of layer {layer} that repairs most, on each head's top {{top:g}}% of tokens by direct effect"
+    return Panels(of, run, (what, *footers.sampled(tables["neurons"])))
+
+
+def draw(tables: inputs.Tables) -> Figure:
+    """Draw `panels` on a page two columns wide."""
+    shown = panels(tables)
+    if shown.note is not None:
+        return draw_note(shown)
+    first, n = next(iter(shown.of.values())), len(shown.of)
+    with looks.context():
+        figure, axes = layout.square_panels(looks.TWO_COLUMNS, n)
+        counts = shown.draw(*axes)
+        axes[0].set_ylabel(first.ylabel)
+        headings = layout.square_headings(axes, shown.titles(), counts, 34.0)
+        below = shown.footer(figure, looks.TWO_COLUMNS)
+        layout.lay_out_squares(figure, axes, below, headings, slots=max(n, 4), right_mm=16.0)
+        layout.colour_bar(figure, axes[-1], first.scale)
     return figure
 
 
-def finding(tables: dict[str, pd.DataFrame]) -> list[str]:
+def finding(tables: inputs.Tables) -> list[str]:
     """For each head: on how many of its top tokens the leading neuron does what.
 
-    Takes the tables of `draw` and raises what it raises. Gives lines of Markdown, one a head.
+    Takes the tables of `panels` and raises what it raises. Gives lines of Markdown, one a head.
     """
     if (note := note_of(tables)) is not None:
         return find_no_neurons(note)
@@ -87,7 +103,8 @@ def _panel(
     ax: Axes, tokens: pd.DataFrame, quadrants: pd.DataFrame, limits: tuple[float, float], span: float
 ) -> list[str]:
     """Draw one head's tokens and return the counts of what lies outside."""
-    ax.set(xlim=limits, ylim=limits, xlabel="clean direct effect (logits)")
+    layout.square(ax, limits, limits)
+    ax.set_xlabel("clean direct effect (logits)")
     guides.zero_line(ax)
     guides.upright_zero_line(ax)
     guides.x_line(ax)

@@ -7,8 +7,12 @@ from typing import Any
 
 import pandas as pd
 
-from selfrepair.figures import finding, read_tables
+from selfrepair.figures import module_of, read_tables
+from selfrepair.figures.opening import REACH, opening, reach
 from selfrepair.files.sealed import write_text
+
+OF_WHOLE = ("self_repair_by_layer", "models_by_layer")
+"""The figures whose table "model" has the means over all heads."""
 
 INTRODUCTION = (
     "One section a figure. Every number is read from the tables that the section names, by code. In brackets: {level:g}% "
@@ -34,11 +38,18 @@ def write_findings(
         ValueError: A table lacks what a finding states.
     """
     settings = read_tables({"heads": heads, "checks": checks})
+    run = settings["heads"].attrs
+    of_figures = {name: read_tables(files) for name, files in tables.items()}
+    several = isinstance(run["model"], list)
+    model = next(of["model"] for name, of in of_figures.items() if name in OF_WHOLE and "model" in of)
     parts = [
-        _head(settings["heads"].attrs, f"{_checked(settings['checks'])} ({_link(checks.with_suffix('.csv'), out)})")
+        f"# Findings: {'all models' if several else run['model']} on {run['corpus']}",
+        "\n".join(f"{number}. {line}" for number, line in enumerate(opening(of_figures, run), start=1)),
+        _head(run, f"{_checked(settings['checks'])} ({_link(checks.with_suffix('.csv'), out)})"),
+        "\n".join([f"## {REACH}", "", *(f"- {line}" for line in reach(model, run))]),
     ]
     for (name, files), picture in zip(tables.items(), figures, strict=True):
-        lines = finding(name, files)
+        lines = module_of(name).finding(of_figures[name])
         parts.append("\n".join([f"## {name}", "", *(f"- {line}" for line in lines), "", _sources(picture, files, out)]))
     write_text(out, "\n\n".join(parts) + "\n")
 
@@ -51,7 +62,6 @@ def _head(run: Mapping[Any, Any], checks: str) -> str:
     several = isinstance(run["model"], list)
     each = zip(*(run[key] if several else [run[key]] for key in keys), strict=True)
     models = ["{} ({}), {} layers of {} heads".format(*of_model) for of_model in each]
-    title = "all models" if several else run["model"]
     facts = {
         "Models" if several else "Model": "; ".join(models),
         "Text": f"{run['corpus']}, {run['n_tokens']:,} tokens",
@@ -67,7 +77,7 @@ def _head(run: Mapping[Any, Any], checks: str) -> str:
         facts["Logits"] = f"before {of} on them; with it: `capped_logit_change` of table heads"
     rows = [f"| {name} | {text} |" for name, text in facts.items()]
     introduction = INTRODUCTION.format(level=100 * run["confidence"], top=100 * run["top_fraction"])
-    return "\n".join([f"# Findings: {title} on {run['corpus']}", "", "| | |", "|---|---|", *rows, "", introduction])
+    return "\n".join(["| | |", "|---|---|", *rows, "", introduction])
 
 
 def _checked(table: pd.DataFrame) -> str:

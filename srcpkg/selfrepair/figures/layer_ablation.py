@@ -1,12 +1,14 @@
 """Figure: what later components make up for when a layer's whole attention or whole MLP is ablated (the Hydra effect)."""
 
 from collections.abc import Iterable
+from functools import partial
 
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from selfrepair.figures.style import footers, guides, inputs, layout, looks, marks, ranges
+from selfrepair.figures.style import guides, inputs, layout, looks, marks, ranges
+from selfrepair.figures.style.panels import Panel, Panels
 from selfrepair.figures.wording import largest, measured, signs
 from selfrepair.quantities import POSTNORMS
 
@@ -22,14 +24,11 @@ MEANS = {
 }
 
 
-def draw(tables: dict[str, pd.DataFrame]) -> Figure:
-    """Draw slope and R^2 of the compensation by depth, and the means that it is made of.
+def panels(tables: inputs.Tables) -> Panels:
+    """Slope and R^2 of the compensation by depth, and the means that it is made of.
 
     Args:
         tables: "layers".
-
-    Returns:
-        The figure, two columns wide.
 
     Raises:
         ValueError: The table, a column or a setting is missing.
@@ -38,50 +37,70 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
     table = inputs.table(tables, "layers", columns)
     run = inputs.settings(tables, "layers")
     n_layers = int(run["n_layers"])
-    with looks.context():
-        figure = layout.new_figure(looks.TWO_COLUMNS, 118.0)
-        (slope, r_squared), below = figure.subplots(2, 2)
-        for ax, name, label, ends in (
-            (slope, SLOPE, "slope of compensation\non removed direct effect", (0.0, 1.0)),
-            (r_squared, R_SQUARED, "R² of that regression", (0.0, 1.0)),
-        ):
-            ax.set_ylim(ranges.bulk_range(table[name], include=ends))
-            guides.depth_axis(ax, n_layers)
-            guides.zero_line(ax)
-            _lines(ax, ((table[table["component"] == key], name, *of) for key, of in COMPONENTS.items()))
-            ax.set_ylabel(label)
-        slope.axhline(1, color=looks.FAINT, linewidth=0.6, linestyle=(0, (4, 2)), zorder=0.6, label="_whole")
-        slope.annotate(
-            "all made up for", (1, 1), (-2, 2), xycoords=slope.get_yaxis_transform(), textcoords="offset points",
+    rows = {key: table[table["component"] == key] for key in COMPONENTS}
+
+    def regression(ax: Axes, name: str, label: str) -> list[str]:
+        limits = ranges.bulk_range(table[name], include=[0.0, 1.0])
+        ax.set_ylabel(label)
+        return _lines(ax, n_layers, limits, ((rows[key], name, *of) for key, of in COMPONENTS.items()))
+
+    def slope(ax: Axes) -> list[str]:
+        counts = regression(ax, SLOPE, "slope of compensation\non removed direct effect")
+        ax.axhline(1, color=looks.FAINT, linewidth=0.6, linestyle=(0, (4, 2)), zorder=0.6, label="_whole")
+        ax.annotate(
+            "all made up for", (1, 1), (-2, 2), xycoords=ax.get_yaxis_transform(), textcoords="offset points",
             ha="right", va="bottom", color=looks.FAINT, fontsize=looks.SMALL_SIZE,
         )  # fmt: skip
+        return counts
+
+    def means(ax: Axes, key: str) -> list[str]:
         limits = ranges.bulk_range(table[list(MEANS)], include=[0.0])
-        for ax, (key, (name, _)) in zip(below, COMPONENTS.items(), strict=True):
-            ax.set_ylim(limits)
-            guides.depth_axis(ax, n_layers)
-            guides.zero_line(ax)
-            rows = table[table["component"] == key]
-            _lines(ax, ((rows, column, *of) for column, of in MEANS.items()))
-            ax.set_ylabel(f"mean over all tokens,\n{name} ablated (logits)")
-        figure.legend(*layout.legend_entries(slope, below[0]), loc="outside upper center", ncols=5, columnspacing=1.2)
-        for ax, letter in zip((slope, r_squared, *below), "abcd", strict=True):
+        ax.set_ylabel(f"mean over all tokens,\n{COMPONENTS[key][0]} ablated (logits)")
+        return _lines(ax, n_layers, limits, ((rows[key], column, *of) for column, of in MEANS.items()))
+
+    of = {
+        "slope": Panel(slope),
+        "r_squared": Panel(partial(regression, name=R_SQUARED, label="R² of that regression")),
+        **{key: Panel(partial(means, key=key)) for key in COMPONENTS},
+    }
+    return Panels(of, run, ("all", "bands"))
+
+
+def draw(tables: inputs.Tables) -> Figure:
+    """Draw `panels` on a page two columns wide."""
+    shown = panels(tables)
+    with looks.context():
+        figure = layout.new_figure(looks.TWO_COLUMNS, 118.0)
+        axes = figure.subplots(2, 2).ravel()
+        shown.draw_noted(*axes)
+        entries = layout.legend_entries(axes[0], axes[2])
+        figure.legend(*entries, loc="outside upper center", ncols=5, columnspacing=1.2)
+        for ax, letter in zip(axes, "abcd", strict=True):
             layout.panel_letter(ax, letter)
-        footers.footer(figure, looks.TWO_COLUMNS, run, "all", "bands")
+        shown.footer(figure, looks.TWO_COLUMNS)
     return figure
 
 
-def _lines(ax: Axes, lines: Iterable[tuple[pd.DataFrame, str, str, looks.Look]]) -> None:
-    counts = []
+def _lines(
+    ax: Axes,
+    n_layers: int,
+    limits: tuple[float, float],
+    lines: Iterable[tuple[pd.DataFrame, str, str, looks.Look]],
+) -> list[str]:
+    ax.set_ylim(limits)
+    guides.depth_axis(ax, n_layers)
+    guides.zero_line(ax)
+    counts: list[str] = []
     for rows, name, label, look in lines:
         marks.layer_line(ax, rows, name, look, label)
         counts += ranges.mark_outside(ax, rows["relative_depth"], rows[name], look.colour, noun=label)
-    ranges.outside_note(ax, counts)
+    return counts
 
 
-def finding(tables: dict[str, pd.DataFrame]) -> list[str]:
+def finding(tables: inputs.Tables) -> list[str]:
     """Where the compensation follows the removed effect most closely, for attention and for MLPs.
 
-    Takes the tables of `draw` and raises what it raises. Gives lines of Markdown, one a component.
+    Takes the tables of `panels` and raises what it raises. Gives lines of Markdown, one a component.
     """
     names = inputs.with_interval(SLOPE, R_SQUARED, "slope_layernorm", "removed", "compensation")
     table = inputs.table(tables, "layers", ["component", "layer", "n_tokens", *names])

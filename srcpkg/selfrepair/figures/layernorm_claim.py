@@ -1,5 +1,6 @@
 """Figure: whether the final LayerNorm repairs about 30% of the direct effect, by what is meant, and with its scale frozen."""
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -7,7 +8,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from selfrepair.figures.style import footers, guides, inputs, layout, looks
+from selfrepair.figures.style import guides, inputs, layout, looks
+from selfrepair.figures.style.panels import Panel, Panels
 from selfrepair.figures.wording import decimal, head_name, largest, measured, percentage
 
 FRACTION = "fraction"
@@ -17,38 +19,41 @@ CLAIM = 0.3
 FULL, CLOSED, REALLY = "logit_change", "frozen_layernorm_logit_change", "really_frozen_logit_change"
 
 
-def draw(tables: dict[str, pd.DataFrame]) -> Figure:
-    """Draw every reading of the share, beside the published values; and what freezing the scale does to the logit.
+def panels(tables: inputs.Tables) -> Panels:
+    """Every reading of the share, beside the published values; and what freezing the scale does to the logit.
 
     Args:
         tables: "claim" and "frozen".
-
-    Returns:
-        The figure, two columns wide.
 
     Raises:
         ValueError: A table, a column or a setting is missing.
     """
     claim, frozen = _claim(tables), _frozen(tables)
     run = inputs.settings(tables, "claim", "frozen")
+    of = {"readings": Panel(partial(_readings, claim=claim)), "frozen": Panel(partial(_freezing, frozen=frozen))}
+    return Panels(of, run, ("each head's top {top:g}% of tokens by direct effect", "bars"))
+
+
+def draw(tables: inputs.Tables) -> Figure:
+    """Draw `panels` on a page two columns wide."""
+    shown = panels(tables)
     with looks.context():
         figure = layout.new_figure(looks.TWO_COLUMNS, 88.0)
         left, right = figure.subplots(1, 2, width_ratios=(1.25, 1))
-        _readings(left, claim)
-        _freezing(right, frozen)
+        shown.draw_noted(left, right)
         layout.panel_letter(left, "a")
         layout.panel_letter(right, "b")
         handles, labels = left.get_legend_handles_labels()
         figure.legend(handles[::-1], labels[::-1], loc="outside upper left", ncols=5, handletextpad=0.2)
         right.legend(loc="lower left", handletextpad=0.2)
-        footers.footer(figure, looks.TWO_COLUMNS, run, "each head's top {top:g}% of tokens by direct effect", "bars")
+        shown.footer(figure, looks.TWO_COLUMNS)
     return figure
 
 
-def finding(tables: dict[str, pd.DataFrame]) -> list[str]:
+def finding(tables: inputs.Tables) -> list[str]:
     """Each reading of the share with its interval, which of them hold the claim, and how well freezing agrees.
 
-    Takes the tables of `draw` and raises what it raises. Gives lines of Markdown.
+    Takes the tables of `panels` and raises what it raises. Gives lines of Markdown.
     """
     claim, frozen = _claim(tables), _frozen(tables)
     lines = []
@@ -87,12 +92,28 @@ def finding(tables: dict[str, pd.DataFrame]) -> list[str]:
     return lines
 
 
-def _claim(tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
+def in_short(tables: inputs.Tables) -> list[str]:
+    """Which readings of the share hold the paper's value; takes "claim" and raises what `finding` raises."""
+    claim = _claim(tables)
+    own = claim[claim["source"] == THIS_RUN]
+    if own.empty:
+        return []
+    holding = own["fraction_low"].le(CLAIM) & own["fraction_high"].ge(CLAIM)
+    first = own[own["layers"] == own["layers"].iloc[0]]
+    each = "; ".join(f"{row['reading']} {percentage(row, FRACTION)}" for _, row in first.iterrows())
+    none = "none" if not holding.any() else f"{int(holding.sum())}"
+    return [
+        f"**LayerNorm's share of the direct effect is 30% in {none} of {len(own)} readings**, by their intervals. Over "
+        f"{_where(first['layers'].iloc[0], first['layer'].iloc[0])}: {each}. Rushing & Nanda 2024 put it at about 30%."
+    ]
+
+
+def _claim(tables: inputs.Tables) -> pd.DataFrame:
     columns = ["source", "layers", "layer", "reading", *inputs.with_interval(FRACTION), "n_heads"]
     return inputs.table(tables, "claim", columns)
 
 
-def _frozen(tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
+def _frozen(tables: inputs.Tables) -> pd.DataFrame:
     columns = ["layer", "head", *inputs.with_interval(FULL, CLOSED, REALLY)]
     return inputs.table(tables, "frozen", [*columns, "largest_difference", "allowed_difference", "layernorm_part_left"])
 
@@ -101,7 +122,7 @@ def _where(layers: Any, layer: Any) -> str:
     return "all layers" if pd.isna(layer) else f"{layers} layer"
 
 
-def _readings(ax: Axes, claim: pd.DataFrame) -> None:
+def _readings(ax: Axes, claim: pd.DataFrame) -> list[str]:
     """A row a reading, the sets of layers under each other; the sources of a row a little apart."""
     places: dict[tuple[str, str], float] = {}
     ticks: list[tuple[float, str, str]] = []
@@ -142,9 +163,10 @@ def _readings(ax: Axes, claim: pd.DataFrame) -> None:
     ax.tick_params(axis="y", length=0)
     ax.set_ylim(y - 0.5, -0.6)
     ax.set_xlabel("LayerNorm part as a share of direct effect")
+    return []
 
 
-def _freezing(ax: Axes, frozen: pd.DataFrame) -> None:
+def _freezing(ax: Axes, frozen: pd.DataFrame) -> list[str]:
     """A row a head: the logit change as it is, and with the scale frozen, by formula and in the model."""
     y = np.arange(len(frozen))
     green = looks.LOOKS["self_repair_from_layernorm"].colour
@@ -173,3 +195,4 @@ def _freezing(ax: Axes, frozen: pd.DataFrame) -> None:
     # Room for the legend under the last head.
     ax.set_ylim(len(frozen) + 0.6, -0.5)
     ax.set_xlabel("mean logit change (logits)")
+    return []

@@ -1,5 +1,6 @@
 """Figure: how ablating a head changes the scale of the final norm."""
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -8,7 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from selfrepair.figures.shared.kinds import given_kinds
-from selfrepair.figures.style import footers, inputs, layout, looks
+from selfrepair.figures.style import inputs, layout, looks
+from selfrepair.figures.style.panels import Panel, Panels
 from selfrepair.figures.wording import head_name, percentage
 
 ABOVE = "share_above_1"
@@ -16,14 +18,11 @@ MARKERS = {"resample": "o", "mean": "s", "zero": "^"}
 NAMES = {"all": "all tokens", "top": "top tokens"}
 
 
-def draw(tables: dict[str, pd.DataFrame]) -> Figure:
-    """Draw the ratio of clean to ablated scale for the first of the chosen heads, and for all of them the share above 1.
+def panels(tables: inputs.Tables) -> Panels:
+    """The ratio of clean to ablated scale for the first of the chosen heads, and for all of them the share above 1.
 
     Args:
         tables: "ratio_KIND" and "histogram_KIND" of each kind of ablation.
-
-    Returns:
-        The figure, two columns wide.
 
     Raises:
         ValueError: No table of an ablation, a column or a setting is missing, or the tables are of several runs.
@@ -35,31 +34,44 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
     run = inputs.settings(
         tables, *(f"{name}_{kind}" for kind in kinds for name in ("ratio", "histogram")), differing=["ablation"]
     )
-    limits = _limits(strongest.values())
+    xlim = _limits(strongest.values())
+    ylim = (0.0, 1.05 * max(100 * table["share"].max() for table in strongest.values()))
+    head = head_name(ratios[kinds[0]].iloc[0])
+    of = {
+        kind: Panel(
+            partial(_histogram, table=table, xlim=xlim, ylim=ylim), f"{kind} ablation of {head}", "share of tokens (%)"
+        )
+        for kind, table in strongest.items()
+    }
+    of["shares"] = Panel(partial(_shares, ratios=ratios))
+    return Panels(of, run, ("top tokens: the {top:g}% of largest direct effect", "bars"), kinds)
+
+
+def draw(tables: inputs.Tables) -> Figure:
+    """Draw `panels` on a page two columns wide."""
+    shown = panels(tables)
+    n = len(shown.kinds)
     with looks.context():
         figure = layout.new_figure(looks.TWO_COLUMNS, 108.0)
         upper, lower = figure.subfigures(2, 1, squeeze=False).ravel()
-        panels = upper.subplots(1, len(kinds), sharey=True, squeeze=False)[0]
-        head = head_name(ratios[kinds[0]].iloc[0])
-        for letter, ax, kind in zip("abc", panels, kinds, strict=False):
-            _histogram(ax, strongest[kind], limits, f"{kind} ablation of {head}")
-            layout.panel_letter(ax, letter)
-        panels[0].set_ylabel("share of tokens (%)")
-        panels[0].set_ylim(0, 1.05 * max(100 * table["share"].max() for table in strongest.values()))
-        upper.legend(*panels[0].get_legend_handles_labels(), loc="outside upper right", ncols=2, handlelength=1.4)
+        above = upper.subplots(1, n, sharey=True, squeeze=False)[0]
         below = lower.subplots()
-        _shares(below, ratios)
-        layout.panel_letter(below, "abcd"[len(kinds)])
-        footers.footer(
-            figure, looks.TWO_COLUMNS, run, "top tokens: the {top:g}% of largest direct effect", "bars", kinds=kinds
-        )
+        shown.draw(*above, below)
+        for letter, ax, panel in zip("abcd", [*above, below], shown.of.values(), strict=False):
+            if panel.title:
+                ax.set_title(panel.title)
+            layout.panel_letter(ax, letter)
+        above[0].set_ylabel(next(iter(shown.of.values())).ylabel)
+        upper.legend(*above[0].get_legend_handles_labels(), loc="outside upper right", ncols=2, handlelength=1.4)
+        below.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
+        shown.footer(figure, looks.TWO_COLUMNS)
     return figure
 
 
-def finding(tables: dict[str, pd.DataFrame]) -> list[str]:
+def finding(tables: inputs.Tables) -> list[str]:
     """For each ablation: on which share of tokens the scale shrinks, for each chosen head and for all heads together.
 
-    Takes the tables of `draw` and raises what it raises. Gives lines of Markdown, one an ablation.
+    Takes the tables of `panels` and raises what it raises. Gives lines of Markdown, one an ablation.
     """
     lines = []
     for kind in given_kinds(tables, "ratio"):
@@ -79,7 +91,7 @@ def finding(tables: dict[str, pd.DataFrame]) -> list[str]:
     return lines
 
 
-def _ratios(tables: dict[str, pd.DataFrame], kind: str) -> pd.DataFrame:
+def _ratios(tables: inputs.Tables, kind: str) -> pd.DataFrame:
     columns = ["selection", "rank", "layer", "head", "n_tokens", *inputs.with_interval(ABOVE)]
     return inputs.table(tables, f"ratio_{kind}", columns)
 
@@ -100,7 +112,7 @@ def _limits(histograms: Any) -> tuple[float, float]:
     return float(finite.min() - margin), float(finite.max() + margin)
 
 
-def _histogram(ax: Axes, table: pd.DataFrame, limits: tuple[float, float], name: str) -> None:
+def _histogram(ax: Axes, table: pd.DataFrame, xlim: tuple[float, float], ylim: tuple[float, float]) -> list[str]:
     """Both selections as shares of their own tokens; what lies outside is counted."""
     green = looks.LOOKS["self_repair_from_layernorm"].colour
     drawn: dict[str, dict[str, Any]] = {
@@ -116,15 +128,14 @@ def _histogram(ax: Axes, table: pd.DataFrame, limits: tuple[float, float], name:
         bins = rows[(rows["ratio_low"] > 0) & np.isfinite(rows["ratio_high"])]
         edges = [*bins["ratio_low"], bins["ratio_high"].iloc[-1]]
         ax.stairs(100 * bins["share"], edges, label=NAMES[selection], **look)
-        below = rows.loc[rows["ratio_high"] <= limits[0], "n_tokens"].sum()
-        above = rows.loc[rows["ratio_low"] >= limits[1], "n_tokens"].sum()
+        below = rows.loc[rows["ratio_high"] <= xlim[0], "n_tokens"].sum()
+        above = rows.loc[rows["ratio_low"] >= xlim[1], "n_tokens"].sum()
         if below or above:
             notes.append(f"{NAMES[selection]}: {below:,} below, {above:,} above")
-    ax.set_xlim(limits)
+    ax.set(xlim=xlim, ylim=ylim)
     ax.axvline(1, color=looks.INK, linewidth=0.6, zorder=3)
     ax.locator_params(axis="x", nbins=5)
     ax.set_xlabel("clean / ablated final scale")
-    ax.set_title(name)
     if notes:
         note = "outside:\n" + "\n".join(notes)
         ax.annotate(
@@ -136,9 +147,10 @@ def _histogram(ax: Axes, table: pd.DataFrame, limits: tuple[float, float], name:
             fontsize=looks.SMALL_SIZE - 0.5,
             color=looks.FAINT,
         )
+    return []
 
 
-def _shares(ax: Axes, ratios: dict[str, pd.DataFrame]) -> None:
+def _shares(ax: Axes, ratios: dict[str, pd.DataFrame]) -> list[str]:
     """The share above 1 of each head, of all heads together, by ablation and selection."""
     green = looks.LOOKS["self_repair_from_layernorm"].colour
     order = sorted({rank for table in ratios.values() for rank in table["rank"]}, key=lambda rank: (rank == 0, rank))
@@ -170,4 +182,4 @@ def _shares(ax: Axes, ratios: dict[str, pd.DataFrame]) -> None:
     ax.set_xlim(-0.6, len(order) - 0.4)
     ax.set_ylim(-2, 102)
     ax.set_ylabel("tokens with ratio above 1 (%)")
-    ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
+    return []

@@ -8,31 +8,34 @@ from selfrepair.figures.shared.distributions import (
     COLUMNS,
     Models,
     distribution_lines,
+    distribution_panels,
     draw_distributions,
     published_models,
 )
-from selfrepair.figures.style import inputs, looks
+from selfrepair.figures.style import inputs
+from selfrepair.figures.style.panels import Panels
 
 
-def draw(tables: dict[str, pd.DataFrame]) -> Figure:
-    """Draw quantiles over heads by third of depth, of every model.
+def panels(tables: inputs.Tables) -> Panels:
+    """Quantiles over heads by third of depth, of every model.
 
     Args:
         tables: "distributions" of all models (`selfrepair.tables.all_models`).
-
-    Returns:
-        The figure, two columns wide.
 
     Raises:
         ValueError: The table, a column or a setting is missing.
     """
     run = inputs.settings(tables, "distributions")
     table, names = _keyed(tables)
-    with looks.context():
-        return draw_distributions(table, run, names)
+    return distribution_panels(table, run, names)
 
 
-def _keyed(tables: dict[str, pd.DataFrame]) -> tuple[pd.DataFrame, Models]:
+def draw(tables: inputs.Tables) -> Figure:
+    """Draw `panels` on a page two columns wide."""
+    return draw_distributions(panels(tables))
+
+
+def _keyed(tables: inputs.Tables) -> tuple[pd.DataFrame, Models]:
     """The table with each model under a key of its own, as a model of the run may be called as a published one is."""
     table = inputs.table(tables, "distributions", [*COLUMNS, "published"])
     run = inputs.settings(tables, "distributions")
@@ -45,7 +48,13 @@ def _keyed(tables: dict[str, pd.DataFrame]) -> tuple[pd.DataFrame, Models]:
     return table.assign(model=keys), {**own, **theirs}
 
 
-def finding(tables: dict[str, pd.DataFrame]) -> list[str]:
+def in_short(tables: inputs.Tables) -> list[str]:
+    """Median self-repair beside the published models'; takes the table of `panels` and raises what it raises."""
+    line = distribution_lines(*_keyed(tables))[0]
+    return [f"**Beside the models of Rushing & Nanda 2024**: {line} Brackets are intervals over heads."]
+
+
+def finding(tables: inputs.Tables) -> list[str]:
     """How the models' distributions lie beside the published ones.
 
     Takes the table of `draw` and raises what it raises. Gives lines of Markdown.

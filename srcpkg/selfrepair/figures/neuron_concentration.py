@@ -8,13 +8,15 @@ from matplotlib.figure import Figure
 
 from selfrepair.figures.shared.neurons import (
     all_neurons,
-    draw_no_neurons,
     draw_shares,
     find_no_neurons,
     line_with_band,
+    no_neurons,
+    share_panels,
 )
 from selfrepair.figures.shared.notes import note_of
 from selfrepair.figures.style import inputs, looks
+from selfrepair.figures.style.panels import Panels
 from selfrepair.figures.wording import head_name, measured, percentage
 
 CHANGE, REPAIR, EFFECT = "share_of_change", "share_of_repair", "share_of_direct_effect"
@@ -28,27 +30,29 @@ LINES = {
 }
 
 
-def draw(tables: dict[str, pd.DataFrame]) -> Figure:
-    """Draw the cumulative share of the neurons' absolute change against the share of neurons, a panel a head.
+def panels(tables: inputs.Tables) -> Panels:
+    """The cumulative share of the neurons' absolute change against the share of neurons, a panel a head.
 
     Args:
         tables: "neuron_concentration".
-
-    Returns:
-        The figure, two columns wide.
 
     Raises:
         ValueError: The table, a column or a setting is missing.
     """
     if (note := note_of(tables)) is not None:
-        return draw_no_neurons(tables, note)
+        return no_neurons(tables, note)
     table = inputs.table(tables, "neuron_concentration", COLUMNS)
     run = inputs.settings(tables, "neuron_concentration")
     top_percent = tables["neuron_concentration"].attrs["top_percent"]
     what = all_neurons(tables["neuron_concentration"])
-    return draw_shares(
+    return share_panels(
         *(table, run, partial(_panel, top_percent=top_percent), what, "top", "bands"), share="cumulative share (%)"
     )
+
+
+def draw(tables: inputs.Tables) -> Figure:
+    """Draw `panels` on a page two columns wide."""
+    return draw_shares(panels(tables))
 
 
 def _panel(ax: Axes, rows: pd.DataFrame, top_percent: int) -> None:
@@ -81,10 +85,29 @@ def _panel(ax: Axes, rows: pd.DataFrame, top_percent: int) -> None:
     ax.set_xlabel("neurons, largest first (%)")
 
 
-def finding(tables: dict[str, pd.DataFrame]) -> list[str]:
+def in_short(tables: inputs.Tables) -> list[str]:
+    """Whether the change is on fewer neurons than the clean direct effects are; raises what `finding` raises."""
+    if (note := note_of(tables)) is not None:
+        return find_no_neurons(note)
+    table = inputs.table(tables, "neuron_concentration", COLUMNS)
+    attrs = tables["neuron_concentration"].attrs
+    rows = table[table["neurons"] == attrs["top_percent"]].sort_values("rank")
+    first = rows.iloc[0]
+    more = int((rows[f"{CHANGE}_low"] > rows[f"{EFFECT}_high"]).sum())
+    less = int((rows[f"{CHANGE}_high"] < rows[f"{EFFECT}_low"]).sum())
+    return [
+        f"**The top 1% of neurons of the MLP of layer {attrs['neuron_layer']} carry {percentage(first, CHANGE)} of its "
+        f"change** when {head_name(first)} is ablated. Of its clean direct effects, without any ablation, the top 1% carry "
+        f"{percentage(first, EFFECT)}. By intervals that do not overlap, the change is the more concentrated of the two in "
+        f"{more} of {len(rows)} chosen heads, the less in {less}. Rushing & Nanda 2024 name sparse sets of neurons as a "
+        "mechanism of repair."
+    ]
+
+
+def finding(tables: inputs.Tables) -> list[str]:
     """For each head: what the top 1% of neurons carry of the change, of the repair, and of the clean direct effects.
 
-    Takes the tables of `draw` and raises what it raises. Gives lines of Markdown, one a head.
+    Takes the tables of `panels` and raises what it raises. Gives lines of Markdown, one a head.
     """
     if (note := note_of(tables)) is not None:
         return find_no_neurons(note)

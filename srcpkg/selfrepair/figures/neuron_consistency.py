@@ -6,14 +6,16 @@ from matplotlib.figure import Figure
 
 from selfrepair.figures.shared.neurons import (
     all_neurons,
-    draw_no_neurons,
     draw_shares,
     find_no_neurons,
     line_with_band,
+    no_neurons,
     rank_axis,
+    share_panels,
 )
 from selfrepair.figures.shared.notes import note_of
 from selfrepair.figures.style import inputs, looks
+from selfrepair.figures.style.panels import Panels
 from selfrepair.figures.wording import head_name, percentage
 
 SHARE = "token_share"
@@ -23,20 +25,17 @@ COLUMNS = (
 )
 
 
-def draw(tables: dict[str, pd.DataFrame]) -> Figure:
-    """Draw the share of tokens on which each neuron is among the top ones, neurons sorted by it, a panel a head.
+def panels(tables: inputs.Tables) -> Panels:
+    """The share of tokens on which each neuron is among the top ones, neurons sorted by it, a panel a head.
 
     Args:
         tables: "neuron_consistency".
-
-    Returns:
-        The figure, two columns wide.
 
     Raises:
         ValueError: The table, a column or a setting is missing.
     """
     if (note := note_of(tables)) is not None:
-        return draw_no_neurons(tables, note)
+        return no_neurons(tables, note)
     table = inputs.table(tables, "neuron_consistency", COLUMNS)
     run = inputs.settings(tables, "neuron_consistency")
     last = int(table["neuron_rank"].max())
@@ -51,21 +50,26 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
         ax.text(0.98, 0.98, text, transform=ax.transAxes, ha="right", va="top", fontsize=looks.SMALL_SIZE)
         rank_axis(ax, last, "neurons, most frequent first")
 
-    return draw_shares(
+    return share_panels(
         *(table, run, panel, all_neurons(tables["neuron_consistency"]), "top tokens", "bands"),
         share="top tokens (%)",
         legend_title="the neuron is, by repair,",
     )
 
 
+def draw(tables: inputs.Tables) -> Figure:
+    """Draw `panels` on a page two columns wide."""
+    return draw_shares(panels(tables))
+
+
 def _among(top: int) -> str:
     return "the first" if top == 1 else f"among the first {top}"
 
 
-def finding(tables: dict[str, pd.DataFrame]) -> list[str]:
+def finding(tables: inputs.Tables) -> list[str]:
     """For each head: how many neurons lead on some token, and how often the most frequent one does.
 
-    Takes the tables of `draw` and raises what it raises. Gives lines of Markdown, one a head.
+    Takes the tables of `panels` and raises what it raises. Gives lines of Markdown, one a head.
     """
     if (note := note_of(tables)) is not None:
         return find_no_neurons(note)

@@ -5,34 +5,33 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from selfrepair.figures.shared.neurons import (
-    draw_no_neurons,
     draw_shares,
     find_no_neurons,
     line_with_band,
+    no_neurons,
     rank_axis,
+    share_panels,
 )
 from selfrepair.figures.shared.notes import note_of
 from selfrepair.figures.style import inputs, looks
+from selfrepair.figures.style.panels import Panels
 from selfrepair.figures.wording import head_name, percentage
 
 SHARE = "token_share"
 COLUMNS = ("rank", "layer", "head", "n_tokens", "share_of_effect", "nth", *inputs.with_interval(SHARE))
 
 
-def draw(tables: dict[str, pd.DataFrame]) -> Figure:
-    """Draw the share of tokens against N, a line for each share of direct effect, a panel a head.
+def panels(tables: inputs.Tables) -> Panels:
+    """The share of tokens against N, a line for each share of direct effect, a panel a head.
 
     Args:
         tables: "neuron_share".
-
-    Returns:
-        The figure, two columns wide.
 
     Raises:
         ValueError: The table, a column or a setting is missing.
     """
     if (note := note_of(tables)) is not None:
-        return draw_no_neurons(tables, note)
+        return no_neurons(tables, note)
     table = inputs.table(tables, "neuron_share", COLUMNS)
     run = inputs.settings(tables, "neuron_share")
     layer = tables["neuron_share"].attrs["neuron_layer"]
@@ -45,17 +44,22 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
             line_with_band(ax, line["nth"], line, SHARE, look, f"{100 * level:g}%")
         rank_axis(ax, last, "N, neurons by repair")
 
-    return draw_shares(
+    return share_panels(
         *(table, run, panel, f"neurons of the MLP of layer {layer}", "top tokens", "bands"),
         share="top tokens (%)",
         legend_title="the Nth neuron repairs more than this share of the head's direct effect",
     )
 
 
-def finding(tables: dict[str, pd.DataFrame]) -> list[str]:
+def draw(tables: inputs.Tables) -> Figure:
+    """Draw `panels` on a page two columns wide."""
+    return draw_shares(panels(tables))
+
+
+def finding(tables: inputs.Tables) -> list[str]:
     """For each head: how often its best and its tenth neuron repair a tenth and a hundredth of its direct effect.
 
-    Takes the tables of `draw` and raises what it raises. Gives lines of Markdown, one a head.
+    Takes the tables of `panels` and raises what it raises. Gives lines of Markdown, one a head.
     """
     if (note := note_of(tables)) is not None:
         return find_no_neurons(note)

@@ -1,51 +1,55 @@
 """Figure: do the next layer's heads answer to an ablated head as to a residual stream without the layer?"""
 
+from functools import partial
+
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from selfrepair.figures.style import footers, guides, inputs, layout, looks, ranges
+from selfrepair.figures.style import guides, inputs, layout, looks, ranges
+from selfrepair.figures.style.panels import Panel, Panels
 from selfrepair.figures.wording import decimal, head_name, measured
 
 X, Y = "change_when_moved", "change_when_ablated"
+YLABEL = "change of direct effect\nwhen the head is ablated (logits)"
 
 
-def draw(tables: dict[str, pd.DataFrame]) -> Figure:
-    """Draw a panel a chosen head: a dot a head of the next layer, its two changes against each other.
+def panels(tables: inputs.Tables) -> Panels:
+    """A panel a chosen head: a dot a head of the next layer, its two changes against each other.
 
     Args:
         tables: "correlations" and "heads".
-
-    Returns:
-        The figure, two columns wide.
 
     Raises:
         ValueError: A table, a column or a setting is missing.
     """
     chosen, points = _tables(tables)
     run = inputs.settings(tables, "correlations", "heads")
+    of = {}
+    for _, head in chosen.iterrows():
+        rows = points[(points["layer"] == head["layer"]) & (points["head"] == head["head"])]
+        name = head_name(head)
+        of[name] = Panel(partial(_panel, head=head, rows=rows), f"{name}{_correlation(head, rows)}", YLABEL)
+    return Panels(of, run, ("top", "bars", "a dot a head of the next layer; the one that changes most is named"))
+
+
+def draw(tables: inputs.Tables) -> Figure:
+    """Draw `panels` on a page two columns wide."""
+    shown = panels(tables)
     with looks.context():
         figure = layout.new_figure(looks.TWO_COLUMNS, 66.0)
-        axes = figure.subplots(1, len(chosen), squeeze=False)[0]
-        for letter, ax, (_, head) in zip("abcd", axes, chosen.iterrows(), strict=False):
-            rows = points[(points["layer"] == head["layer"]) & (points["head"] == head["head"])]
-            _panel(ax, head, rows)
+        axes = figure.subplots(1, len(shown.of), squeeze=False)[0]
+        shown.draw(*axes)
+        for ax, title in zip(axes, shown.titles(), strict=True):
+            ax.set_title(title)
+        for letter, ax in zip("abcd", axes, strict=False):
             layout.panel_letter(ax, letter)
-        axes[0].set_ylabel("change of direct effect\nwhen the head is ablated (logits)")
-        for ax in axes:
-            ax.set_xlabel("change when the stream\nis moved down (logits)")
-        footers.footer(
-            figure,
-            looks.TWO_COLUMNS,
-            run,
-            "top",
-            "bars",
-            "a dot a head of the next layer; the one that changes most is named",
-        )
+        axes[0].set_ylabel(YLABEL)
+        shown.footer(figure, looks.TWO_COLUMNS)
     return figure
 
 
-def _tables(tables: dict[str, pd.DataFrame]) -> tuple[pd.DataFrame, pd.DataFrame]:
+def _tables(tables: inputs.Tables) -> tuple[pd.DataFrame, pd.DataFrame]:
     chosen = inputs.table(tables, "correlations", ["layer", "head", "n_heads", "n_tokens", "note"])
     names = inputs.with_interval("correlation")
     keys = ["layer", "head", "next_layer", "next_head", *inputs.with_interval(X, Y)]
@@ -56,21 +60,26 @@ def _tables(tables: dict[str, pd.DataFrame]) -> tuple[pd.DataFrame, pd.DataFrame
     return chosen, tables["heads"] if "heads" in tables else inputs.table(tables, "heads", keys)
 
 
-def _panel(ax: Axes, head: pd.Series, rows: pd.DataFrame) -> None:
+def _correlation(head: pd.Series, rows: pd.DataFrame) -> str:
+    if rows.empty:
+        return "\n"
+    r, low, high = (decimal(float(head[name]), 2) for name in inputs.with_interval("correlation"))
+    return f": r = {r}\n({low} to {high})"
+
+
+def _panel(ax: Axes, head: pd.Series, rows: pd.DataFrame) -> list[str]:
     guides.zero_line(ax)
     guides.upright_zero_line(ax)
+    ax.set_xlabel("change when the stream\nis moved down (logits)")
     if rows.empty:
-        ax.set_title(f"{head_name(head)}\n")
         ax.text(
             0.5, 0.6, str(head["note"]).replace(": ", ":\n"), transform=ax.transAxes, ha="center", color=looks.FAINT
         )
-        return
-    ends = [decimal(float(head[name]), 2) for name in inputs.with_interval("correlation")]
+        return []
     ax.set_xlim(ranges.bulk_range(include=[0.0, rows[inputs.with_interval(X)]]))
     ax.set_ylim(ranges.bulk_range(include=[0.0, rows[inputs.with_interval(Y)]]))
     ax.locator_params(axis="x", nbins=3)
     ax.locator_params(axis="y", nbins=4)
-    ax.set_title(f"{head_name(head)}: r = {ends[0]}\n({ends[1]} to {ends[2]})")
     colour = looks.LOOKS["self_repair_from_heads"].colour
     ax.errorbar(
         rows[X], rows[Y],
@@ -86,12 +95,13 @@ def _panel(ax: Axes, head: pd.Series, rows: pd.DataFrame) -> None:
         f"L{int(row['next_layer'])}H{int(row['next_head'])}", (row[X], row[Y]), (3 if right else -3, 2.5),
         textcoords="offset points", ha="left" if right else "right", fontsize=looks.SMALL_SIZE, zorder=4,
     )  # fmt: skip
+    return []
 
 
-def finding(tables: dict[str, pd.DataFrame]) -> list[str]:
+def finding(tables: inputs.Tables) -> list[str]:
     """The correlation for each chosen head.
 
-    Takes the tables of `draw` and raises what it raises. Gives lines of Markdown, one a head.
+    Takes the tables of `panels` and raises what it raises. Gives lines of Markdown, one a head.
     """
     chosen, _ = _tables(tables)
     lines = []

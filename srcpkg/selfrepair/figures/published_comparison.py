@@ -1,76 +1,81 @@
 """Figure: this run's heads against the paper's published ones, or, for a model that is none of them, their distributions."""
 
+from functools import partial
+
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
 
 from selfrepair.figures.shared.distributions import (
     COLUMNS,
     Models,
     distribution_lines,
+    distribution_panels,
     draw_distributions,
     published_models,
 )
-from selfrepair.figures.style import footers, guides, inputs, layout, looks, marks, ranges
+from selfrepair.figures.style import guides, inputs, layout, looks, marks, ranges
+from selfrepair.figures.style.panels import Panel, Panels, coloured
 from selfrepair.figures.wording import measured
 from selfrepair.quantities import OF_PAPER, QUANTITIES
 
 OWN: Models = {"this run": ("this run", looks.Look(looks.INK, "-", "o"))}
 
 
-def draw(tables: dict[str, pd.DataFrame]) -> Figure:
-    """Draw a dot a head against the published value; without published heads, quantiles over heads by third of depth.
+def panels(tables: inputs.Tables) -> Panels:
+    """A dot a head against the published value; without published heads, quantiles over heads by third of depth.
 
     Args:
         tables: "pairs" (no rows where the model is none of the published), "agreement" and "distributions".
-
-    Returns:
-        The figure, two columns wide.
 
     Raises:
         ValueError: A table, a column or a setting is missing.
     """
     run = inputs.settings(tables, "pairs", "agreement", "distributions")
-    with looks.context():
-        if tables["pairs"].empty:
-            table, models = _distributions(tables)
-            return draw_distributions(table, run, models)
-        return _draw_pairs(tables, run)
-
-
-def _draw_pairs(tables: dict[str, pd.DataFrame], run: dict[str, object]) -> Figure:
-    columns = ["quantity", "relative_depth", "published", *inputs.with_interval("value")]
-    pairs = inputs.table(tables, "pairs", columns)
+    if tables["pairs"].empty:
+        table, models = _distributions(tables)
+        return distribution_panels(table, run, models)
+    pairs = inputs.table(tables, "pairs", ["quantity", "relative_depth", "published", *inputs.with_interval("value")])
     agreement = inputs.table(tables, "agreement", ["quantity", *inputs.with_interval("correlation", "slope")])
     of_quantity = {str(row["quantity"]): row for _, row in agreement.iterrows()}
     theirs = looks.published_look(str(tables["pairs"].attrs["published"]))[0]
-    figure = layout.new_figure(looks.TWO_COLUMNS, 116.0)
-    axes = figure.subplots(2, 3).ravel()
-    for ax, quantity in zip(axes, OF_PAPER, strict=True):
-        dots = _scatter(ax, pairs[pairs["quantity"] == quantity], quantity)
-        row = of_quantity[quantity]
-        ax.set_xlabel(f"{theirs}, published")
-        ax.text(
-            0.03,
-            0.97,
-            f"r = {measured(row, 'correlation')}\nslope {measured(row, 'slope')}",
-            transform=ax.transAxes,
-            va="top",
-            fontsize=looks.SMALL_SIZE,
+    of = {
+        quantity: Panel(
+            partial(
+                _scatter,
+                pairs=pairs[pairs["quantity"] == quantity],
+                quantity=quantity,
+                agreement=of_quantity[quantity],
+                theirs=theirs,
+            ),
+            scale=looks.DEPTH,
         )
-    bar = figure.colorbar(dots, ax=axes, ticks=[0, 0.5, 1], fraction=0.02, aspect=40, shrink=0.8)
-    bar.set_label("relative depth of the head's layer")
-    bar.outline.set_linewidth(0.4)
-    if bar.solids is not None:
-        bar.solids.set_rasterized(True)
-    footers.footer(
-        figure, looks.TWO_COLUMNS, run, "top", "bars: {level:g}% intervals over prompts; brackets: over heads"
-    )
+        for quantity in OF_PAPER
+    }
+    return Panels(of, run, ("top", "bars: {level:g}% intervals over prompts; brackets: over heads"))
+
+
+def draw(tables: inputs.Tables) -> Figure:
+    """Draw `panels` on a page two columns wide."""
+    shown = panels(tables)
+    return draw_distributions(shown) if tables["pairs"].empty else _draw_pairs(shown)
+
+
+def _draw_pairs(shown: Panels) -> Figure:
+    with looks.context():
+        figure = layout.new_figure(looks.TWO_COLUMNS, 116.0)
+        axes = figure.subplots(2, 3).ravel()
+        shown.draw_noted(*axes)
+        bar = figure.colorbar(coloured(axes[-1]), ax=axes, ticks=[0, 0.5, 1], fraction=0.02, aspect=40, shrink=0.8)
+        bar.set_label(looks.DEPTH.label)
+        bar.outline.set_linewidth(0.4)
+        if bar.solids is not None:
+            bar.solids.set_rasterized(True)
+        shown.footer(figure, looks.TWO_COLUMNS)
     return figure
 
 
-def _scatter(ax: Axes, pairs: pd.DataFrame, quantity: str) -> PathCollection:
+def _scatter(ax: Axes, pairs: pd.DataFrame, quantity: str, agreement: pd.Series, theirs: str) -> list[str]:
     x, y = pairs["published"], pairs["value"]
     low, high = ranges.bulk_range(x, y, include=[0.0], coverage=0.98)
     ax.set(xlim=(low, high), ylim=(low, high))
@@ -87,27 +92,54 @@ def _scatter(ax: Axes, pairs: pd.DataFrame, quantity: str) -> PathCollection:
     ax.annotate("y = x", (place, place), (3, 0), textcoords="offset points", ha="left", va="top", color=looks.FAINT)
     ax.vlines(x, pairs["value_low"], pairs["value_high"], color=looks.FAINT, alpha=0.5, linewidth=0.4, zorder=1.5)
     ax.set_ylabel(guides.axis_label(quantity))
-    dots = marks.depth_dots(ax, pairs, "published", "value", size=8.0, edge=0.2)
-    ranges.outside_note(ax, ranges.mark_outside(ax, x, y, looks.INK))
-    return dots
+    marks.depth_dots(ax, pairs, "published", "value", size=8.0, edge=0.2)
+    counts = ranges.mark_outside(ax, x, y, looks.INK)
+    ax.set_xlabel(f"{theirs}, published")
+    ax.text(
+        0.03,
+        0.97,
+        f"r = {measured(agreement, 'correlation')}\nslope {measured(agreement, 'slope')}",
+        transform=ax.transAxes,
+        va="top",
+        fontsize=looks.SMALL_SIZE,
+    )
+    return counts
 
 
-def finding(tables: dict[str, pd.DataFrame]) -> list[str]:
+def finding(tables: inputs.Tables) -> list[str]:
     """How far this run's heads agree with the published ones; without these, how their distributions lie side by side.
 
-    Takes the tables of `draw` and raises what it raises. Gives lines of Markdown.
+    Takes the tables of `panels` and raises what it raises. Gives lines of Markdown.
     """
     if not tables["pairs"].empty:
         return _of_pairs(tables)
     return distribution_lines(*_distributions(tables))
 
 
-def _distributions(tables: dict[str, pd.DataFrame]) -> tuple[pd.DataFrame, Models]:
+def in_short(tables: inputs.Tables) -> list[str]:
+    """How far the heads of a published model agree with the published values; nothing of other models.
+
+    Takes the tables of `panels` and raises what it raises.
+    """
+    if tables["pairs"].empty:
+        return []
+    columns = ["quantity", "n_heads", *inputs.with_interval("correlation", "slope")]
+    agreement = inputs.table(tables, "agreement", columns)
+    row = agreement[agreement["quantity"] == "self_repair"].iloc[0]
+    theirs = looks.published_look(str(tables["agreement"].attrs["published"]))[0]
+    return [
+        f"**Its heads' self-repair correlates with that published for {theirs} by {measured(row, 'correlation')}**, over "
+        f"{int(row['n_heads']):,} heads, with slope {measured(row, 'slope')}; intervals over heads. The published values of "
+        "Rushing & Nanda 2024 are of another text."
+    ]
+
+
+def _distributions(tables: inputs.Tables) -> tuple[pd.DataFrame, Models]:
     table = inputs.table(tables, "distributions", COLUMNS)
     return table, {**OWN, **published_models(name for name in table["model"].unique() if name not in OWN)}
 
 
-def _of_pairs(tables: dict[str, pd.DataFrame]) -> list[str]:
+def _of_pairs(tables: inputs.Tables) -> list[str]:
     statistics = ("correlation", "rank_correlation", "slope", "difference")
     agreement = inputs.table(tables, "agreement", ["quantity", "n_heads", *inputs.with_interval(*statistics)])
     theirs = looks.published_look(str(tables["agreement"].attrs["published"]))[0]

@@ -1,11 +1,14 @@
 """Figure: self-repair on tokens chosen in several ways, as a control of choosing them by direct effect."""
 
+from functools import partial
+
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from selfrepair.figures.style import footers, guides, inputs, layout, looks, marks, ranges
-from selfrepair.figures.wording import measured, percentage
+from selfrepair.figures.style import guides, inputs, layout, looks, marks, ranges
+from selfrepair.figures.style.panels import Panel, Panels
+from selfrepair.figures.wording import measured, percentage, verdict
 from selfrepair.quantities import QUANTITIES
 
 BY_LAYER = "self_repair"
@@ -22,14 +25,11 @@ CHOICES = {
 """What the tokens are chosen by: its name and look."""
 
 
-def draw(tables: dict[str, pd.DataFrame]) -> Figure:
-    """Draw self-repair by layer, and its share and slope over the model, a line or dot a choice of tokens.
+def panels(tables: inputs.Tables) -> Panels:
+    """Self-repair by layer, and its share and slope over the model, a line or dot a choice of tokens.
 
     Args:
         tables: "layers" and "model".
-
-    Returns:
-        The figure, two columns wide.
 
     Raises:
         ValueError: A table, a column or a setting is missing.
@@ -37,33 +37,42 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
     layers = inputs.table(tables, "layers", ["choice", "relative_depth", *inputs.with_interval(BY_LAYER)])
     model = inputs.table(tables, "model", ["choice", *inputs.with_interval(*OVER_MODEL)])
     run = inputs.settings(tables, "layers", "model")
+    what = (
+        "means over {top:g}% of tokens, chosen in several ways",
+        "bands and bars: {level:g}% intervals over prompts",
+    )
+    of = {"by_layer": Panel(partial(_by_layer, layers=layers, n_layers=int(run["n_layers"])))}
+    of |= {quantity: Panel(partial(_over_model, model=model, quantity=quantity)) for quantity in OVER_MODEL}
+    return Panels(of, run, what, legend_title="tokens chosen")
+
+
+def draw(tables: inputs.Tables) -> Figure:
+    """Draw `panels` on a page two columns wide."""
+    shown = panels(tables)
     with looks.context():
         figure = layout.new_figure(looks.TWO_COLUMNS, 84.0)
         grid = figure.add_gridspec(2, 2, width_ratios=[1.25, 1])
-        left = figure.add_subplot(grid[:, 0])
-        guides.depth_axis(left, int(run["n_layers"]))
-        guides.zero_line(left)
-        left.set_ylim(ranges.bulk_range(include=[0.0, layers[inputs.with_interval(BY_LAYER)]]))
-        for choice, (name, look) in CHOICES.items():
-            marks.layer_line(left, layers[layers["choice"] == choice], BY_LAYER, look, f"by {name}")
-        left.set_ylabel(guides.axis_label(BY_LAYER))
-        layout.panel_letter(left, "a")
-        for row, quantity in enumerate(OVER_MODEL):
-            ax = figure.add_subplot(grid[row, 1])
-            _over_model(ax, model, quantity)
-            layout.panel_letter(ax, "bc"[row])
-        figure.legend(*left.get_legend_handles_labels(), loc="outside upper center", ncols=3, title="tokens chosen")
-        footers.footer(
-            figure,
-            looks.TWO_COLUMNS,
-            run,
-            "means over {top:g}% of tokens, chosen in several ways",
-            "bands and bars: {level:g}% intervals over prompts",
-        )
+        left, *right = (figure.add_subplot(grid[at]) for at in ((slice(None), 0), (0, 1), (1, 1)))
+        shown.draw_noted(left, *right)
+        for ax, letter in zip((left, *right), "abc", strict=True):
+            layout.panel_letter(ax, letter)
+        handles, labels = left.get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside upper center", ncols=3, title=shown.legend_title)
+        shown.footer(figure, looks.TWO_COLUMNS)
     return figure
 
 
-def _over_model(ax: Axes, model: pd.DataFrame, quantity: str) -> None:
+def _by_layer(ax: Axes, layers: pd.DataFrame, n_layers: int) -> list[str]:
+    guides.depth_axis(ax, n_layers)
+    guides.zero_line(ax)
+    ax.set_ylim(ranges.bulk_range(include=[0.0, layers[inputs.with_interval(BY_LAYER)]]))
+    for choice, (name, look) in CHOICES.items():
+        marks.layer_line(ax, layers[layers["choice"] == choice], BY_LAYER, look, f"by {name}")
+    ax.set_ylabel(guides.axis_label(BY_LAYER))
+    return []
+
+
+def _over_model(ax: Axes, model: pd.DataFrame, quantity: str) -> list[str]:
     """One quantity over the model, a row a choice; what is outside the range is told in words."""
     rows = {str(row["choice"]): row for _, row in model.iterrows()}
     # Effects of both signs cancel in a random choice, and leave its fraction anywhere.
@@ -93,12 +102,31 @@ def _over_model(ax: Axes, model: pd.DataFrame, quantity: str) -> None:
             continue
         ax.hlines(place, low, high, color=look.colour, linewidth=1.0, zorder=2)
         ax.plot(value, place, zorder=3, **{**looks.line_style(look), "linestyle": "none"})
+    return []
 
 
-def finding(tables: dict[str, pd.DataFrame]) -> list[str]:
+def in_short(tables: inputs.Tables) -> list[str]:
+    """Whether the share repaired hangs on how tokens are chosen; takes "model" and raises what `finding` raises."""
+    share = "pooled_repair_fraction"
+    model = inputs.table(tables, "model", ["choice", *inputs.with_interval(share, f"{share}_minus_top")])
+    rows = {str(choice): row for choice, (_, row) in zip(model["choice"], model.iterrows(), strict=True)}
+    other = rows["other_donor"]
+    title = {
+        "above": "a larger share is repaired",
+        "below": "a smaller share is repaired",
+        "unclear": "the share repaired is the same, as far as the intervals tell",
+    }[verdict(other, f"{share}_minus_top")]
+    return [
+        f"**On tokens chosen otherwise than by direct effect {title}**: {percentage(other, share)} where the effect that "
+        f"another donor removes chooses them, {percentage(rows['top'], share)} by direct effect, a difference of "
+        f"{measured(other, f'{share}_minus_top')}. Rushing & Nanda 2024 show no such control."
+    ]
+
+
+def finding(tables: inputs.Tables) -> list[str]:
     """What choosing tokens otherwise changes of self-repair over the model.
 
-    Takes the tables of `draw` and raises what it raises. Gives lines of Markdown.
+    Takes the tables of `panels` and raises what it raises. Gives lines of Markdown.
     """
     shares = ("self_repair", "pooled_repair_fraction", "repair_slope")
     differences = [f"{name}_minus_top" for name in shares]

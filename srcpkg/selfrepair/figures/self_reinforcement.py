@@ -1,14 +1,16 @@
 """Figure: how a head answers to its own output in its input, against controls of equal length."""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from selfrepair.figures.shared.notes import draw_note, note_of
-from selfrepair.figures.style import footers, guides, inputs, layout, looks, marks, ranges
+from selfrepair.figures.shared.notes import draw_note, note_of, noted_panels
+from selfrepair.figures.style import guides, inputs, layout, looks, marks, ranges
+from selfrepair.figures.style.panels import Panel, Panels
 from selfrepair.figures.wording import head_name, largest, measured, smallest
 
 CHANGE = "change"
@@ -39,50 +41,59 @@ COLUMNS = [
 ]
 
 
-def draw(tables: dict[str, pd.DataFrame]) -> Figure:
-    """Draw every head's change at the smallest scale by depth, and the largest changes against the scale.
+def panels(tables: inputs.Tables) -> Panels:
+    """Every head's change at the smallest scale by depth, and the largest changes against the scale.
 
     Args:
         tables: "reinforcement".
-
-    Returns:
-        The figure, two columns wide.
 
     Raises:
         ValueError: The table, a column or a setting is missing.
     """
     if (note := note_of(tables)) is not None:
-        return draw_note(tables, note, ["self-reinforcement"])
+        return noted_panels(tables, note, ["self-reinforcement"])
     table = inputs.table(tables, "reinforcement", [*COLUMNS, *inputs.with_interval("change_with_random")])
     run = inputs.settings(tables, "reinforcement")
     first = table[table["scale"] == table["scale"].min()]
     falling = first.nsmallest(N_SHOWN, CHANGE)
     rising = first.drop(falling.index).nlargest(N_SHOWN, CHANGE)
     shown = [*rising.iterrows(), *falling[::-1].iterrows()]
+    of = {"heads": Panel(partial(_heads, heads=first, run=run))}
+    for _, head in shown:
+        rows = table[(table["layer"] == head["layer"]) & (table["head"] == head["head"])]
+        name = head_name(head)
+        of[name] = Panel(partial(_scales, rows=rows), name, "change of direct effect (logits)")
+    return Panels(of, run, ("top", "bars and bands: {level:g}% intervals over prompts"))
+
+
+def draw(tables: inputs.Tables) -> Figure:
+    """Draw `panels` on a page two columns wide."""
+    shown = panels(tables)
+    if shown.note is not None:
+        return draw_note(shown)
+    _, *of_heads = shown.of.values()
     with looks.context():
         figure = layout.new_figure(looks.TWO_COLUMNS, 112.0)
-        grid = figure.add_gridspec(2, max(len(shown), 1), height_ratios=(1.15, 1))
+        grid = figure.add_gridspec(2, max(len(of_heads), 1), height_ratios=(1.15, 1))
         top = figure.add_subplot(grid[0, :])
-        _heads(top, first, run)
-        layout.panel_letter(top, "a")
-        beside: Axes | None = None
-        for number, (letter, (_, head)) in enumerate(zip("bcde", shown, strict=False)):
-            ax = figure.add_subplot(grid[1, number], sharey=beside)
-            rows = table[(table["layer"] == head["layer"]) & (table["head"] == head["head"])]
-            _scales(ax, rows)
-            ax.set_title(head_name(head))
+        below: list[Axes] = []
+        for number in range(len(of_heads)):
+            below.append(figure.add_subplot(grid[1, number], sharey=below[0] if below else None))
+        shown.draw_noted(top, *below)
+        top.legend(loc="upper left", ncols=3, handletextpad=0.1)
+        for letter, ax in zip("abcde", (top, *below), strict=False):
             layout.panel_letter(ax, letter)
-            if beside is None:
-                beside = ax
-                ax.set_ylabel("change of direct effect (logits)")
-                ax.legend(loc="best")
-            else:
-                ax.tick_params(labelleft=False)
-        footers.footer(figure, looks.TWO_COLUMNS, run, "top", "bars and bands: {level:g}% intervals over prompts")
+        for ax, panel in zip(below, of_heads, strict=True):
+            ax.set_title(panel.title)
+            ax.tick_params(labelleft=ax is below[0])
+        if below:
+            below[0].set_ylabel(of_heads[0].ylabel)
+            below[0].legend(loc="best")
+        shown.footer(figure, looks.TWO_COLUMNS)
     return figure
 
 
-def _heads(ax: Axes, heads: pd.DataFrame, run: Mapping[str, Any]) -> None:
+def _heads(ax: Axes, heads: pd.DataFrame, run: Mapping[str, Any]) -> list[str]:
     n_layers, n_heads = int(run["n_layers"]), int(run["n_heads"])
     ax.set_ylim(ranges.bulk_range(heads[CHANGE], include=[0.0], coverage=0.995))
     guides.depth_axis(ax, n_layers)
@@ -106,14 +117,13 @@ def _heads(ax: Axes, heads: pd.DataFrame, run: Mapping[str, Any]) -> None:
             label=f"{label}: {len(rows):,}",
         )
         counts += ranges.mark_outside(ax, x, rows[CHANGE], look.colour, noun=label)
-    ranges.outside_note(ax, counts)
     scale = heads["scale"].min() if len(heads) else 1
     times = "once" if scale == 1 else f"{scale:g} times"
     ax.set_ylabel(f"change of direct effect with\nits own output added {times} (logits)")
-    ax.legend(loc="upper left", ncols=3, handletextpad=0.1)
+    return counts
 
 
-def _scales(ax: Axes, rows: pd.DataFrame) -> None:
+def _scales(ax: Axes, rows: pd.DataFrame) -> list[str]:
     rows = rows.sort_values("scale")
     guides.zero_line(ax)
     x = [0.0, *rows["scale"]]
@@ -125,12 +135,13 @@ def _scales(ax: Axes, rows: pd.DataFrame) -> None:
         ax.fill_between(x, low, high, color=look.colour, alpha=0.18, linewidth=0, zorder=1.8, label="_band")
     ax.set_xticks(x, [f"{scale:g}" for scale in x])
     ax.set_xlabel("times added")
+    return []
 
 
-def finding(tables: dict[str, pd.DataFrame]) -> list[str]:
+def finding(tables: inputs.Tables) -> list[str]:
     """How many heads reinforce and repress themselves at each scale, and which do so most.
 
-    Takes the tables of `draw` and raises what it raises. Gives lines of Markdown.
+    Takes the tables of `panels` and raises what it raises. Gives lines of Markdown.
     """
     if (note := note_of(tables)) is not None:
         return [f"Self-reinforcement is not measured: {note}."]

@@ -1,6 +1,7 @@
 """Figure: which heads and MLPs repair which ablated heads: by layer, for the chosen heads in full, and the strongest pairs."""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -8,26 +9,24 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
-from matplotlib.image import AxesImage
 
-from selfrepair.figures.style import footers, guides, inputs, layout, looks
-from selfrepair.figures.wording import decimal, head_name, largest, measured, signs
+from selfrepair.figures.style import guides, inputs, layout, looks
+from selfrepair.figures.style.panels import Panel, Panels, coloured
+from selfrepair.figures.wording import decimal, head_name, largest, measured, signs, wide
 
 LEGIBLE = 6
 """Later layers of a chosen head, at most, for which every cell has its number written in it."""
 COVERAGE = 0.98
 LABEL = "repair (logits)"
+HALF = "prompts_of_half"
 BY = {"head": "heads", "mlp": "MLPs"}
 
 
-def draw(tables: dict[str, pd.DataFrame]) -> Figure:
-    """Draw the matrices of repair and the strongest pairs.
+def panels(tables: inputs.Tables) -> Panels:
+    """The matrices of repair and the strongest pairs.
 
     Args:
         tables: "layers", "rows" and "pairs".
-
-    Returns:
-        The figure, two columns wide.
 
     Raises:
         ValueError: A table, a column or a setting is missing.
@@ -35,39 +34,54 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
     layers, rows, pairs = _tables(tables)
     run = inputs.settings(tables, "layers", "rows", "pairs")
     heads = [(int(layer), int(head)) for layer, head in rows[["layer", "head"]].drop_duplicates().to_numpy()]
+    of = {}
+    limit = _limit(layers["repair"])
+    for by, name in zip(("heads", "mlp"), BY.values(), strict=True):
+        scale = looks.Scale("mean over the layer's heads\nof their repair (logits)", extend="both")
+        matrix = partial(_by_layer, layers=layers[layers["by"] == by], name=name, run=run, limit=limit)
+        of[f"by_{name.lower()}"] = Panel(matrix, f"repair by later layers' {name}", "layer of the ablated head", scale)
+    limit = _limit(rows.loc[rows["by"].isin(BY), "repair"], coverage=1.0)
+    for layer, head in heads:
+        of_head = rows[(rows["layer"] == layer) & (rows["head"] == head)]
+        name = f"L{layer}H{head}"
+        full = partial(_in_full, rows=of_head, layer=layer, run=run, limit=limit)
+        of[name] = Panel(full, f"repair of {name}", "head, or MLP", looks.Scale(LABEL))
+    for by, name in BY.items():
+        strongest = partial(_pairs, pairs=pairs[pairs["by"] == by], name=name)
+        of[f"pairs_{name.lower()}"] = Panel(strongest, f"strongest pairs, repair by {name}")
+    return Panels(of, run, ("top", "bars"))
+
+
+def draw(tables: inputs.Tables) -> Figure:
+    """Draw `panels` on a page two columns wide."""
+    shown = panels(tables)
+    n_heads = len(shown.of) - 2 * len(BY)
     with looks.context():
         figure = layout.new_figure(looks.TWO_COLUMNS, 178.0)
         above, middle, below = figure.subfigures(  # type: ignore[misc]
             3, 1, height_ratios=(1.28, 1.02, 0.72), hspace=0.02
         )
-        letters = iter("abcdefgh")
-        panels = above.subplots(1, 2, sharey=True)
-        limit = _limit(layers["repair"])
-        for ax, by, name in zip(panels, ("heads", "mlp"), BY.values(), strict=True):
-            image = _by_layer(ax, layers[layers["by"] == by], run, limit)
-            ax.set_xlabel(f"layer of the {name} that change")
-            ax.set_title(f"repair by later layers' {name}")
-            layout.panel_letter(ax, next(letters))
-        panels[0].set_ylabel("layer of the ablated head")
-        above.colorbar(
-            image, ax=panels, extend="both", label="mean over the layer's heads\nof their repair (logits)", aspect=30
-        )
-        limit = _limit(rows.loc[rows["by"].isin(BY), "repair"], coverage=1.0)
-        panels = middle.subplots(1, len(heads), squeeze=False)[0]
-        for ax, (layer, head) in zip(panels, heads, strict=True):
-            image = _in_full(ax, rows[(rows["layer"] == layer) & (rows["head"] == head)], layer, run, limit)
-            ax.set_title(f"repair of L{layer}H{head}")
-            layout.panel_letter(ax, next(letters))
-        panels[0].set_ylabel("head, or MLP")
-        middle.colorbar(image, ax=panels, label=LABEL, aspect=30)
-        for ax, (by, name) in zip(below.subplots(1, 2), BY.items(), strict=True):
-            _pairs(ax, pairs[pairs["by"] == by], name)
-            layout.panel_letter(ax, next(letters))
-        footers.footer(figure, looks.TWO_COLUMNS, run, "top", "bars")
+        rows = [
+            above.subplots(1, 2, sharey=True),
+            middle.subplots(1, n_heads, squeeze=False)[0],
+            below.subplots(1, 2),
+        ]
+        axes = [ax for row in rows for ax in row]
+        shown.draw(*axes)
+        for ax, title in zip(axes, shown.titles(), strict=True):
+            ax.set_title(title)
+        for ax, letter in zip(axes, "abcdefgh", strict=False):
+            layout.panel_letter(ax, letter)
+        of = dict(zip(axes, shown.of.values(), strict=True))
+        for part, row in ((above, rows[0]), (middle, rows[1])):
+            row[0].set_ylabel(of[row[0]].ylabel)
+            scale = of[row[0]].scale
+            part.colorbar(coloured(row[-1]), ax=row, extend=scale.extend, label=scale.label, aspect=30)
+        shown.footer(figure, looks.TWO_COLUMNS)
     return figure
 
 
-def _tables(tables: dict[str, pd.DataFrame]) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+def _tables(tables: inputs.Tables) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
     repair = inputs.with_interval("repair")
     keys = ["layer", "head", "by", "n_tokens"]
     layers = inputs.table(tables, "layers", ["layer", "by", "by_layer", *repair])
@@ -82,19 +96,19 @@ def _limit(values: pd.Series, coverage: float = COVERAGE) -> float:
     return float(size.quantile(coverage)) if len(size) else 1.0
 
 
-def _heat_map(ax: Axes, matrix: np.ndarray, extent: tuple[float, float, float, float], limit: float) -> AxesImage:
+def _heat_map(ax: Axes, matrix: np.ndarray, extent: tuple[float, float, float, float], limit: float) -> None:
     ax.set_facecolor("#E6E6E6")
-    return ax.imshow(
+    ax.imshow(
         np.ma.masked_invalid(matrix), cmap=looks.DIVERGING, norm=Normalize(-limit, limit), extent=extent,
         origin="lower", aspect="auto", interpolation="none",
     )  # fmt: skip
 
 
-def _by_layer(ax: Axes, layers: pd.DataFrame, run: Mapping[str, Any], limit: float) -> AxesImage:
+def _by_layer(ax: Axes, layers: pd.DataFrame, name: str, run: Mapping[str, Any], limit: float) -> list[str]:
     n_layers = int(run["n_layers"])
     matrix = np.full((n_layers, n_layers), np.nan)
     matrix[layers["layer"], layers["by_layer"]] = layers["repair"]
-    image = _heat_map(ax, matrix, (-0.5, n_layers - 0.5, -0.5, n_layers - 0.5), limit)
+    _heat_map(ax, matrix, (-0.5, n_layers - 0.5, -0.5, n_layers - 0.5), limit)
     unsure = layers[(layers["repair_low"] <= 0) & (layers["repair_high"] >= 0)]
     ax.scatter(
         unsure["by_layer"], unsure["layer"], s=2.2, marker="x", color=looks.FAINT, linewidth=0.35, label="_unsure"
@@ -107,17 +121,18 @@ def _by_layer(ax: Axes, layers: pd.DataFrame, run: Mapping[str, Any], limit: flo
     # No component of an earlier layer changes, so that nothing is drawn there.
     ax.text(0.03, 0.97, "\n".join(notes), transform=ax.transAxes, va="top", fontsize=looks.SMALL_SIZE, color=looks.INK)
     ax.locator_params(nbins=7, integer=True)
-    return image
+    ax.set_xlabel(f"layer of the {name} that change")
+    return []
 
 
-def _in_full(ax: Axes, rows: pd.DataFrame, layer: int, run: Mapping[str, Any], limit: float) -> AxesImage:
+def _in_full(ax: Axes, rows: pd.DataFrame, layer: int, run: Mapping[str, Any], limit: float) -> list[str]:
     """Every head (by its number) and the MLP (above them) of the head's own layer and the later ones."""
     n_layers, n_heads = int(run["n_layers"]), int(run["n_heads"])
     matrix = np.full((n_heads + 1, n_layers - layer), np.nan)
     components = rows[rows["by"].isin(BY)]
     place = components["by_head"].fillna(n_heads).astype(int)
     matrix[place, components["by_layer"].astype(int) - layer] = components["repair"]
-    image = _heat_map(ax, matrix, (layer - 0.5, n_layers - 0.5, -0.5, n_heads + 0.5), limit)
+    _heat_map(ax, matrix, (layer - 0.5, n_layers - 0.5, -0.5, n_heads + 0.5), limit)
     ax.axhline(n_heads - 0.5, color="white", linewidth=1.2)
     if n_layers - layer <= LEGIBLE and n_heads <= 2 * LEGIBLE:
         for at, later, value in zip(place, components["by_layer"], components["repair"], strict=True):
@@ -130,10 +145,10 @@ def _in_full(ax: Axes, rows: pd.DataFrame, layer: int, run: Mapping[str, Any], l
     ax.set_yticks([*shown, n_heads], [*(str(head) for head in shown), "MLP"])
     ax.locator_params(axis="x", nbins=5, integer=True)
     ax.set_xlabel("layer that changes")
-    return image
+    return []
 
 
-def _pairs(ax: Axes, pairs: pd.DataFrame, name: str) -> None:
+def _pairs(ax: Axes, pairs: pd.DataFrame, name: str) -> list[str]:
     pairs = pairs.sort_values("rank")
     y = -np.arange(len(pairs))
     colour = looks.LOOKS["self_repair_from_heads" if name == "heads" else "self_repair_from_mlps"].colour
@@ -143,7 +158,7 @@ def _pairs(ax: Axes, pairs: pd.DataFrame, name: str) -> None:
     ax.set_yticks(y, [_pair_name(pair) for _, pair in pairs.iterrows()])
     ax.set_ylim(-len(pairs) + 0.4, 0.6)
     ax.set_xlabel(LABEL)
-    ax.set_title(f"strongest pairs, repair by {name}")
+    return []
 
 
 def _pair_name(pair: pd.Series) -> str:
@@ -151,10 +166,41 @@ def _pair_name(pair: pd.Series) -> str:
     return f"{head_name(pair)} \N{RIGHTWARDS ARROW} {by}"
 
 
-def finding(tables: dict[str, pd.DataFrame]) -> list[str]:
+def in_short(tables: inputs.Tables) -> list[str]:
+    """The strongest pairs, and whether a few prompts carry them; takes "pairs" and raises what `finding` raises."""
+    pairs = _tables(tables)[2]
+    if pairs.empty:
+        return ["**No head or MLP repairs or breaks any ablated head.**"]
+    unsure = [pair for _, pair in pairs.iterrows() if wide(pair, "repair")]
+    few = HALF in pairs and all(int(pair[HALF]) <= max(int(pair["n_prompts"]) / 10, 1) for pair in unsure)
+    first = [rows.sort_values("rank").iloc[0] for _, rows in pairs.groupby("by", sort=False)]
+    listed = "; ".join(f"{_pair_name(pair)}: {measured(pair, 'repair', 'logits')}{_carried(pair)}" for pair in first)
+    title = (
+        f"Of the {len(pairs)} strongest pairs of a head and what repairs or breaks it, {len(unsure)} have an interval that "
+        f"holds zero or spans an order of magnitude{': a few tokens carry them' if few else ''}"
+        if unsure
+        else f"The {len(pairs)} strongest pairs of a head and what repairs or breaks it are told from zero"
+    )
+    return [
+        f"**{title}.** The strongest, chosen for their size on the same tokens: {listed}. Rushing & Nanda 2024 sum over "
+        "components and name no pairs."
+    ]
+
+
+def _carried(pair: pd.Series) -> str:
+    """How few prompts carry a pair whose interval is wide; empty for others."""
+    if not wide(pair, "repair"):
+        return ""
+    if HALF not in pair.index:
+        return ""
+    half, of = int(pair[HALF]), int(pair["n_prompts"])
+    return f", half of it in {half} of {of:,} prompts"
+
+
+def finding(tables: inputs.Tables) -> list[str]:
     """How many layers repair which, the strongest pairs, and what repairs the chosen heads most.
 
-    Takes the tables of `draw` and raises what it raises. Gives lines of Markdown.
+    Takes the tables of `panels` and raises what it raises. Gives lines of Markdown.
     """
     layers, rows, pairs = _tables(tables)
     lines = []
@@ -171,7 +217,8 @@ def finding(tables: dict[str, pd.DataFrame]) -> list[str]:
             lines.append(f"No {name} repair or break any ablated head.")
             continue
         listed = "; ".join(
-            f"{_pair_name(pair)} {measured(pair, 'repair', 'logits')}" for _, pair in strongest.iterrows()
+            f"{_pair_name(pair)} {measured(pair, 'repair', 'logits')}{_carried(pair)}"
+            for _, pair in strongest.iterrows()
         )
         lines.append(
             f"Strongest pairs, of all ablated heads, where {name} change (ablated head \N{RIGHTWARDS ARROW} what changes; "

@@ -1,7 +1,7 @@
 """How findings put numbers into words: rounded to what their interval supports, with the interval and the unit."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -35,6 +35,25 @@ def percentage(row: Row, name: str) -> str:
     value, low, high = (100 * float(row[name + end]) for end in ("", "_low", "_high"))
     digits = _decimals(high - low, significant=1)
     return f"{decimal(value, digits)}% ({decimal(low, digits)} to {decimal(high, digits)}%)"
+
+
+def verdict(row: Row, name: str) -> str:
+    """What an interval says of a quantity's sign: "above" zero, "below" it, or "unclear"."""
+    value, low, high = (float(row[name + end]) for end in ("", "_low", "_high"))
+    if abs(value) < row.get(NOISE_OF + name, 0):
+        return "unclear"
+    return "above" if low > 0 else "below" if high < 0 else "unclear"
+
+
+def wide(row: Row, name: str) -> bool:
+    """Whether an interval holds zero or spans an order of magnitude, so that a mean says little of what is usual."""
+    low, high = sorted(abs(float(row[name + end])) for end in ("_low", "_high"))
+    return verdict(row, name) == "unclear" or high >= 10 * low
+
+
+def listing(names: Sequence[str]) -> str:
+    """Names in a sentence, as "a, b and c"."""
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
 def decimal(value: float, digits: int) -> str:

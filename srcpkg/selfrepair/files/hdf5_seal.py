@@ -1,7 +1,8 @@
 """The seal of an HDF5 file: a digest of all its bytes but the values', behind its end, checked before HDF5 looks into it.
 
-Values are under checksums of their own. What is left (headers, indexes, heaps, attributes) HDF5 follows as it stands, and
-damage there may keep it busy for ever or end the process. HDF5 itself overlooks what stands behind a file's end.
+Values have checksums of their own (fletcher32); where they have none they are under the seal too. What is left (headers,
+indexes, heaps, attributes) HDF5 follows as it stands, and damage there may keep it busy for ever or end the process. HDF5
+itself overlooks what stands behind a file's end.
 
 The seal: JSON of the ranges that hold values, as [start, stop]; the SHA-256 of this JSON and of all bytes before it outside of
 these ranges; the length of the JSON, in 8 bytes; `MARK`.
@@ -26,7 +27,7 @@ def add_seal(path: Path) -> None:
     """Seal a finished file.
 
     Args:
-        path: An HDF5 file whose values lie in chunks that have checksums.
+        path: An HDF5 file.
 
     Raises:
         OSError: The system refuses to write.
@@ -117,7 +118,7 @@ def _digest(handle: BinaryIO, ranges: bytes, end: int) -> bytes:
 
 
 def _values(path: Path) -> Ranges:
-    """Where a file's values lie, in order; what touches is one."""
+    """Where values with checksums of their own lie, in order; what touches is one."""
     import h5py
 
     found: list[tuple[int, int]] = []
@@ -127,7 +128,7 @@ def _values(path: Path) -> Ranges:
 
     with h5py.File(path, "r") as file:
         for variable in file.values():
-            if variable.chunks is not None:
+            if variable.fletcher32:
                 variable.id.chunk_iter(chunk)
     ranges: Ranges = []
     for start, stop in sorted(found):

@@ -16,6 +16,7 @@ from selfrepair.engine.proof import Proof, layers_run, prove_heads, repeat_heads
 from selfrepair.engine.replacements import constant_replacement, plain_replacements
 from selfrepair.engine.sweep import arrays, sweep
 from selfrepair.files.hdf5 import write_hdf5
+from selfrepair.files.kept import EVERY, keep
 from selfrepair.measure.shard import Shard
 from selfrepair.model.calls import left_as_it_was
 from selfrepair.model.model import Model
@@ -111,9 +112,19 @@ def _ablate_chunk(
 
 
 def measure_ablations(
-    shard: Shard, *, kind: str, heads: Heads | None, which: str, out: Path, provenance: dict[str, Any]
+    shard: Shard,
+    *,
+    kind: str,
+    heads: Heads | None,
+    which: str,
+    out: Path,
+    provenance: dict[str, Any],
+    keep_every: float = EVERY,
 ) -> None:
     """Ablate heads on a shard, and write what `ablate_heads` gives.
+
+    Layers that are finished are kept beside the file until it is whole, and a job that was ended goes on from them
+    (`selfrepair.files.kept`). What is repeated by plain runs is held against them as well.
 
     Args:
         shard: With thresholds; each head's repair by every component is summed over its top tokens.
@@ -121,38 +132,61 @@ def measure_ablations(
         heads: The (layer, head) pairs; None means all.
         which: "all" tokens, or only each head's "top" tokens; the others' values are NaN then.
         out: HDF5 file: the variables of `sweep`, each head's top tokens being the selected ones.
-        provenance: From `selfrepair.workflow.jobs.job`.
+        provenance: From `selfrepair.workflow.jobs.job`; without an identity nothing is kept.
+        keep_every: Seconds between two times that finished layers are written.
+
+    Raises:
+        ValueError: Numbers are not those of plain runs; what was kept is removed then.
     """
     heads = check_heads(shard.model, heads)
     selected = shard.top_tokens(heads)
     repeats = shard.repeats(f"{kind} ablations", kind, heads, np.asarray(selected.any(-1)) | (which != "top"))
-    parts = []
-    for batch in shard.batches(f"{kind} ablation", "head", len(heads)):
-        of_batch = selected[:, batch.rows]
-        part = sweep(
-            shard.model,
-            batch.tokens,
-            batch.clean,
-            batch.replacement(kind),
-            heads,
-            batch.progress,
-            of_batch,
-            which == "top",
-        )
-        prove_heads(repeats.proof, repeats.of(batch), {**arrays(part), "selected": of_batch})
-        parts.append(part)
-    attrs = {
-        "ablation": kind,
-        "tokens": which,
-        "parallel_attention_mlp": int(shard.model.parallel),
-        **({} if shard.model.logit_cap is None else {"logit_cap": shard.model.logit_cap}),
-        **({"matrices": "bfloat16"} if shard.model.bfloat16 else {}),
-        # Tells xarray which variables label the heads.
-        "coordinates": "layer head_index",
-        **repeats.proof.attrs(),
+    job = {**provenance, "ablation": kind, "tokens": which, "heads": list(heads), "runs": _runs(shard.model)}
+    with keep(out, job, keep_every) as kept:
+        parts = []
+        for batch in shard.batches(f"{kind} ablation", "head", len(heads)):
+            of_batch = selected[:, batch.rows]
+            part = sweep(
+                shard.model,
+                batch.tokens,
+                batch.clean,
+                batch.replacement(kind),
+                heads,
+                batch.progress,
+                of_batch,
+                which == "top",
+                kept.batch(batch.rows),
+            )
+            try:
+                prove_heads(repeats.proof, repeats.of(batch), {**arrays(part), "selected": of_batch})
+            except ValueError:
+                kept.remove()
+                raise
+            parts.append(part)
+        attrs = {
+            "ablation": kind,
+            "tokens": which,
+            "parallel_attention_mlp": int(shard.model.parallel),
+            **({} if shard.model.logit_cap is None else {"logit_cap": shard.model.logit_cap}),
+            **({"matrices": "bfloat16"} if shard.model.bfloat16 else {}),
+            # Tells xarray which variables label the heads.
+            "coordinates": "layer head_index",
+            **repeats.proof.attrs(),
+        }
+        with write_hdf5(out, kind="ablations", provenance=provenance, attrs=attrs) as file:
+            file.put_dataset(_join(parts), chunk={"head": 1})
+
+
+def _runs(model: Model) -> dict[str, Any]:
+    """What numbers may depend on to the bit, beside what a result records: where the model runs, and in what."""
+    on_gpu = model.device.type == "cuda"
+    return {
+        "torch": torch.__version__,
+        "device": torch.cuda.get_device_name(model.device) if on_gpu else torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+        "dtype": str(model.dtype),
+        "bfloat16": model.bfloat16,
     }
-    with write_hdf5(out, kind="ablations", provenance=provenance, attrs=attrs) as file:
-        file.put_dataset(_join(parts), chunk={"head": 1})
 
 
 def mean_activation(model: Model, chunks: Sequence[Tensor]) -> Float[Tensor, "layer head d_head"]:

@@ -1,6 +1,5 @@
 """Self-repair of one head on one text: what a person tries first."""
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +7,10 @@ import numpy as np
 import pandas as pd
 
 from selfrepair.measure.ablations import ablate_heads
+from selfrepair.model.head_names import parse_head
 from selfrepair.model.loading import load_model
 from selfrepair.model.model import Model
 from selfrepair.model.texts import text_reader
-
-_HEAD = re.compile(r"L?(\d+)[.H](\d+)", re.IGNORECASE)
 
 
 def self_repair(
@@ -60,26 +58,12 @@ def self_repair(
     loaded = model if isinstance(model, Model) else load_model(model)
     found = ablate_heads(loaded, ids, donors, heads=[layer_head], kind=kind)
     one = found.isel(head=0, prompt=0)
-    pieces = reader.pieces(ids[0])
+    pieces = reader.pieces(ids[0].tolist())
     columns: dict[str, Any] = {"pos": np.arange(len(pieces) - 1), "token": pieces[:-1], "correct_token": pieces[1:]}
     columns |= {str(name): of.values for name, of in one.data_vars.items() if of.dims == ("pos",)}
     table = pd.DataFrame(columns)
     table.attrs = {"layer": layer_head[0], "head": layer_head[1], "ablation": kind, **found.attrs}
     return table
-
-
-def parse_head(head: str | tuple[int, int]) -> tuple[int, int]:
-    """A head as a person writes it: (26, 8), "26.8" or "L26H8".
-
-    Raises:
-        ValueError: Anything else.
-    """
-    if isinstance(head, str):
-        if (found := _HEAD.fullmatch(head.strip())) is None:
-            raise ValueError(f"head is {head!r}; wanted LAYER.HEAD, as 26.8 or L26H8, counted from 0")
-        return int(found[1]), int(found[2])
-    layer, index = head
-    return int(layer), int(index)
 
 
 def _tokenizer_of(model: Any) -> Any:

@@ -52,7 +52,7 @@ class TextReader:
             )
         return np.array(rows, np.int64)
 
-    def pieces(self, ids: Iterable[int]) -> list[str]:
+    def pieces(self, ids: Iterable[int] | np.ndarray) -> list[str]:
         """What each token of a text adds to it, as `token_texts`."""
         return token_texts(self.tokenizer, ids)
 
@@ -89,7 +89,7 @@ def text_reader(tokenizer: Any) -> TextReader:
     return TextReader(fast, tokenizer.bos_token_id, special=True)
 
 
-def token_texts(tokenizer: Tokenizer, ids: Iterable[int]) -> list[str]:
+def token_texts(tokenizer: Tokenizer, ids: Iterable[int] | np.ndarray) -> list[str]:
     """What each token of a text adds to it.
 
     Args:

@@ -114,7 +114,7 @@ class _Joined(BackendArray):
             sizes = [len(np.arange(self.shape[at])[key[at]]) for at, dim in enumerate(self._dims) if dim in kept]
             return np.empty([0 if at == axis else size for at, size in enumerate(sizes)], self.dtype)
         found = np.take(np.concatenate(pieces, axis), np.argsort(order, kind="stable"), axis)
-        return found.take(0, axis) if one else found
+        return np.asarray(found.take(0, axis)) if one else found
 
 
 def _is_number(key: Any) -> bool:

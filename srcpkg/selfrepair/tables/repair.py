@@ -30,6 +30,9 @@ N_PAIRS = 6
 WHOLE = {"postnorms": POSTNORMS, "layernorm": "self_repair_from_layernorm", "all": "self_repair"}
 """What repairs a head beside single components, and the quantity of its tokens that says how much."""
 
+HALF = "prompts_of_half"
+"""Of a pair, the fewest prompts that carry half of its mean repair."""
+
 Head = tuple[int, int]
 Repairer = tuple[Head, str, int | None, int | None]
 """An ablated head, what repairs it ("head", "mlp", "postnorms", "layernorm" or "all"), and the layer and head of that."""
@@ -71,8 +74,9 @@ def tabulate_repair(
     whole = {(head, by): of_chosen[by][:, row] for by in values for row, head in enumerate(chosen)}
     rows = [key for head in chosen for key in _components(head, every.n_layers, every.n_heads, parallel, whole)]
     # Of so many pairs only the strongest get intervals, and these are known when all shards have been read.
-    found = _repairs(rows + every.strongest(N_PAIRS), shard.heads, shards, whole, resamples)
-    write_table(found.iloc[: len(rows)], tables["rows"], run)
+    strongest = every.strongest(N_PAIRS)
+    found = _repairs(rows + strongest, shard.heads, shards, whole, resamples, listed=len(strongest))
+    write_table(found.iloc[: len(rows)].drop(columns=HALF, errors="ignore"), tables["rows"], run)
     table = found.iloc[len(rows) :].reset_index(drop=True)
     table.insert(0, "rank", table.groupby("by").cumcount() + 1)
     write_table(table, tables["pairs"], run)
@@ -200,21 +204,28 @@ def _repairs(
     shards: Sequence[Path],
     whole: Mapping[tuple[Head, str], Float[np.ndarray, " resample"]],
     resamples: Resamples,
+    listed: int = 0,
 ) -> pd.DataFrame:
-    """Mean repair of each pair with its interval; ``heads`` are those of the shards."""
+    """Mean repair of each pair with its interval; ``heads`` are those of the shards.
+
+    Of the last pairs, as many as are ``listed``, also how few prompts carry half of the mean (`prompts_of_half`).
+    """
     ablated = sorted({head for head, *_ in rows}, key=list(heads).index)
     place = {head: row for row, head in enumerate(ablated)}
     row_of = np.array([place[head] for head, *_ in rows], int)
     totals = Totals(resamples)
+    of_listed: list[np.ndarray] = []
     for dataset, _ in open_shards(shards, "ablations"):
         of_heads = dataset.isel(head=rows_of(ablated, shards[0], dataset, shards[0]))
         counts = of_heads["n_selected"].values
-        totals.add({"repair": _sums(rows, row_of, of_heads), N_TOKENS: counts, N_PROMPTS: counts > 0})
+        values = _sums(rows, row_of, of_heads)
+        totals.add({"repair": values, N_TOKENS: counts, N_PROMPTS: counts > 0})
+        of_listed.append(values[len(rows) - listed :])
     sums = totals["repair"].copy()
     for number, (head, by, layer, _) in enumerate(rows):
         if layer is None:
             sums[:, number] = whole[head, by]
-    columns = {
+    columns: dict[str, Any] = {
         "layer": [head[0] for head, *_ in rows],
         "head": [head[1] for head, *_ in rows],
         "by": [by for _, by, _, _ in rows],
@@ -223,7 +234,21 @@ def _repairs(
         "n_tokens": totals.n_tokens[row_of],
         "n_prompts": totals.n_prompts[row_of],
     }
+    if listed:
+        halves = [prompts_of_half(of_prompts) for of_prompts in np.concatenate(of_listed, axis=1)]
+        columns[HALF] = pd.array([*[None] * (len(rows) - listed), *halves], dtype="Int64")
     return pd.DataFrame({**columns, **with_interval({"repair": ratio(sums, totals[N_TOKENS][:, row_of])})})
+
+
+def prompts_of_half(sums: Float[np.ndarray, " prompt"]) -> int:
+    """The fewest prompts whose sums make up half of the whole; 1 where one prompt carries that much.
+
+    Args:
+        sums: A quantity summed within each prompt.
+    """
+    whole = sums.sum()
+    carried = np.cumsum(np.sort(sums * np.sign(whole))[::-1])
+    return int(np.argmax(carried >= abs(whole) / 2)) + 1
 
 
 def _sums(

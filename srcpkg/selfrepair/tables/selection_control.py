@@ -5,19 +5,23 @@ then too large as well (regression to the mean). Here each head's self-repair is
 ways, one of which shares no donor with the measurement.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+import math
+import tempfile
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Shaped
 
 from selfrepair.files.hdf5 import open_shards
+from selfrepair.files.sealed import writing
 from selfrepair.files.tables import read_settings, write_table
 from selfrepair.measure.largest import Largest
 from selfrepair.measure.thresholds import open_top_tokens
 from selfrepair.tables.columns import relative_depth
-from selfrepair.tables.counted_tokens import Ablations, read_ablations
+from selfrepair.tables.counted_tokens import read_ablations
 from selfrepair.tables.statistics import (
     Resamples,
     Totals,
@@ -32,6 +36,8 @@ CHOICES = ("top", "absolute", "removed", "other_donor", "random")
 """Tokens picked by direct effect; by its size; by the effect that ablation removes, with the donor that is measured or with
 another; at random."""
 
+ORDERED = ("direct_effect", "ablated_direct_effect", "other_donor")
+"""What tokens are picked by; the last is the ablated direct effect with another donor."""
 EFFECTS = ("direct_effect", "ablated_direct_effect", "logit_change", "self_repair")
 COMPARED = ("self_repair", "pooled_repair_fraction", "repair_slope")
 """What is also given as a difference from the top tokens, resample by resample."""
@@ -55,7 +61,7 @@ class Choices:
         """Look at a shard.
 
         Args:
-            tokens: direct_effect, ablated_direct_effect, and other_donor: the ablated direct effect with another donor; logits.
+            tokens: The quantities of `ORDERED`, logits.
             first: The shard's first prompt.
         """
         for choice, values in self._order(tokens, first):
@@ -92,10 +98,7 @@ class Choices:
 
     def _order(self, tokens: Mapping[str, np.ndarray], first: int) -> Iterator[tuple[str, np.ndarray]]:
         """By choice, what the tokens are picked by."""
-        effect, own, other = (
-            tokens[name][..., self._first_position :]
-            for name in ("direct_effect", "ablated_direct_effect", "other_donor")
-        )
+        effect, own, other = (tokens[name][..., self._first_position :] for name in ORDERED)
         # The same numbers in every pass.
         rng = np.random.default_rng([self._seed, first])
         yield "absolute", np.abs(effect)
@@ -160,25 +163,31 @@ def tabulate_selection_control(
     first_position, seed = run["first_position"], run["bootstrap_seed"]
     with open_top_tokens(thresholds) as top:
         count = top.n_top
-    choices, more = Choices(first_position, seed), True
-    while more:
-        for shard, other in _shards(ablations, other_donor, thresholds, first_position):
-            effects = {name: shard.dataset[name].values for name in ("direct_effect", "ablated_direct_effect")}
-            choices.look({**effects, "other_donor": other}, shard.first)
-        more = choices.narrow(count)
-    resamples = Resamples.of_run(run)
+    choices, resamples = Choices(first_position, seed), Resamples.of_run(run)
     totals = {choice: Totals(resamples) for choice in CHOICES}
-    for shard, other in _shards(ablations, other_donor, thresholds, first_position):
-        tokens = {**{name: shard.dataset[name].values for name in EFFECTS}, "other_donor": other}
-        for choice, picked in choices.pick(tokens, shard.first, shard.counted["top"]).items():
-            totals[choice].add(choice_sums(tokens, picked))
+    with writing(layers_out):
+        layers_out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=layers_out.parent) as handle:
+        copy = _Copy(handle, layers_out)
+        others = open_shards(other_donor, "other_donor")
+        for shard, (other, _) in zip(read_ablations(ablations, thresholds, first_position), others, strict=True):
+            layer, head = np.array(shard.heads).T
+            tokens = {name: shard.dataset[name].values for name in EFFECTS}
+            tokens["other_donor"] = other["ablated_direct_effect"].values[layer, head]
+            choices.look(tokens, shard.first)
+            copy.add(shard.first, {**tokens, "top": shard.counted["top"]})
+        while choices.narrow(count):
+            for first, tokens in copy.shards(ORDERED):
+                choices.look(tokens, first)
+        for first, tokens in copy.shards((*EFFECTS, "other_donor", "top")):
+            for choice, picked in choices.pick(tokens, first, tokens["top"]).items():
+                totals[choice].add(choice_sums(tokens, picked))
     names = (*EFFECTS, "removed_squared", "removed_times_repair")
     by_head = {choice: {name: of.mean(name) for name in names} for choice, of in totals.items()}
 
     def of_heads(inside: np.ndarray) -> dict[str, dict[str, np.ndarray]]:
         return {choice: over_heads({name: of[:, inside] for name, of in by.items()}) for choice, by in by_head.items()}
 
-    layer = np.array([layer for layer, _ in shard.heads])
     table: list[dict[str, object]] = []
     layers = np.unique(layer)
     for at, depth in zip(layers.tolist(), relative_depth(layers, run["n_layers"]).tolist(), strict=True):
@@ -190,14 +199,54 @@ def tabulate_selection_control(
     write_table(pd.DataFrame(table), model_out, run)
 
 
-def _shards(
-    ablations: Sequence[Path], other_donor: Sequence[Path], thresholds: Path, first_position: int
-) -> Iterator[tuple[Ablations, Float[np.ndarray, "head prompt predicted"]]]:
-    """Each shard, and the ablated direct effects of its heads with another donor."""
-    others = open_shards(other_donor, "other_donor")
-    for shard, (other, _) in zip(read_ablations(ablations, thresholds, first_position), others, strict=True):
-        layer, head = np.array(shard.heads).T
-        yield shard, other["ablated_direct_effect"].values[layer, head]
+class _Copy:
+    """Arrays of all shards in one file: a shard is opened once, and looked at as often as it takes.
+
+    Args:
+        handle: Of an empty file.
+        out: The result, for errors.
+    """
+
+    def __init__(self, handle: IO[bytes], out: Path) -> None:
+        self._handle, self._out = handle, out
+        self._shards: list[tuple[int, int, int]] = []
+        """First prompt of each, how many it has, and where it begins."""
+        self._like: dict[str, np.ndarray] = {}
+        """Arrays of no prompts."""
+
+    def add(self, first: int, arrays: Mapping[str, Shaped[np.ndarray, "head prompt predicted"]]) -> None:
+        """Add a shard's arrays, of the same names, heads, positions and types each time.
+
+        Args:
+            first: The shard's first prompt.
+            arrays: By name.
+
+        Raises:
+            ValueError: The system refuses to write.
+        """
+        self._like = {name: values[:, :0].copy() for name, values in arrays.items()}
+        self._shards.append((first, next(iter(arrays.values())).shape[1], self._handle.tell()))
+        for values in arrays.values():
+            with writing(self._out, values.nbytes):
+                self._handle.write(np.ascontiguousarray(values).data)
+
+    def shards(
+        self, names: Collection[str]
+    ) -> Iterator[tuple[int, dict[str, Shaped[np.ndarray, "head prompt predicted"]]]]:
+        """Each shard's first prompt and some of its arrays."""
+        with writing(self._out):
+            self._handle.flush()
+        for first, n_prompts, place in self._shards:
+            arrays = {}
+            for name, like in self._like.items():
+                n_heads, _, length = like.shape
+                shape = (n_heads, n_prompts, length)
+                if name in names:
+                    self._handle.seek(place)
+                    content = self._handle.read(math.prod(shape) * like.itemsize)
+                    arrays[name] = np.frombuffer(content, like.dtype).reshape(shape)
+                place += math.prod(shape) * like.itemsize
+            yield first, arrays
 
 
 def _rows(found: Mapping[str, Mapping[str, np.ndarray]]) -> list[dict[str, object]]:

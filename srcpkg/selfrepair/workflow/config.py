@@ -61,6 +61,27 @@ def read_config_file(path: Path) -> dict[Any, Any]:
     return content
 
 
+def read_configs(default: Path, overlays: list[Path]) -> dict[Any, Any]:
+    """The default config with overlays laid over it, as Snakemake does it: keys by keys, lists as a whole.
+
+    Raises:
+        ValueError: A file that cannot be read, or is no YAML of keys.
+    """
+    config: dict[Any, Any] = {}
+    for path in (default, *overlays):
+        _lay_over(config, read_config_file(path))
+    leave_out(config)
+    return config
+
+
+def _lay_over(config: dict[Any, Any], overlay: dict[Any, Any]) -> None:
+    for key, value in overlay.items():
+        if isinstance(value, dict) and isinstance(config.get(key), dict):
+            _lay_over(config[key], value)
+        else:
+            config[key] = value
+
+
 def leave_out(config: dict[str, Any]) -> None:
     """Remove what an overlay sets to null of the default's ablations, models and corpora.
 

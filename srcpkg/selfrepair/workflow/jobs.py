@@ -91,6 +91,8 @@ class _Terminated(BaseException):
 
 
 def _terminate(_number: int, _frame: Any) -> None:
+    # A scheduler and Snakemake may both send one: the second must not stop what is written at the end.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     raise _Terminated
 
 
@@ -120,7 +122,13 @@ def _refuse_what_does_not_fit(snakemake: Any) -> None:
         ValueError: With how much is needed and how much is there.
     """
     asked = {kind: snakemake.resources.get(f"{key}_mb") for kind, key in (("memory", "mem"), ("disk", "disk"))}
-    has = {"memory": memory_mb(), "disk": disk_mb(Path(snakemake.output[0]).parent)}
+    out = Path(snakemake.output[0])
+    has = {"memory": memory_mb(), "disk": disk_mb(out.parent)}
+    if isinstance(asked["disk"], int | float) and asked["disk"] > has["disk"]:
+        from selfrepair.files.kept import kept_beside  # late: it imports NumPy
+
+        # What an earlier attempt has left is part of what is asked for.
+        has["disk"] += sum(path.stat().st_size for path in kept_beside(out).glob("*")) // 10**6
     for kind, mb in asked.items():
         # Snakemake hands out no more than the machine's memory: a job that wants more has been given all of it.
         if isinstance(mb, int | float) and (mb >= has[kind] if kind == "memory" else mb > has[kind]):

@@ -25,7 +25,8 @@ ADVICE = {
 """What to do about memory, by what takes most of it."""
 
 SHORT_HOURS, GOOD_HOURS, LONG_HOURS = 0.02, 0.5, 4.0
-"""Of the longest job of a shard: one that is stopped starts over, and short ones are mostly start."""
+"""Of the longest job of a shard. Its time limit is several times as long (`selfrepair.workflow.resources`), and schedulers let
+such jobs wait, or refuse them; an ablation that is stopped keeps what it has finished. Short jobs are mostly start."""
 MANY = 200
 """Shards: with fewer, short ones do no harm."""
 

@@ -33,7 +33,7 @@ class Progress:
 
     def __init__(self, total: int, label: str, unit: str, show: bool = True) -> None:
         self.total, self.label, self.unit, self.show = total, label, unit, show
-        self.done = 0
+        self.done = self.skipped = 0
         self._bar: tqdm | None = None
 
     def __enter__(self) -> "Progress":
@@ -54,6 +54,14 @@ class Progress:
         if self.show and time.monotonic() - self._spoke >= SECONDS_BETWEEN_LINES:
             self._say()
 
+    def skip(self, units: int) -> None:
+        """Count ``units`` more that were finished before this process began: the rate leaves them out."""
+        self.done += units
+        self.skipped += units
+        if self._bar is not None:
+            self._bar.initial += units
+            self._bar.update(units)
+
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
@@ -66,7 +74,7 @@ class Progress:
     def _say(self) -> None:
         now = self._spoke = time.monotonic()
         seconds = max(now - self._started, 1e-9)
-        rate = self.done / seconds
+        rate = (self.done - self.skipped) / seconds
         left = (self.total - self.done) / rate if rate else float("inf")
         logger.info(
             "%s: %d of %d %ss, %.3g %ss/s, %.0f s left",

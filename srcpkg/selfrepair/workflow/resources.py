@@ -56,6 +56,7 @@ class Need:
         memory: Bytes by what holds them, the largest at one time.
         gpu_memory: The same on the GPU; empty where the job uses none.
         disk: Bytes that it writes.
+        kept: Bytes that it writes beside its result and takes away when that is whole (`selfrepair.files.kept`).
         read: Bytes that it reads.
         operations: Floating-point operations of matrix products.
         tokens: Tokens of its prompts; 0 where it has none.
@@ -64,6 +65,7 @@ class Need:
     memory: Mapping[str, Amount]
     gpu_memory: Mapping[str, Amount] = field(default_factory=dict)
     disk: Amount = 0
+    kept: Amount = 0
     read: Amount = 0
     operations: Amount = 0
     tokens: int = 0
@@ -77,7 +79,9 @@ class Need:
         """
         rate = stated_rate(compute) * 1e12
         rate *= 1 if compute["device"].startswith("cuda") else threads
-        seconds = START_SECONDS + TIME_MARGIN * self.operations / rate + (self.read + self.disk) / BYTES_A_SECOND
+        seconds = (
+            START_SECONDS + TIME_MARGIN * self.operations / rate + (self.read + self.disk + self.kept) / BYTES_A_SECOND
+        )
         return ceil(seconds / 60 / 5) * 5
 
     @property
@@ -93,7 +97,7 @@ class Need:
     @property
     def disk_mb(self) -> int:
         """Disk to ask for."""
-        return max(1, ceil(self.disk / MB))
+        return max(1, ceil((self.disk + self.kept) / MB))
 
 
 def products(compute: Mapping[str, Any]) -> str:
@@ -150,7 +154,7 @@ SHARDS_READ = {
     "tabulate_repair": (2, 3),
     "tabulate_moved_residual": (2, 1),
     "tabulate_layer_ablations": (1, 1),
-    "tabulate_selection_control": (8, 3),
+    "tabulate_selection_control": (2, 4),
     "tabulate_donor_noise": (1, 1),
     "write_explorer": (3, 9),
 }
@@ -405,6 +409,7 @@ class Costs:
                     host=self._of_donors,
                     results=2 * self.ablations(kind),
                     disk=self.ablations(kind),
+                    kept=self.ablations(kind),
                     operations=self.sweep_operations(kind, in_shard),
                     starts=self.layers_of(kind),
                     **opened,
@@ -493,6 +498,7 @@ class Costs:
         operations: Amount,
         read: Amount,
         tokens: int,
+        kept: Amount = 0,
         host: Amount = 0,
         results: Amount = 0,
         starts: int = 0,
@@ -519,7 +525,7 @@ class Costs:
             # Of layers that are offloaded one weight is there, beside embedding and unembedding.
             there = 3 * self.of_weight * self.shape.largest if self.config["compute"].get("offload") else self.weights
             gpu = {"weights": min(there, self.weights), "a batch of prompts": host + small}
-        return Need(memory, gpu, disk=disk, read=read, operations=operations, tokens=tokens)
+        return Need(memory, gpu, disk=disk, kept=kept, read=read, operations=operations, tokens=tokens)
 
     @property
     def _loading(self) -> Amount:
@@ -560,8 +566,12 @@ class Costs:
                 disk += shape.layers * shape.heads * self.prompts * self.predicting / 8
         if rule in SHARDS_READ:
             held, read = self._condensed(rule, kind), self._read(rule, kind)
+        # A copy of five quantities of every token, and a byte, which is read three times.
+        copied = rule == "tabulate_selection_control"
+        heads = self.heads(kind) if kind else shape.layers * shape.heads
+        kept = copied * heads * self.prompts * self.predicting * (5 * self.number + 1)
         memory = {"Python and libraries": IMPORTS[imports], "a shard, and sums over all": held}
-        return Need(memory, disk=disk, read=read)
+        return Need(memory, disk=disk, kept=kept, read=read + 3 * kept)
 
     def _condensed(self, rule: str, kind: str | None) -> Amount:
         """Bytes that a job of all shards holds: a shard's values, and sums over prompts in every resample."""

@@ -138,7 +138,7 @@ def make_tables(n_layers: int = 4, n_heads: int = 3) -> dict[str, dict[str, pd.D
         "effect_vs_logit_change": {
             f"heads_{kind}": make_heads(n_layers, n_heads, ablation=kind) for kind in ("resample", "mean", "zero")
         },
-        "repair_breakdown": {"layers": layers},
+        "repair_breakdown": {"layers": layers, "model": model},
         "token_noise": {"tokens": make_tokens(), "spread": make_spread()},
         "layernorm_repair": {**both, "model": model},
         "mlp_repair": {**both, "model": model},

@@ -267,7 +267,7 @@ def test_findings_quote_the_strongest_pair_and_the_best_layer() -> None:
     tables = repair_tables()
     pair = tables["pairs"].query("by == 'mlp' and rank == 1").iloc[0]
     lines = module_of("who_repairs_whom").finding(tables)
-    quoted = f"L{pair['layer']}H{pair['head']} → MLP {pair['by_layer']} {style_number(pair['repair'])} logits"
+    quoted = f"L{pair['layer']}H{pair['head']} → MLP {pair['by_layer']}: {style_number(pair['repair'])} logits"
     assert quoted in lines[2]
     table = layer_tables()["layers"]
     best = table[table["component"] == "attention"].nlargest(1, "r_squared_compensation").iloc[0]

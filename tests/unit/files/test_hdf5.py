@@ -18,7 +18,7 @@ import xarray as xr
 
 from selfrepair.files import hdf5
 from selfrepair.files.hdf5 import SCHEMA_VERSION, heads_of, open_hdf5, open_shards, rows_of, same_heads, write_hdf5
-from selfrepair.files.hdf5_seal import add_seal
+from selfrepair.files.hdf5_seal import add_seal, require_seal
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -230,6 +230,22 @@ def test_a_foreign_hdf5_file_is_refused(tmp_path: Path) -> None:
         ValueError, match=r"carries no seal \(one that was cut or changed, of another version, or not ours\)"
     ):
         read(path)
+
+
+@pytest.mark.parametrize("layout", [{"chunks": (1, 6)}, {}], ids=["in chunks", "whole"])
+def test_values_without_a_checksum_are_under_the_seal(tmp_path: Path, layout: dict[str, Any]) -> None:
+    path = tmp_path / "tokens.h5"
+    write(path)
+    plain = np.arange(100.0, 106.0)
+    with h5py.File(path, "r+") as file:
+        file.create_dataset("plain", data=plain[None], **layout)
+    add_seal(path)
+    require_seal(path, "")
+    content = path.read_bytes()
+    at = content.index(plain.tobytes())
+    path.write_bytes(content[:at] + b"\xff" + content[at + 1 :])
+    with pytest.raises(ValueError, match="is damaged"):
+        require_seal(path, "")
 
 
 HEADS = [(0, 1), (1, 0)]

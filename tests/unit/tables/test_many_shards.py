@@ -6,6 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from selfrepair.files import hdf5
+from selfrepair.workflow.resources import SHARDS_READ
+
 from conftest import REPOSITORY
 
 sys.path.insert(0, str(REPOSITORY / "benchmarks"))
@@ -56,6 +59,24 @@ def test_memory_does_not_grow_with_shards(rule: str, files: dict[str, Path], mon
     # Which prompts each resample draws takes a byte each, and top tokens a bit of a file.
     grown = (MANY - FEW) * SIZES.prompts * (1 + N_BOOTSTRAP)
     assert many <= 1.1 * few + 2 * grown + 50_000, f"{few:,} bytes of {FEW} shards, {many:,} of {MANY}"
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_shards_are_opened_as_often_as_is_said(
+    rule: str, files: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each file once, but where a pass over all has to come before the next one."""
+    opened: list[Path] = []
+    own = hdf5.require_seal
+    monkeypatch.setattr(hdf5, "require_seal", lambda path, advice: (opened.append(path), own(path, advice)))
+    count = []
+    for n_shards in (FEW, MANY):
+        opened.clear()
+        jobs(files, SIZES, n_shards, N_BOOTSTRAP, files["ablations"].parent / f"of_{n_shards}")[rule]()
+        count.append(len(opened))
+    # Of the ten measurements that are checked these files stand for one.
+    wanted = 1 if rule == "tabulate_checks" else SHARDS_READ[rule][0]
+    assert count[1] - count[0] == wanted * (MANY - FEW)
 
 
 def test_no_job_is_left_out(files: dict[str, Path], tmp_path: Path) -> None:

@@ -8,8 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from selfrepair.workflow.command import read_configs
-from selfrepair.workflow.config import check_config, check_models, check_published, check_sources, check_targets
+from selfrepair.workflow.config import (
+    check_config,
+    check_models,
+    check_published,
+    check_sources,
+    check_targets,
+    read_configs,
+)
 
 from conftest import REPOSITORY
 from tiny_model import save_tiny_model

@@ -3,6 +3,7 @@
 import json
 import os
 import pty
+import shutil
 import subprocess
 import sys
 import termios
@@ -168,6 +169,35 @@ def test_a_job_that_does_not_fit_stops_before_its_work(tmp_path: Path, asked: di
     last = log.splitlines()[-1]
     assert last.startswith(f"Error: this job (a_rule) needs 1,000 TB of {kind}, ")
     assert last.endswith("`selfrepair plan` says what takes it, and which key of the config to change")
+
+
+def test_what_an_earlier_attempt_has_kept_is_part_of_the_disk_that_is_asked_for(tmp_path: Path) -> None:
+    """A file without content is as long as one that takes the disk."""
+    kept = tmp_path / "logs" / "deep" / ".rule.kept"
+    kept.mkdir(parents=True)
+    with (kept / "a.kept").open("wb") as file:
+        file.truncate(2 * 10**12)
+    asked = json.dumps({"disk_mb": shutil.disk_usage(tmp_path).free // 10**6 + 10**6})
+    done, log = run(tmp_path, "print('worked')", ASKED=asked)
+    assert done.returncode == 0, log
+    (kept / "a.kept").unlink()
+    done, log = run(tmp_path, "print('worked')", ASKED=asked)
+    assert done.returncode == 1, log
+
+
+def test_a_second_signal_stops_nothing_that_is_written_at_the_end(tmp_path: Path) -> None:
+    """As a scheduler and Snakemake both send one."""
+    done, log = run(
+        tmp_path,
+        "import signal\n"
+        "try:\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "finally:\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    print('all of it is written')\n",
+    )
+    assert done.returncode == 143
+    assert "all of it is written\n" in log
 
 
 def test_a_log_says_what_memory_was_taken(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import selfrepair
 from selfrepair.model import flops, model
 from selfrepair.snapshots.shapes import shape_of_folder, shape_of_settings
 from selfrepair.workflow import resources
-from selfrepair.workflow.command import read_configs
+from selfrepair.workflow.config import read_configs
 from selfrepair.workflow.resources import Costs, model_shape, share_of_cores
 
 from conftest import REPOSITORY, random_model

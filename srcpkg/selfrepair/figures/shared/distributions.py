@@ -1,13 +1,15 @@
 """Values of heads by third of depth, of several models side by side: quantiles as bars."""
 
 from collections.abc import Iterable, Mapping
+from functools import partial
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from selfrepair.figures.style import footers, guides, layout, looks, ranges
+from selfrepair.figures.style import guides, layout, looks, ranges
+from selfrepair.figures.style.panels import Panel, Panels
 from selfrepair.figures.wording import measured
 from selfrepair.quantities import OF_PAPER, QUANTITIES
 
@@ -24,39 +26,43 @@ def published_models(keys: Iterable[str]) -> Models:
     return {key: (f"{name}, published", look) for key, (name, look) in looked.items()}
 
 
-def draw_distributions(table: pd.DataFrame, run: Mapping[str, object], models: Models) -> Figure:
-    """Draw quantiles over heads, a panel a quantity.
+def distribution_panels(table: pd.DataFrame, run: Mapping[str, object], models: Models) -> Panels:
+    """Quantiles over heads, a panel a quantity.
 
     Args:
         table: A row a model, quantity and third of depth, with `COLUMNS`.
-        run: The settings for the footer.
+        run: The settings.
         models: Name and look of each model, by what its rows have in the column "model".
-
-    Returns:
-        The figure, two columns wide.
     """
-    figure = layout.new_figure(looks.TWO_COLUMNS, 118.0)
-    axes = figure.subplots(2, 3).ravel()
-    apart = min(0.16, 0.84 / len(models))
-    for ax, quantity in zip(axes, OF_PAPER, strict=True):
-        rows = table[table["quantity"] == quantity]
-        ax.set_ylim(ranges.bulk_range(include=[0.0, rows[_ENDS]]))
-        guides.zero_line(ax)
-        for number, (model, (name, look)) in enumerate(models.items()):
-            _boxes(ax, rows[rows["model"] == model], name, look, (number - (len(models) - 1) / 2) * apart)
-        ax.set_xticks(range(len(DEPTHS)), [f"{depth} third" for depth in DEPTHS])
-        ax.tick_params(axis="x", length=0)
-        ax.set_xlim(-0.5, len(DEPTHS) - 0.5)
-        ax.set_ylabel(guides.axis_label(quantity))
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
-    footers.footer(
-        figure,
-        looks.TWO_COLUMNS,
-        run,
-        "top",
-        "heads by third of relative depth; mark: median, thick: 25 to 75%, thin: 5 to 95% of heads",
+    of = {quantity: Panel(partial(_quantiles, table=table, quantity=quantity, models=models)) for quantity in OF_PAPER}
+    return Panels(
+        of, run, ("top", "heads by third of relative depth; mark: median, thick: 25 to 75%, thin: 5 to 95% of heads")
     )
+
+
+def draw_distributions(shown: Panels) -> Figure:
+    """Draw `distribution_panels` on a page two columns wide."""
+    with looks.context():
+        figure = layout.new_figure(looks.TWO_COLUMNS, 118.0)
+        axes = figure.subplots(2, 3).ravel()
+        shown.draw_noted(*axes)
+        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
+        shown.footer(figure, looks.TWO_COLUMNS)
     return figure
+
+
+def _quantiles(ax: Axes, table: pd.DataFrame, quantity: str, models: Models) -> list[str]:
+    apart = min(0.16, 0.84 / len(models))
+    rows = table[table["quantity"] == quantity]
+    ax.set_ylim(ranges.bulk_range(include=[0.0, rows[_ENDS]]))
+    guides.zero_line(ax)
+    for number, (model, (name, look)) in enumerate(models.items()):
+        _boxes(ax, rows[rows["model"] == model], name, look, (number - (len(models) - 1) / 2) * apart)
+    ax.set_xticks(range(len(DEPTHS)), [f"{depth} third" for depth in DEPTHS])
+    ax.tick_params(axis="x", length=0)
+    ax.set_xlim(-0.5, len(DEPTHS) - 0.5)
+    ax.set_ylabel(guides.axis_label(quantity))
+    return []
 
 
 def _boxes(ax: Axes, rows: pd.DataFrame, name: str, look: looks.Look, shift: float) -> None:

@@ -1,22 +1,21 @@
 """One part of condensed self-repair, in logits and as a fraction of direct effect, by layer of the ablated head."""
 
-import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from selfrepair.figures.style import footers, inputs, layout, looks, marks
+from selfrepair.figures.style import guides, inputs, layout, looks, marks
+from selfrepair.figures.style.panels import Panel, Panels
 from selfrepair.figures.wording import largest, measured, percentage, signs
 
 
-def draw_part(tables: dict[str, pd.DataFrame], logits: str, fraction: str) -> Figure:
-    """Draw the part in logits on the left and its fraction of direct effect on the right.
+def panels_of_part(tables: inputs.Tables, logits: str, fraction: str, reference: float | None = None) -> Panels:
+    """The part in logits, and its fraction of direct effect.
 
     Args:
         tables: "heads" and "layers".
         logits: The part, in logits.
         fraction: The same as a clipped fraction of direct effect.
-
-    Returns:
-        The figure, two columns wide.
+        reference: What the paper says of the fraction.
 
     Raises:
         ValueError: A table, a column or a setting is missing.
@@ -25,24 +24,38 @@ def draw_part(tables: dict[str, pd.DataFrame], logits: str, fraction: str) -> Fi
     heads = inputs.table(tables, "heads", [*columns, "head"], selection="top")
     layers = inputs.table(tables, "layers", columns, selection="top")
     run = inputs.settings(tables, "heads", "layers")
+    colour = looks.LOOKS[logits].colour
+
+    def of_logits(ax: Axes) -> list[str]:
+        return marks.by_layer_panel(ax, heads, layers, logits, run, colour=colour)
+
+    def of_fraction(ax: Axes) -> list[str]:
+        # A clipped fraction lies between 0 and 1: the fixed range lets it be compared with other runs and parts.
+        counts = marks.by_layer_panel(ax, heads, layers, fraction, run, colour=colour, limits=(-0.02, 1.02))
+        if reference is not None:
+            guides.reference_line(ax, reference, f"Rushing &\nNanda 2024:\nabout {100 * reference:.0f}%")
+        return counts
+
+    return Panels({"logits": Panel(of_logits), "fraction": Panel(of_fraction)}, run, ("top", "dots and bands"))
+
+
+def draw_part(shown: Panels) -> Figure:
+    """Draw both panels on a page two columns wide."""
     with looks.context():
         figure = layout.new_figure(looks.TWO_COLUMNS, 70.0)
         left, right = figure.subplots(1, 2)
-        colour = looks.LOOKS[logits].colour
-        marks.by_layer_panel(left, heads, layers, logits, run, colour=colour)
-        # A clipped fraction lies between 0 and 1: the fixed range lets it be compared with other runs and parts.
-        marks.by_layer_panel(right, heads, layers, fraction, run, colour=colour, limits=(-0.02, 1.02))
+        shown.draw_noted(left, right)
         layout.panel_letter(left, "a")
         layout.panel_letter(right, "b")
-        footers.footer(figure, looks.TWO_COLUMNS, run, "top", "dots and bands")
+        shown.footer(figure, looks.TWO_COLUMNS)
     return figure
 
 
-def finding_of_part(tables: dict[str, pd.DataFrame], logits: str, fraction: str, paper: str) -> list[str]:
+def finding_of_part(tables: inputs.Tables, logits: str, fraction: str, paper: str) -> list[str]:
     """The part over the model and in the layer where it is largest, and its fraction of direct effect.
 
     Args:
-        tables: As for `draw_part`, and "model".
+        tables: As for `panels_of_part`, and "model".
         logits: The part, in logits.
         fraction: The same as a clipped fraction of direct effect.
         paper: What the paper says of it, a sentence.

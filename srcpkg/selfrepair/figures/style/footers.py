@@ -34,10 +34,20 @@ def footer(figure: Figure, width_mm: float, run: Mapping[str, Any], *what: str, 
     Returns:
         The text.
     """
+    text = wrapped(items(run, *what, kinds=kinds), width_mm - 3, looks.SMALL_SIZE, " · ")
+    # A supxlabel, unlike Figure.text, is given room by the layout.
+    figure.supxlabel(
+        text, x=0.012, ha="left", fontsize=looks.SMALL_SIZE, color=looks.FAINT, linespacing=looks.LINE_SPACING
+    )
+    return text
+
+
+def items(run: Mapping[str, Any], *what: str, kinds: Sequence[str] = ()) -> list[str]:
+    """What the line of settings says, one after the other; arguments are those of `footer`."""
     kind = ", ".join(kinds or [str(run["ablation"])])
     if int(run["donors"]) > 1:
         kind = kind.replace("resample", f"resample ({run['donors']} donors)")
-    items = [
+    told = [
         *_models(run),
         str(run["corpus"]),
         *([f"{kind} ablation"] if kind else []),  # what ablates nothing has none in its settings
@@ -49,18 +59,13 @@ def footer(figure: Figure, width_mm: float, run: Mapping[str, Any], *what: str, 
     ]
     if "logit_cap" in run:
         cap = run["logit_cap"]
-        items.append("logits before a model's cap" if isinstance(cap, list) else f"logits before their cap of {cap:g}")
+        told.append("logits before a model's cap" if isinstance(cap, list) else f"logits before their cap of {cap:g}")
     if "matrices" in run:
-        items.append(f"matrices in {run['matrices']}; crosses: within its noise of zero")
+        told.append(f"matrices in {run['matrices']}; crosses: within its noise of zero")
     if int(run["first_position"]) > 0:
         first = int(run["first_position"])
-        items.append("position 0 left out" if first == 1 else f"positions below {first} left out")
-    text = wrapped(items, width_mm - 3, looks.SMALL_SIZE, " · ")
-    # A supxlabel, unlike Figure.text, is given room by the layout.
-    figure.supxlabel(
-        text, x=0.012, ha="left", fontsize=looks.SMALL_SIZE, color=looks.FAINT, linespacing=looks.LINE_SPACING
-    )
-    return text
+        told.append("position 0 left out" if first == 1 else f"positions below {first} left out")
+    return told
 
 
 def sampled(table: pd.DataFrame) -> list[str]:

@@ -7,6 +7,9 @@ import pandas as pd
 
 from selfrepair.quantities import OF_SOME_MODELS, held
 
+Tables = Mapping[str, pd.DataFrame]
+"""A figure's tables, by what the figure calls each."""
+
 SETTINGS = (
     "model",
     "weights",

@@ -14,17 +14,27 @@ def new_figure(width_mm: float, height_mm: float) -> Figure:
     return Figure(figsize=(width_mm / 25.4, height_mm / 25.4), layout="constrained")
 
 
-def square_panels(width_mm: float, limits: tuple[float, float], n: int) -> tuple[Figure, list[Axes]]:
-    """A figure with a row of square panels that share the ranges of `ranges.square_range`; finish it with `lay_out_squares`."""
+def square_panels(width_mm: float, n: int) -> tuple[Figure, list[Axes]]:
+    """A figure with a row of square panels that share one range (`square`); finish it with `lay_out_squares`."""
     figure = Figure(figsize=(width_mm / 25.4, width_mm / 25.4))
-    low, high = limits
     axes = []
     for index in range(n):
-        ax = figure.add_axes((0, 0, 1, 1), label=str(index), aspect="equal", xlim=(low, high), ylim=(-high, -low))
+        ax = figure.add_axes((0, 0, 1, 1), label=str(index))
         ax.tick_params(labelleft=index == 0)
-        ax.locator_params(nbins=5)
         axes.append(ax)
     return figure, axes
+
+
+def square(ax: Axes, xlim: tuple[float, float], ylim: tuple[float, float]) -> None:
+    """Make axes whose ranges are equally wide square."""
+    ax.set(aspect="equal", xlim=xlim, ylim=ylim)
+    ax.locator_params(nbins=5)
+
+
+def mirrored(limits: tuple[float, float]) -> tuple[float, float]:
+    """The y axis' part of `ranges.square_range`."""
+    low, high = limits
+    return -high, -low
 
 
 def lay_out_squares(
@@ -96,19 +106,25 @@ def panel_letter(ax: Axes, letter: str) -> None:
     ax.set_title(letter, loc="left", fontweight="bold", fontsize=looks.TEXT_SIZE + 1)
 
 
+def outside_note(ax: Axes, counts: Sequence[str]) -> None:
+    """Write the counts of `ranges.mark_outside` above the axes, on the right."""
+    if counts:
+        ax.set_title(", ".join(counts), loc="right", fontsize=looks.SMALL_SIZE, color=looks.FAINT)
+
+
 def legend_entries(*axes: Axes) -> tuple[list[Any], list[str]]:
     """Handles and labels of several axes, for one legend."""
     entries = [entry for ax in axes for entry in zip(*ax.get_legend_handles_labels(), strict=True)]
     return [handle for handle, _ in entries], [label for _, label in entries]
 
 
-def colour_bar(figure: Figure, ax: Axes, label: str, ticks: Sequence[float]) -> None:
+def colour_bar(figure: Figure, ax: Axes, scale: looks.Scale) -> None:
     """The scale of the last points of a square panel, as high as the panel and to its right; lay the panels out first."""
     panel = ax.get_position()
     width_mm = figure.get_figwidth() * 25.4
     place = figure.add_axes((panel.x1 + 2.2 / width_mm, panel.y0, 2 / width_mm, panel.height))
-    bar = figure.colorbar(ax.collections[-1], cax=place, ticks=ticks)
+    bar = figure.colorbar(ax.collections[-1], cax=place, ticks=scale.ticks)
     if bar.solids is not None:
         bar.solids.set_rasterized(True)
-    bar.set_label(label, labelpad=4)
+    bar.set_label(scale.label, labelpad=4)
     bar.outline.set_linewidth(0.4)

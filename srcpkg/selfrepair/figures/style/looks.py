@@ -1,5 +1,6 @@
 """Sizes, colours, dashes and markers, and matplotlib's settings: the looks of everything, in every figure."""
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -47,6 +48,19 @@ class Look:
     dash: Any = "-"
     marker: str = "o"
     hollow: bool = False
+
+
+@dataclass(frozen=True)
+class Scale:
+    """What a panel's colours mean."""
+
+    label: str
+    ticks: Sequence[float] | None = None
+    extend: str = "neither"
+
+
+NO_SCALE = Scale("")
+DEPTH = Scale("relative depth of the head's layer", (0.0, 0.5, 1.0))
 
 
 LOOKS = {

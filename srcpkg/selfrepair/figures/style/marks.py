@@ -116,8 +116,8 @@ def by_layer_panel(
     colour: str,
     limits: tuple[float, float] | None = None,
     include: Iterable[Any] = (),
-) -> None:
-    """One quantity against relative depth: a dot a head, the layers' mean with its band, what lies outside counted.
+) -> list[str]:
+    """One quantity against relative depth: a dot a head, the layers' mean with its band.
 
     Args:
         ax: The axes.
@@ -128,6 +128,9 @@ def by_layer_panel(
         colour: Its colour.
         limits: Range of the y axis; by default it shows the bulk of the heads and all of the layers' line and band.
         include: Further values that must be inside.
+
+    Returns:
+        The counts of the heads that lie outside (`ranges.mark_outside`).
     """
     n_layers, n_heads = int(run["n_layers"]), int(run["n_heads"])
     if limits is None:
@@ -137,5 +140,5 @@ def by_layer_panel(
     guides.zero_line(ax)
     x = head_dots(ax, heads, name, colour, n_layers, n_heads)
     layer_line(ax, layers, name, looks.Look(colour), "this run: layer mean", marker=False)
-    ranges.outside_note(ax, ranges.mark_outside(ax, x, heads[name], colour))
     ax.set_ylabel(guides.axis_label(name))
+    return ranges.mark_outside(ax, x, heads[name], colour)

@@ -1,7 +1,7 @@
 """Ranges of axes that show the bulk of heavy-tailed values, and counts of what lies outside them."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -65,7 +65,7 @@ def mark_outside(ax: Axes, x: Any, y: Any, colour: str, *, noun: str = "") -> li
         noun: What is counted, where it is not the points of the panel.
 
     Returns:
-        The counts as text ("3 above 2.1"), empty where nothing is outside; show them with `outside_note`.
+        The counts as text ("3 above 2.1"), empty where nothing is outside; show them with `layout.outside_note`.
     """
     x, y = np.asarray(x, float), np.asarray(y, float)
     seen = np.isfinite(x) & np.isfinite(y)
@@ -98,12 +98,6 @@ def mark_outside(ax: Axes, x: Any, y: Any, colour: str, *, noun: str = "") -> li
         )
         counts.append(f"{outside.sum():,} {noun + ' ' if noun else ''}{word} {_number(limit)}")
     return counts
-
-
-def outside_note(ax: Axes, counts: Sequence[str]) -> None:
-    """Write the counts of `mark_outside` above the axes, on the right."""
-    if counts:
-        ax.set_title(", ".join(counts), loc="right", fontsize=looks.SMALL_SIZE, color=looks.FAINT)
 
 
 def _number(value: float) -> str:

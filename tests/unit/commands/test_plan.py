@@ -1,8 +1,6 @@
 """What `selfrepair plan` prints."""
 
 import json
-import tomllib
-from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +9,9 @@ import torch
 import yaml
 from typer.testing import CliRunner
 
-from selfrepair.workflow import command
+from selfrepair.commands import plan
+from selfrepair.commands.app import app
+from selfrepair.workflow.config import read_configs
 from selfrepair.workflow.plan import check_device, check_fits
 
 from conftest import REPOSITORY
@@ -27,22 +27,16 @@ def planned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Runs `selfrepair plan` in an empty folder."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "120")
-    monkeypatch.setattr(command, "memory_mb", lambda: 40_000)
-    monkeypatch.setattr(command, "disk_mb", lambda folder: 10_000_000)
+    monkeypatch.setattr(plan, "memory_mb", lambda: 40_000)
+    monkeypatch.setattr(plan, "disk_mb", lambda folder: 10_000_000)
 
     def run(*arguments: str, overlay: dict[str, Any] | None = None) -> Any:
         if overlay is not None:
             (tmp_path / "overlay.yaml").write_text(yaml.safe_dump(overlay), encoding="utf-8")
             arguments = (*arguments, "--configfile", str(tmp_path / "overlay.yaml"))
-        return CliRunner().invoke(command.app, ["plan", *arguments])
+        return CliRunner().invoke(app, ["plan", *arguments])
 
     return run
-
-
-def test_the_command_is_what_the_package_installs() -> None:
-    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    [(name, value)] = project["scripts"].items()
-    assert EntryPoint(name, value, "console_scripts").load() is command.app
 
 
 def test_the_papers_models_are_planned_on_a_million_tokens(planned) -> None:
@@ -112,7 +106,7 @@ def test_what_does_not_fit_is_said_with_the_key_to_change(planned) -> None:
 
 def test_a_table_that_does_not_fit_is_said_with_the_key_to_change(planned, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its sums are in every resample; of prompts it holds a shard."""
-    monkeypatch.setattr(command, "memory_mb", lambda: 10_000)
+    monkeypatch.setattr(plan, "memory_mb", lambda: 10_000)
     shape = {"layers": 2, "heads": 64, "d_model": 64, "d_mlp": 64, "vocabulary": 100}
     overlay = {"models": {"smollm2-135m-instruct": {"shape": shape}}, "statistics": {"n_bootstrap": 200_000}}
     done = planned("--tflops", "20", overlay=overlay)
@@ -123,14 +117,14 @@ def test_a_table_that_does_not_fit_is_said_with_the_key_to_change(planned, monke
 
 
 def test_the_same_words_stop_a_run(planned) -> None:
-    config = command.read_configs(REPOSITORY / "config" / "config.yaml", [PAPER])
+    config = read_configs(REPOSITORY / "config" / "config.yaml", [PAPER])
     with pytest.raises(
         ValueError, match=r"this run does not fit:\n(.*\n)*  reinforce_heads of llama-7b needs"
     ) as caught:
-        check_fits(config, command.MANIFEST, 40_000)
+        check_fits(config, plan.MANIFEST, 40_000)
     said = json.loads(planned("--configfile", str(PAPER), "--tflops", "20", "--json").stdout)["does_not_fit"]
     assert str(caught.value).splitlines()[1:] == [f"  {line}" for line in said if "disk" not in line]
-    check_fits(config, command.MANIFEST, 10**6)
+    check_fits(config, plan.MANIFEST, 10**6)
 
 
 def test_a_model_of_unknown_size_is_said(planned) -> None:
@@ -170,7 +164,7 @@ def test_a_shape_that_the_model_has_not_is_refused(planned, tmp_path: Path) -> N
 
 def test_activations_that_do_not_fit_can_be_let_go(planned, monkeypatch: pytest.MonkeyPatch) -> None:
     """A million tokens of Llama-7B are a terabyte."""
-    monkeypatch.setattr(command, "disk_mb", lambda folder: 1_000_000)
+    monkeypatch.setattr(plan, "disk_mb", lambda folder: 1_000_000)
     overlay = {"run": {"models": ["llama-7b"]}, "cache": {"keep": True}}
     options = ("--configfile", str(PAPER), "--tflops", "20")
     assert "set cache.keep to false, which leaves no activations on disk" in planned(*options, overlay=overlay).stdout

@@ -1,0 +1,1 @@
+"""The command `selfrepair`: a module a command, or a few that belong together."""
