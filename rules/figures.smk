@@ -42,6 +42,7 @@ for _name, _tables in FIGURES.items():
             svg=FIGURE.format(figure=_name, model="{model}", corpus="{corpus}").replace(".png", ".svg"),
         log:
             f"{LOGS}/draw_{_name}.log",
+        priority: FIRST if _name == "self_repair_by_layer" else 0
         group:
             in_group("tables")
         conda:

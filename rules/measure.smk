@@ -24,6 +24,7 @@ rule tokenize_corpus:
         f"{LOGS}/tokenize_corpus.log",
     benchmark:
         f"{BENCHMARKS}/tokenize_corpus.tsv"
+    priority: FIRST
     group:
         in_group("checks")
     conda:
@@ -79,6 +80,7 @@ rule cache_activations:
         activations=ACTIVATIONS,
     log:
         f"{LOGS}/cache_activations/{{shard}}.log",
+    priority: clean_runs_first
     conda:
         "../environment.yml"
     # As many shards at a time as there are cores is faster than one shard on all of them.
@@ -108,6 +110,7 @@ rule find_thresholds:
         f"{LOGS}/find_thresholds.log",
     benchmark:
         f"{BENCHMARKS}/find_thresholds.tsv"
+    priority: FIRST
     group:
         in_group("selection")
     conda:
@@ -156,6 +159,7 @@ use rule cache_activations as ablate_heads with:
         ablations=ABLATIONS,
     log:
         f"{LOGS}/ablate_heads/{{kind}}/{{shard}}.log",
+    priority: main_kind_first
     threads: model_threads("ablate_heads")
     resources:
         **model_job("ablate_heads"),
@@ -244,6 +248,8 @@ use rule cache_activations as project_other_donor with:
         other_donor=OTHER_DONOR,
     log:
         f"{LOGS}/project_other_donor/{{shard}}.log",
+    # Short: it fills a core while what the first figure is made from waits for another.
+    priority: 10
     threads: model_threads("project_other_donor")
     resources:
         **model_job("project_other_donor"),

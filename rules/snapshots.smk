@@ -6,12 +6,6 @@ Steps: snapshot_model, check_model; snapshot_corpus.
 """
 
 
-localrules:
-    snapshot_model,
-    check_model,
-    snapshot_corpus,
-
-
 rule snapshot_model:
     input:
         model_files,
@@ -19,6 +13,7 @@ rule snapshot_model:
         manifest=MODEL,
     log:
         "logs/snapshots/models/{model}.log",
+    localrule: True
     conda:
         "../environment.yml"
     threads: 1
@@ -49,6 +44,7 @@ rule check_model:
     priority: 100
     group:
         in_group("checks")
+    localrule: True
     conda:
         "../environment.yml"
     threads: 1
@@ -69,6 +65,7 @@ rule snapshot_corpus:
         manifest=CORPUS,
     log:
         "logs/snapshots/corpora/{corpus}.log",
+    localrule: True
     conda:
         "../environment.yml"
     threads: 1

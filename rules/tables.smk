@@ -65,6 +65,7 @@ use rule tabulate_checks as tabulate_heads with:
         f"{LOGS}/tabulate_heads/{{kind}}.log",
     benchmark:
         f"{BENCHMARKS}/tabulate_heads/{{kind}}.tsv"
+    priority: main_kind_first
     resources:
         **resources("tabulate_heads"),
     params:

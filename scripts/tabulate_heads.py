@@ -23,6 +23,8 @@ if __name__ == "__main__":
                 "ablation": snakemake.wildcards.kind,
                 "top_fraction": snakemake.params.top_fraction,
                 "donors": snakemake.params.donors,
+                # Of a part of the run alone (rules/quick.smk).
+                **snakemake.params.get("part", {}),
             },
             **snakemake.params.statistics,
         )

@@ -132,6 +132,8 @@ USERS: dict[str, set[str]] = {
     "measure/mean_activations.py": {"average_activations", *OF_SHARD},
     "measure/moved_residual.py": {"move_residual"},
     "measure/neurons.py": {"measure_neurons"},
+    # For people alone.
+    "measure/one_text.py": set(),
     "measure/other_donor.py": {"project_other_donor"},
     "measure/reinforcement.py": {"reinforce_heads"},
     "measure/shard.py": OF_SHARD,
@@ -142,6 +144,7 @@ USERS: dict[str, set[str]] = {
     | {"tabulate_selection_control", "choose_heads"},
     "measure/tokens.py": {"tokenize_corpus", "check_prompts"} | RUNS_THE_MODEL,
     "model/allocator.py": RUNS_THE_MODEL,
+    "model/bridged.py": RUNS_THE_MODEL,
     "model/calls.py": RUNS_THE_MODEL,
     "model/experts.py": RUNS_THE_MODEL,
     # Counts operations for the benchmark and a test.
@@ -154,8 +157,12 @@ USERS: dict[str, set[str]] = {
     "model/parts.py": RUNS_THE_MODEL,
     "model/placing.py": RUNS_THE_MODEL,
     "model/precision.py": RUNS_THE_MODEL,
+    # `ablate_heads` takes texts, though the job does not.
+    "model/texts.py": {"ablate_heads", EXPLORER},
     "model/token_ids.py": {"ablate_heads"},
     "quantities.py": RUNS_THE_MODEL | SHOWS | TABLES | {EXPLORER},
+    # What a finished run is read through.
+    **{f"run/{name}.py": set() for name in ("cache", "opened", "plot", "shards")},
     "snapshots/checked.py": {"check_model"},
     "snapshots/corpora.py": {"snapshot_corpus"},
     "snapshots/encoding.py": {"snapshot_model", "tokenize_corpus", "check_prompts", EXPLORER} | RUNS_THE_MODEL,
@@ -199,6 +206,7 @@ USERS: dict[str, set[str]] = {
     "tables/statistics.py": TABLES | {EXPLORER},
     "tables/token_noise.py": {"tabulate_token_noise"},
     # What runs jobs computes nothing; what it hands to them are params and inputs.
+    "workflow/bar.py": set(),
     "workflow/config.py": set(),
     "workflow/devices.py": set(),
     "workflow/failures.py": set(),

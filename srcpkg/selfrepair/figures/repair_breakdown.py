@@ -104,6 +104,8 @@ def in_short(tables: inputs.Tables) -> list[str]:
         "unclear": f"of {listing(by_sign['unclear'])} it is not told",
     }
     title = ", ".join(heads[sign] for sign, sources in by_sign.items() if sources)
+    if not by_sign["above"] and not by_sign["below"]:
+        title = "no part is told to repair or to break"
     experts = (
         f" Of the MLPs' part, {measured(row, CHOSEN_EXPERTS)} follow from a change of the chosen experts."
         if CHOSEN_EXPERTS in names

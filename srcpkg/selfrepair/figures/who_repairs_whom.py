@@ -217,7 +217,7 @@ def finding(tables: inputs.Tables) -> list[str]:
             lines.append(f"No {name} repair or break any ablated head.")
             continue
         listed = "; ".join(
-            f"{_pair_name(pair)} {measured(pair, 'repair', 'logits')}{_carried(pair)}"
+            f"{_pair_name(pair)}: {measured(pair, 'repair', 'logits')}{_carried(pair)}"
             for _, pair in strongest.iterrows()
         )
         lines.append(

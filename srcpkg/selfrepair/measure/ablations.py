@@ -56,6 +56,21 @@ def ablate_heads(
     Raises:
         ValueError: Shapes or lengths that differ, texts without a tokenizer, ids outside the vocabulary, a head that does not
             exist, an unknown kind, or an identity that does not hold (a model that the definitions do not cover).
+
+    Example:
+        >>> import selfrepair, torch
+        >>> from transformers import LlamaConfig, LlamaForCausalLM
+        >>> sizes = {"num_hidden_layers": 3, "num_attention_heads": 4, "vocab_size": 100}
+        >>> model = selfrepair.load_model(LlamaForCausalLM(LlamaConfig(hidden_size=32, intermediate_size=64, **sizes)).eval())
+        >>> tokens = torch.randint(100, (6, 12))  # prompt, pos
+        >>> ds = selfrepair.ablate_heads(model, tokens, donors=tokens.roll(1, dims=0), heads=[(0, 1), (2, 3)])
+        >>> dict(ds.sizes)
+        {'head': 2, 'prompt': 6, 'pos': 11}
+        >>> parts = ds.self_repair_from_heads + ds.self_repair_from_mlps + ds.self_repair_from_layernorm
+        >>> bool((abs(ds.self_repair - parts) < 1e-5).all())
+        True
+        >>> bool((ds.self_repair_from_heads.sel(head=1) == 0).all())  # nothing but an MLP and the norm follows the last layer's
+        True
     """
     prompt_ids = token_ids(model, _as_ids(tokens, tokenizer, "tokens"), "tokens")
     donor_ids = _donor_ids(model, None if donors is None else _as_ids(donors, tokenizer, "donors"), prompt_ids, kind)

@@ -43,6 +43,16 @@ def self_repair(
     Raises:
         ValueError: No tokenizer, a donor that is too short or is given for another kind, a head that does not exist, and what
             `load_model` and `ablate_heads` raise.
+
+    Example:
+        >>> import selfrepair
+        >>> folder = f"results/snapshots/models/{selfrepair.open_run('results').model}"  # or any other model's folder
+        >>> table = selfrepair.self_repair(folder, "the cat sat on a dog", "0.1", donor_text="a dog ran and the cat sat")
+        >>> list(table.columns[:4])
+        ['pos', 'token', 'correct_token', 'direct_effect']
+        >>> parts = table.filter(regex="^self_repair_from_(heads|mlps|layernorm)$").sum(axis=1)
+        >>> bool((abs(table["self_repair"] - parts) < 1e-3).all())
+        True
     """
     layer_head = parse_head(head)
     reader = text_reader(_tokenizer_of(model) if tokenizer is None else tokenizer)

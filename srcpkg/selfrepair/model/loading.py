@@ -55,12 +55,23 @@ def load_model(
             does not hold. Of a folder alone.
 
     Returns:
-        The model with the parts that the definitions name, checked on a short prompt: writes add up to the final
-        residual, the logit formula gives the model's own logits.
+        The model with the parts that the definitions name, checked on a short prompt. Writes add up to the final
+        residual, and the logit formula gives the model's own logits.
 
     Raises:
         ValueError: The folder holds no model, the model in memory has another dtype or device or is in training
             mode, it is a mixture of experts in bfloat16, or the definitions do not cover its architecture.
+
+    Example:
+        >>> import selfrepair
+        >>> from transformers import GPT2Config, GPT2LMHeadModel
+        >>> hf = GPT2LMHeadModel(GPT2Config(n_layer=2, n_head=4, n_embd=32, vocab_size=100)).eval()
+        >>> model = selfrepair.load_model(hf)
+        >>> model.n_layers, model.n_heads, model.d_head, model.parallel
+        (2, 4, 8, False)
+        >>> selfrepair.load_model(hf, dtype="float64")
+        Traceback (most recent call last):
+        ValueError: the model in memory is torch.float32 (transformer.wte.weight), asked for torch.float64: ...
     """
     if dtype not in DTYPES:
         raise ValueError(

@@ -59,6 +59,19 @@ def open_run(path: str | Path = "results") -> "Run":
 
     Raises:
         ValueError: The folder holds no run that has come as far as its table of heads, or several.
+
+    Example:
+        >>> import selfrepair
+        >>> run = selfrepair.open_run("results")
+        >>> run.kinds
+        ('resample', 'mean', 'zero')
+        >>> best = run.heads().nlargest(1, "self_repair").iloc[0]  # the head whose top tokens are repaired most
+        >>> layer, head = int(best["layer"]), int(best["head"])
+        >>> tokens = run.tokens(layer, head)
+        >>> bool(abs(tokens[tokens["selected"]]["self_repair"].mean() - best["self_repair"]) < 1e-5)
+        True
+        >>> bool(abs(run.repairs(layer, head)["repair"].sum() - best["self_repair"]) < 1e-5)
+        True
     """
     folder = Path(path).expanduser()
     if not folder.is_dir():

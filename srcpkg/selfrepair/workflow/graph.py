@@ -160,8 +160,10 @@ def _workflow(snakefile: Path, configfiles: Sequence[Path], targets: Iterable[st
 
 
 def _in_order(dag: Any) -> Iterator[Any]:
-    """Jobs that make files, each before those that read them."""
-    return (job for level in dag.toposorted() for job in sorted(level, key=_name) if job.output)
+    """Jobs of this project's rules that make files, each before those that read them; an importing workflow has others."""
+    return (
+        job for level in dag.toposorted() for job in sorted(level, key=_name) if job.output and job.params.get("code")
+    )
 
 
 def _triggers() -> frozenset[Any]:
@@ -176,7 +178,7 @@ def _name(job: Any) -> str:
 
 
 def _job(job: Any, workflow: Any) -> Job:
-    dag, code = workflow.dag, workflow.globals["CODE"]
+    dag, code = workflow.dag, job.rule.module_globals["CODE"]
     reason, params = dag.reason(job), dict(job.params.items())
     because = [
         *(f"{path} is missing" for path in sorted(map(str, reason.missing_output))),

@@ -19,7 +19,6 @@ from selfrepair.workflow import failures
 from selfrepair.workflow.devices import device_of_its_own
 from selfrepair.workflow.logs import gather
 from selfrepair.workflow.machine import disk_mb, memory_mb, shortage
-from selfrepair.workflow.progress import draw_bars_on
 from selfrepair.workflow.provenance import describe
 from selfrepair.workflow.records import record_path, write_record
 
@@ -57,7 +56,6 @@ def job(snakemake: Any, offline: bool = True) -> Iterator[dict[str, Any]]:
     log, started = Path(snakemake.log[0]), time.monotonic()
     with _redirected(log) as terminal:
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", force=True)
-        draw_bars_on(terminal)
         outputs = [Path(path) for path in snakemake.output]
         try:
             _refuse_what_does_not_fit(snakemake)

@@ -4,21 +4,14 @@ import logging
 import sys
 import time
 from types import TracebackType
-from typing import TextIO
+from typing import TYPE_CHECKING
 
-from tqdm import tqdm
+if TYPE_CHECKING:
+    from rich.progress import Progress as Bar
 
 logger = logging.getLogger(__name__)
 
 SECONDS_BETWEEN_LINES = 30.0
-
-_terminal: TextIO | None = None
-
-
-def draw_bars_on(stream: TextIO | None) -> None:
-    """Draw bars on ``stream`` from now on; None means on stderr. For jobs whose stderr goes to a log."""
-    global _terminal
-    _terminal = stream
 
 
 class Progress:
@@ -34,23 +27,22 @@ class Progress:
     def __init__(self, total: int, label: str, unit: str, show: bool = True) -> None:
         self.total, self.label, self.unit, self.show = total, label, unit, show
         self.done = self.skipped = 0
-        self._bar: tqdm | None = None
+        self._bar: Bar | None = None
 
     def __enter__(self) -> "Progress":
         """Start counting."""
         self._started = self._spoke = time.monotonic()
-        stream = _terminal or sys.stderr
-        if self.show and stream.isatty():
-            self._bar = tqdm(
-                total=self.total, desc=self.label, unit=self.unit, file=stream, dynamic_ncols=True, leave=False
-            )
+        if self.show and sys.stderr.isatty():
+            self._bar = _bar()
+            self._bar.add_task(f"{self.label}, {self.unit}s", total=self.total)
+            self._bar.start()
         return self
 
     def advance(self, units: int = 1) -> None:
         """Count ``units`` more as finished."""
         self.done += units
         if self._bar is not None:
-            self._bar.update(units)
+            self._bar.advance(self._bar.task_ids[0], units)
         if self.show and time.monotonic() - self._spoke >= SECONDS_BETWEEN_LINES:
             self._say()
 
@@ -59,15 +51,14 @@ class Progress:
         self.done += units
         self.skipped += units
         if self._bar is not None:
-            self._bar.initial += units
-            self._bar.update(units)
+            self._bar.reset(self._bar.task_ids[0], total=self.total, completed=self.done)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Close the bar and say how long it took."""
         if self._bar is not None:
-            self._bar.close()
+            self._bar.stop()
         if self.show and error is None:
             self._say()
 
@@ -86,3 +77,11 @@ class Progress:
             self.unit,
             left,
         )
+
+
+def _bar() -> "Bar":
+    from rich.console import Console
+    from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
+
+    columns = [*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn()]
+    return Progress(*columns, console=Console(stderr=True), transient=True)

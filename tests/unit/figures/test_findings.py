@@ -141,7 +141,7 @@ def test_file_has_a_section_a_figure_with_its_sources(tmp_path: Path) -> None:
     assert "| Intervals | 95%, 200 resamples, seed 0 |" in text
     told = "10 ablations in 2 measurements repeated by plain runs of the whole model, 3,000 numbers, largest difference 2e-05"
     assert f"| Checked | {told} logits ([tables/checks.csv](tables/checks.csv)) |" in text
-    assert re.findall(r"^## (.*)$", text, re.MULTILINE) == list(tables)
+    assert re.findall(r"^## (.*)$", text, re.MULTILINE) == ["How far this carries", *tables]
     assert "[figures/repair_breakdown.png](figures/repair_breakdown.png)" in text
     assert "(tables/self_repair_by_layer/heads.csv)" in text
     for name, files in tables.items():

@@ -83,6 +83,11 @@ def test_parts_are_told_by_their_signs() -> None:
         "**On average MLPs repair, post-norms and LayerNorm break further, of other heads it is not told**"
     )
     assert "follow from a change of the chosen experts" in line
+    unclear = model.copy()
+    for part in PARTS:
+        planted(unclear, part, 0.01, -0.02, 0.04)
+    (line,) = module_of("repair_breakdown").in_short({"model": unclear})
+    assert line.startswith("**On average no part is told to repair or to break**: 0.01")
     plain = model.drop(columns=[name for name in model if POSTNORMS in name or CHOSEN_EXPERTS in name])
     planted(plain, mlps, -0.2, -0.3, -0.1)
     line = module_of("repair_breakdown").in_short({"model": plain})[0]

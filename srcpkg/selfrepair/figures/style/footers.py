@@ -53,6 +53,11 @@ def items(run: Mapping[str, Any], *what: str, kinds: Sequence[str] = ()) -> list
         *([f"{kind} ablation"] if kind else []),  # what ablates nothing has none in its settings
         f"n = {int(run['n_tokens']):,} tokens, {int(run['n_prompts']):,} prompts of length {int(run['prompt_length'])}",
         *(
+            [f"a first look: {int(run['prompts_of_run']):,} prompts in the whole run"]
+            if "prompts_of_run" in run
+            else []
+        ),
+        *(
             PHRASES.get(text, text).format(top=100 * run["top_fraction"], level=100 * run["confidence"])
             for text in what
         ),

@@ -28,6 +28,8 @@ SETTINGS = (
     "parallel_attention_mlp",
 )
 """The keys of a table's attributes that footers, axes and captions use."""
+OF_PARTS = ("prompts_of_run",)
+"""Keys that tables of a part of a run have beside these."""
 
 
 def table(
@@ -97,4 +99,4 @@ def settings(tables: Mapping[str, pd.DataFrame], *keys: str, differing: Sequence
         if other:
             told = "; ".join(f"{name} {first[name]!r} and {attrs[name]!r}" for name in other)
             raise ValueError(f"tables {keys[0]!r} and {key!r} are of different runs ({told}): make both from one run")
-    return {name: first[name] for name in (*SETTINGS, *held(OF_SOME_MODELS, first))}
+    return {name: first[name] for name in (*SETTINGS, *held((*OF_SOME_MODELS, *OF_PARTS), first))}
