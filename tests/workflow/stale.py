@@ -116,7 +116,7 @@ USERS: dict[str, set[str]] = {
     "figures/style/ranges.py": SHOWS
     - NEURON_SHARES
     - {"draw_who_repairs_whom", "draw_layernorm_claim", "draw_layernorm_scale_ratio"},
-    "figures/style/saving.py": SHOWS,
+    "figures/style/saving.py": SHOWS | {EXPLORER},
     "figures/wording.py": SHOWS,
     "files/hdf5.py": READS_HDF5,
     "files/hdf5_seal.py": READS_HDF5,
