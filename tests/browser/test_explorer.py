@@ -320,6 +320,7 @@ def test_axe_finds_nothing_serious(open_page: Open, axe: str, theme: str, width:
 def saved(page: Page, button: Any) -> tuple[str, bytes]:
     with page.expect_download() as waiting:
         button.click()
+    page.wait_for_timeout(150)  # Chromium drops what goes beyond ten downloads a second
     path = waiting.value.path()
     return waiting.value.suggested_filename, Path(path).read_bytes()
 
