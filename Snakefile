@@ -1,7 +1,7 @@
 """Self-repair in language models: from model and text to every figure. One named target a figure; `findings` says in words
 what they show; `all` is the default.
 
-Stages, in order: rules/snapshots.smk, measure.smk, tables.smk, figures.smk, all_models.smk; quick.smk.
+Stages, in order: rules/snapshots.smk, measure.smk, tables.smk, figures.smk, all_models.smk, explorer.smk; quick.smk.
 """
 
 from pathlib import Path
@@ -23,6 +23,7 @@ include: "rules/measure.smk"
 include: "rules/tables.smk"
 include: "rules/figures.smk"
 include: "rules/all_models.smk"
+include: "rules/explorer.smk"
 include: "rules/quick.smk"
 
 
@@ -40,6 +41,13 @@ rule all:
         of_each_run(FINDINGS),
         of_all_models(ALL_MODELS_FIGURE, figure=MODELS_FIGURES),
         of_all_models(ALL_MODELS_FINDINGS),
+        EXPLORER,
+
+
+rule explorer:
+    input:
+        CHECKED,
+        EXPLORER,
 
 
 rule quick:

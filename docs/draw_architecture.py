@@ -19,7 +19,21 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 PACKAGE = REPOSITORY / "srcpkg" / "selfrepair"
 PAGE = REPOSITORY / "docs" / "architecture.md"
 
-FOLDERS = ("commands", "run", "figures", "tables", "measure", "engine", "model", "workflow", "snapshots", "files")
+FOLDERS = (
+    *(
+        "commands",
+        "explorer",
+        "run",
+        "figures",
+        "tables",
+        "measure",
+        "engine",
+        "model",
+        "workflow",
+        "snapshots",
+        "files",
+    ),
+)
 """Folders of the package. Each may import from itself, from those after it, and from the modules at the package's root."""
 ROOT = "root"
 """Stands for the modules at the package's root, below all folders."""

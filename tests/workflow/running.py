@@ -233,7 +233,7 @@ class Space:
     @property
     def targets(self) -> set[str]:
         """Rules that stand for files and make none."""
-        return {"all", "findings", "quick", *self.figures, *self.models_figures}
+        return {"all", "explorer", "findings", "quick", *self.figures, *self.models_figures}
 
     @property
     def figures(self) -> set[str]:

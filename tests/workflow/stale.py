@@ -16,6 +16,9 @@ MODELS_FIGURES = {"draw_models_by_layer", "draw_models_and_published"}
 OF_ALL_MODELS = {"tabulate_all_models", *MODELS_FIGURES, "write_models_findings"}
 FIGURES = {f"draw_{name}" for name in NAMES}
 SHOWS = FIGURES | MODELS_FIGURES | {"write_findings", "write_models_findings"}
+# One page of all models.
+EXPLORER = "write_explorer"
+EXPLORED = {EXPLORER: 1}
 NEURON_SHARES = {"draw_neuron_share", "draw_neuron_concentration", "draw_neuron_consistency"}
 REPAIR_PARTS = {"draw_layernorm_repair", "draw_mlp_repair", "write_findings"}
 SNAPSHOTS = {"snapshot_model", "snapshot_corpus"}
@@ -46,14 +49,14 @@ TABLES_OF_CHOSEN = {
     *LAYERNORM - {"tabulate_layernorm_claim"},
 }
 # These read ablations with the tokens that count.
-COUNTS_TOKENS = {"tabulate_heads", "tabulate_token_noise", "tabulate_repair", *LAYERNORM}
+COUNTS_TOKENS = {"tabulate_heads", "tabulate_token_noise", "tabulate_repair", *LAYERNORM, EXPLORER}
 LISTS_TOKENS = {"tabulate_token_noise", "tabulate_ablation_type", "tabulate_donor_noise", "tabulate_neurons"}
 RUNS_THE_MODEL = {"cache_activations", *OF_SHARD}
 READS_HDF5 = {
     *("tokenize_corpus", "check_prompts", "find_thresholds", "average_activations", "choose_heads"),
-    *(RUNS_THE_MODEL | TABLES | {"tabulate_checks"}) - {"tabulate_published"},
+    *(RUNS_THE_MODEL | TABLES | {"tabulate_checks", EXPLORER}) - {"tabulate_published"},
 }
-USES_TABLES = TABLES | SHOWS | OF_ALL_MODELS | {"tabulate_checks"}
+USES_TABLES = TABLES | SHOWS | OF_ALL_MODELS | {"tabulate_checks", EXPLORER}
 EVERY = SNAPSHOTS | READS_HDF5 | {"check_model", "check_published", "tabulate_published"} | SHOWS | OF_ALL_MODELS
 READS_SNAPSHOTS = {"tokenize_corpus", "check_prompts", "check_published", "tabulate_heads", *RUNS_THE_MODEL}
 
@@ -73,6 +76,10 @@ USERS: dict[str, set[str]] = {
     "engine/rounding.py": RUNS_THE_MODEL,
     "engine/single_attention.py": ONE_ATTENTION,
     "engine/sweep.py": {"ablate_heads", "ablate_layers", "measure_donor_noise"},
+    **{
+        f"explorer/{name}.py": {EXPLORER}
+        for name in ("charts", "colours", "packing", "page", "payload", "repairs", "texts", "tokens")
+    },
     "families.py": {"snapshot_model"} | RUNS_THE_MODEL | {"check_model"},
     **{f"figures/{name.removeprefix('draw_')}.py": {name, "write_models_findings"} for name in MODELS_FIGURES},
     # Rules and runs read it; what it says is their inputs.
@@ -99,7 +106,7 @@ USERS: dict[str, set[str]] = {
     "figures/style/guides.py": SHOWS - NEURON_SHARES - {"draw_layernorm_scale_ratio"},
     "figures/style/inputs.py": SHOWS,
     "figures/style/layout.py": SHOWS,
-    "figures/style/looks.py": SHOWS,
+    "figures/style/looks.py": SHOWS | {EXPLORER},
     "figures/style/marks.py": {
         *("draw_self_repair_by_layer", "draw_repair_breakdown", "draw_selection_control", "draw_layer_ablation"),
         *("draw_effect_vs_logit_change", "draw_published_comparison", "draw_self_reinforcement", *REPAIR_PARTS),
@@ -109,7 +116,7 @@ USERS: dict[str, set[str]] = {
     "figures/style/ranges.py": SHOWS
     - NEURON_SHARES
     - {"draw_who_repairs_whom", "draw_layernorm_claim", "draw_layernorm_scale_ratio"},
-    "figures/style/saving.py": SHOWS,
+    "figures/style/saving.py": SHOWS | {EXPLORER},
     "figures/wording.py": SHOWS,
     "files/hdf5.py": READS_HDF5,
     "files/hdf5_seal.py": READS_HDF5,
@@ -118,7 +125,7 @@ USERS: dict[str, set[str]] = {
     "files/tables.py": USES_TABLES,
     "measure/ablations.py": {"ablate_heads"},
     "measure/activations.py": RUNS_THE_MODEL,
-    "measure/chosen_heads.py": {"choose_heads", *TAKES_CHOSEN, *TABLES_OF_CHOSEN},
+    "measure/chosen_heads.py": {"choose_heads", *TAKES_CHOSEN, *TABLES_OF_CHOSEN, EXPLORER},
     "measure/donor_noise.py": {"measure_donor_noise"},
     "measure/frozen_layernorm.py": {"freeze_layernorm"},
     "measure/layer_ablations.py": {"ablate_layers"},
@@ -151,14 +158,14 @@ USERS: dict[str, set[str]] = {
     "model/placing.py": RUNS_THE_MODEL,
     "model/precision.py": RUNS_THE_MODEL,
     # `ablate_heads` takes texts, though the job does not.
-    "model/texts.py": {"ablate_heads"},
+    "model/texts.py": {"ablate_heads", EXPLORER},
     "model/token_ids.py": {"ablate_heads"},
-    "quantities.py": RUNS_THE_MODEL | SHOWS | TABLES,
+    "quantities.py": RUNS_THE_MODEL | SHOWS | TABLES | {EXPLORER},
     # What a finished run is read through.
     **{f"run/{name}.py": set() for name in ("cache", "opened", "plot", "shards")},
     "snapshots/checked.py": {"check_model"},
     "snapshots/corpora.py": {"snapshot_corpus"},
-    "snapshots/encoding.py": {"snapshot_model", "tokenize_corpus", "check_prompts"} | RUNS_THE_MODEL,
+    "snapshots/encoding.py": {"snapshot_model", "tokenize_corpus", "check_prompts", EXPLORER} | RUNS_THE_MODEL,
     "snapshots/folder.py": {"snapshot_model"} | RUNS_THE_MODEL | {"check_model"},
     "snapshots/hub.py": SNAPSHOTS,
     "snapshots/manifest.py": SNAPSHOTS | READS_SNAPSHOTS,
@@ -196,7 +203,7 @@ USERS: dict[str, set[str]] = {
     "tables/repair.py": {"tabulate_repair"},
     "tables/selection_control.py": {"tabulate_selection_control"},
     "tables/sample.py": LISTS_TOKENS,
-    "tables/statistics.py": TABLES,
+    "tables/statistics.py": TABLES | {EXPLORER},
     "tables/token_noise.py": {"tabulate_token_noise"},
     # What runs jobs computes nothing; what it hands to them are params and inputs.
     "workflow/bar.py": set(),
@@ -231,24 +238,26 @@ def drawn(*names: str) -> dict[str, int]:
 DRAWN = drawn(*NAMES)
 FROZEN = {"freeze_layernorm": 2, "tabulate_frozen_layernorm": 1}
 CHECKS = {"tabulate_checks": 1, "write_findings": 1}
-NEURONS = {"measure_neurons": 2, **CHECKS, "tabulate_neurons": 1, **drawn(*NEURON_FIGURES)}
+NEURONS = {"measure_neurons": 2, **CHECKS, "tabulate_neurons": 1, **drawn(*NEURON_FIGURES), **EXPLORED}
 MOVED = {"move_residual": 2, **CHECKS, "tabulate_moved_residual": 1, **drawn("next_layer_correlation")}
-NOISE = {"measure_donor_noise": 2, **CHECKS, "tabulate_donor_noise": 1, **drawn("donor_noise")}
-REINFORCED = {"reinforce_heads": 2, **CHECKS, "tabulate_reinforcement": 1, **drawn("self_reinforcement")}
+NOISE = {"measure_donor_noise": 2, **CHECKS, "tabulate_donor_noise": 1, **drawn("donor_noise"), **EXPLORED}
+REINFORCED = {"reinforce_heads": 2, **CHECKS, "tabulate_reinforcement": 1, **drawn("self_reinforcement"), **EXPLORED}
 OF_CHOSEN = {
     **{"choose_heads": 1, "tabulate_token_noise": 1, "tabulate_layernorm_scale": 3, "tabulate_ablation_type": 3},
     **{"tabulate_repair": 1, **FROZEN, **NEURONS, **MOVED, **NOISE},
     **drawn("token_noise", "layernorm_scale_ratio", "ablation_types", "layernorm_claim", "who_repairs_whom"),
+    **EXPLORED,
 }
 # All tables and figures: of the kinds of ablation three each, where there is one of each kind.
 TABULATED = {
     **dict.fromkeys(TABLES | {"tabulate_checks"}, 1),
-    **{"tabulate_heads": 3, "tabulate_layernorm_scale": 3, "tabulate_ablation_type": 3, **DRAWN},
+    **{"tabulate_heads": 3, "tabulate_layernorm_scale": 3, "tabulate_ablation_type": 3, **DRAWN, **EXPLORED},
 }
 # One kind of ablation that is not the main one.
 OTHER_KIND = {
     **{"ablate_heads": 2, "tabulate_heads": 1, **CHECKS},
     **drawn("effect_vs_logit_change", "layernorm_scale_ratio", "ablation_types"),
+    **EXPLORED,
 }
 ABLATED_OTHERS = {**OTHER_KIND, "tabulate_layernorm_scale": 1, "tabulate_ablation_type": 1}
 CONDENSED = {**OF_CHOSEN, **TABULATED}

@@ -138,6 +138,8 @@ def make_plan(
                 job
                 for job in run_jobs(config)
                 if number == 0 or job[0] not in ("snapshot_model", "check_model", "check_published")
+                # One page shows all runs.
+                if job[0] != "write_explorer" or not any(run.stages for run in runs)
             ]
             stages = _stages(costs, jobs, tflops * SHARE)
             longest = _longest_hours(costs, jobs, tflops * SHARE)
@@ -249,6 +251,7 @@ def run_jobs(config: Mapping[str, Any]) -> list[tuple[str, str | None, int]]:
         ("tabulate_checks", main, 1),
         ("draw_figure", main, figures),
         ("write_findings", main, 1),
+        ("write_explorer", main, 1),
     ]
 
 
@@ -258,7 +261,7 @@ def _stages(costs: Costs, jobs: list[tuple[str, str | None, int]], tflops: Amoun
     for rule, kind, count in jobs:
         name = f"{rule} ({kind})" if rule == "ablate_heads" else rule
         name = "tables" if rule.startswith(("tabulate_", "check_", "choose_")) else name
-        name = "figures" if rule in ("draw_figure", "write_findings") else name
+        name = "figures" if rule in ("draw_figure", "write_findings", "write_explorer") else name
         needs.setdefault(name, []).append((count, costs.of(rule, kind)))
     order = sorted(needs, key=lambda name: (name in ("tables", "figures"), name == "figures"))
     return [_stage(name, needs[name], tflops) for name in order]

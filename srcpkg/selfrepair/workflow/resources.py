@@ -120,6 +120,7 @@ IMPORTS = {
     "model": 500 * MB,
     "tokenizer": 440 * MB,
     "snapshot": 430 * MB,
+    "page": 400 * MB,
     "figure": 275 * MB,
     "table": 170 * MB,
     "config": 38 * MB,
@@ -135,6 +136,8 @@ TOP_SHARE = 0.6
 LISTED, WAITING, COUNTED = 10_000, 32, 8 * 2048
 """Tokens of a head that tables list (`selfrepair.tables.sample`), prompts that wait to be added to sums
 (`selfrepair.tables.statistics`), and bytes a head of counts of its values (`selfrepair.measure.largest`)."""
+EXPLORER_PAIRS, EXPLORER_PAGE = 1_500_000, 15 * MB
+"""(head, token) pairs that are read for the explorer's page (`selfrepair.explorer.payload`), and the page's size, at most."""
 SHARDS_READ = {
     "find_thresholds": (4, 1),
     "average_activations": (1, 0),
@@ -153,6 +156,7 @@ SHARDS_READ = {
     "tabulate_layer_ablations": (1, 1),
     "tabulate_selection_control": (2, 4),
     "tabulate_donor_noise": (1, 1),
+    "write_explorer": (3, 9),
 }
 """Rules that read all shards: how often each opens a shard, and quantities of every head and token that it reads, at most."""
 OPENING = 5 * MB
@@ -555,6 +559,8 @@ class Costs:
                 imports, held = "figure", 2 * self._listed()
             case "tabulate_heads":
                 imports = "tokenizer"
+            case "write_explorer":
+                imports, disk = "page", EXPLORER_PAGE
             case "find_thresholds":
                 # A bit for each head and token, compressed.
                 disk += shape.layers * shape.heads * self.prompts * self.predicting / 8
@@ -617,6 +623,10 @@ class Costs:
             case "tabulate_donor_noise":
                 top = self.config["statistics"]["top_fraction"]
                 return drawn + 30 * self.chosen * tokens * number + 4 * self.noise_donors * self._listed(top)
+            case "write_explorer":
+                repairs = heads * self.in_shard * self.repairs * 8 / number
+                pairs = min(EXPLORER_PAIRS, heads * self.prompts * self.predicting)
+                return drawn + 20 * of_tokens + 3 * repairs + 2 * 12 * of_heads + 60 * pairs + 5 * EXPLORER_PAGE
             case "tabulate_frozen_layernorm":
                 return drawn + 30 * self.chosen * tokens * number
         return 0
@@ -631,5 +641,5 @@ class Costs:
         passes, quantities = SHARDS_READ[rule]
         heads = self.heads(kind) if kind else shape.layers * shape.heads
         of_tokens = heads * self.in_shard * self.predicting * number
-        repairs = heads * self.in_shard * self.repairs if rule == "tabulate_repair" else 0
+        repairs = heads * self.in_shard * self.repairs if rule in ("tabulate_repair", "write_explorer") else 0
         return self.shards * passes * (OPENING + quantities * of_tokens + repairs)
