@@ -20,6 +20,8 @@ from typing import Any
 
 import yaml
 
+from selfrepair.figures import SHARED
+
 REPOSITORY = Path(__file__).parents[2]
 PARTS = ("Snakefile", "environment.yml", "config", "profiles", "report", "resources", "rules", "scripts", "srcpkg")
 TIMEOUT = 900
@@ -245,7 +247,7 @@ class Space:
 
     @property
     def _drawn(self) -> set[str]:
-        return {path.stem for path in (self.package / "figures").glob("*.py")} - {"__init__", "findings", "wording"}
+        return {path.stem for path in (self.package / "figures").glob("*.py")} - {"__init__", *SHARED}
 
     @contextmanager
     def edited(self, path: Path, old: str, new: str) -> Iterator[None]:
