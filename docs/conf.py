@@ -1,12 +1,9 @@
 """How Sphinx makes the site of docs/ (`make site`): no network, neither to build it nor to read it."""
 
 import os
-import re
 import sys
 from importlib.metadata import version as version_of
 from pathlib import Path
-
-from sphinx.application import Sphinx
 
 DOCS = Path(__file__).resolve().parent
 sys.path[:0] = [str(DOCS / "extensions"), str(DOCS.parent / "srcpkg")]
@@ -66,18 +63,3 @@ html_theme_options = {
     "pygments_dark_style": "a11y-high-contrast-dark",
 }
 copybutton_prompt_text = "$ "
-
-MAYBE = ("commands", "explorer", "module")
-"""Pages that have their place and need not be there."""
-
-
-def leave_out(app: Sphinx, page: str, source: list[str]) -> None:
-    """Take pages that are not there out of the tables of contents."""
-    for name in MAYBE:
-        if not (DOCS / f"{name}.md").exists():
-            source[0] = re.sub(rf"^{name}\n", "", source[0], flags=re.MULTILINE)
-
-
-def setup(app: Sphinx) -> None:
-    """Called by Sphinx."""
-    app.connect("source-read", leave_out)
