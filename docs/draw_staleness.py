@@ -64,6 +64,8 @@ def in_words(rules: Collection[str]) -> str:
         parts.append("what shows all models")
     if "write_findings" in rules:
         parts.append("findings")
+    if stale.EXPLORER in rules:
+        parts.append("the explorer")
     return "; ".join(part for part in parts if part) or "nothing"
 
 

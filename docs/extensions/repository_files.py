@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from docutils import nodes
+from docutils.utils import get_source_line
 from markdown_it import MarkdownIt
 from mdit_py_plugins.anchors import anchors_plugin
 from pygments.lexers import get_lexer_for_filename
@@ -49,7 +50,10 @@ class LeadToPages(SphinxTransform):
                 path, anchor = f"{path}.md", node.get("reftargetid") or ""
             elif node.get("refdomain"):
                 continue
-            found = _in_repository(DOCS / self.env.docname, path)
+            # A page may include a file that lies elsewhere, whose links start from there.
+            source, _ = get_source_line(node)
+            written = Path(source) if source else DOCS / self.env.docname
+            found = _in_repository(DOCS / self.env.docname, path) or _in_repository(written, path)
             if found is None:
                 continue
             linked = self.env.__dict__.setdefault("repository_files", {})

@@ -67,6 +67,7 @@ NOT_HERE = {
     r"\. \.venv/bin/activate": "the tests run in an environment already",
     r"tmux": "a session of the terminal's own",
     r"tail -f \.snakemake/log/\*\.log": "it does not end; Snakemake writes that file in every run",
+    r"selfrepair (heads|show|compare|ablate|doctor)( .*)?": "test_commands.py runs every example of their help",
     r"squeue .*": "tests/slurm: a Slurm of one node",
     r"snakemake --workflow-profile profiles/slurm .*": "tests/slurm: the whole workflow on a Slurm of one node",
 }

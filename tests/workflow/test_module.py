@@ -124,7 +124,7 @@ def test_an_importing_workflow_runs_it_to_a_figure_as_it_runs_itself(
     why = [
         sys.executable,
         "-m",
-        "selfrepair.workflow",
+        "selfrepair",
         "why",
         "strongest.txt",
         "--workflow",
