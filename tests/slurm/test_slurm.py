@@ -48,15 +48,16 @@ def test_memory_is_doubled_where_it_was_too_little(cluster: Cluster) -> None:
     )
 
 
-def script_runs(name: str) -> list[int]:
-    """Python processes of a rule's script itself: Snakemake copies it to a name of its own."""
+def script_runs(cluster: Cluster, name: str) -> list[int]:
+    """Python processes of a rule's script itself: Snakemake copies it to a name of its own, below the folder it works in."""
+    script = re.compile(rf"{re.escape(str(cluster.space.work))}/.*tmp\w+\.{name}\.py")
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             command = (folder / "cmdline").read_bytes().decode(errors="replace").split("\0")
         except OSError:
             continue
-        if any(re.search(rf"tmp\w+\.{name}\.py$", word) for word in command):
+        if any(script.fullmatch(word) for word in command):
             found.append(int(folder.name))
     return found
 
@@ -64,8 +65,8 @@ def script_runs(name: str) -> list[int]:
 def test_time_is_doubled_where_it_was_too_little(cluster: Cluster) -> None:
     cluster.run(f"{RUN}/prompts.json")
     process = cluster.start(SHARDS[0], "--set-resources", "cache_activations:runtime=1 * attempt")
-    until(lambda: bool(script_runs("cache_activations")), "no job runs")
-    os.kill(script_runs("cache_activations")[0], signal.SIGSTOP)  # a job that is too slow for its minute
+    until(lambda: bool(script_runs(cluster, "cache_activations")), "no job runs")
+    os.kill(script_runs(cluster, "cache_activations")[0], signal.SIGSTOP)  # a job that is too slow for its minute
     assert process.wait(240) == 0, cluster.printed.read_text()
     said = cluster.printed.read_text(encoding="utf-8")
     assert "TIMEOUT" in said
@@ -98,7 +99,7 @@ def test_a_node_that_is_drained_or_goes_down(cluster: Cluster) -> None:
     process = cluster.start(SHARDS[0])
     until(lambda: queue("%T") == ["PENDING"], "no job waits")
     node("resume")
-    until(lambda: bool(script_runs("cache_activations")), "no job runs")
+    until(lambda: bool(script_runs(cluster, "cache_activations")), "no job runs")
     node("down")
     node("resume")
     assert process.wait(120) == 0, cluster.printed.read_text()
@@ -108,8 +109,8 @@ def test_nothing_is_lost_when_snakemake_is_killed(cluster: Cluster) -> None:
     """Its jobs go on, and what they finish has no notes of Snakemake's: their own provenance says whether it is current."""
     cluster.run(f"{RUN}/prompts.json")
     process = cluster.start(*SHARDS)
-    until(lambda: len(script_runs("cache_activations")) == 2, "no two jobs run")
-    running = script_runs("cache_activations")
+    until(lambda: len(script_runs(cluster, "cache_activations")) == 2, "no two jobs run")
+    running = script_runs(cluster, "cache_activations")
     for job in running:
         os.kill(job, signal.SIGSTOP)  # so that they are still there
     os.killpg(process.pid, signal.SIGKILL)
@@ -131,7 +132,7 @@ def test_a_parameter_that_changed_while_snakemake_was_dead_is_seen(cluster: Clus
     """Where the first that sees the results has another config already."""
     cluster.run(f"{RUN}/prompts.json")
     process = cluster.start(*SHARDS)
-    until(lambda: len(script_runs("cache_activations")) == 2, "no two jobs run")
+    until(lambda: len(script_runs(cluster, "cache_activations")) == 2, "no two jobs run")
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     assert cluster.space.snakemake("--unlock").returncode == 0
