@@ -548,6 +548,14 @@ def of_each_run(path, **wildcards):
     return expand(path, model=config["run"]["models"], corpus=config["run"]["corpora"], **wildcards)
 
 
+EXPLORED_RUNS = [[model, corpus] for model in config["run"]["models"] for corpus in config["run"]["corpora"]]
+
+
+def of_explored_runs(*paths):
+    """Paths of every run of the explorer, run by run."""
+    return [path.format(model=model, corpus=corpus) for model, corpus in EXPLORED_RUNS for path in paths]
+
+
 def of_all_models(path, **wildcards):
     """A path of all models together for every corpus of the run; none where the run has one model."""
     return expand(path, corpus=config["run"]["corpora"], **wildcards) if len(config["run"]["models"]) > 1 else []

@@ -19,12 +19,6 @@ for _kind in dict.fromkeys((MAIN_KIND, *KINDS)):
         EXPLORED[_kind] = ["heads", "layers", "model", *_shown]
 # What the page is built around: an edit of these is none of the package's modules.
 STATIC = sorted(os.path.relpath(path) for path in (HOME / "srcpkg/selfrepair/explorer/static").iterdir())
-EXPLORED_RUNS = [[model, corpus] for model in config["run"]["models"] for corpus in config["run"]["corpora"]]
-
-
-def of_explored_runs(*paths):
-    """Paths of every run of the page, run by run."""
-    return [path.format(model=model, corpus=corpus) for model, corpus in EXPLORED_RUNS for path in paths]
 
 
 rule write_explorer:
