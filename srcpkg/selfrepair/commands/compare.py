@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from selfrepair.commands.options import Json, Kind, OtherRun, Run, examples
+from selfrepair.commands.options import Json, Kind, OtherRun, Run, Selection, examples
 from selfrepair.commands.output import console, interval, number, print_json, print_table, say, signed, table, visible
 from selfrepair.commands.quantities import check_quantity
 from selfrepair.quantities import MEANS, QUANTITIES, SELECTIONS, held
@@ -35,9 +35,7 @@ def compare(
     other: OtherRun,
     by: Annotated[str, typer.Option(help="The quantity that is compared.")] = "self_repair",
     top: Annotated[int, typer.Option("--top", "-n", min=0, help="How many heads are shown; 0 for all.")] = 20,
-    selection: Annotated[
-        str, typer.Option(help="top: means over each head's top tokens (condensed); all: over all tokens (full).")
-    ] = "top",
+    selection: Selection = "top",
     kind: Kind = None,
     as_json: Json = False,
 ) -> None:

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from selfrepair.commands.options import Json, Kind, Run, examples
+from selfrepair.commands.options import Json, Kind, Run, Selection, examples
 from selfrepair.commands.output import console, interval, number, print_json, print_table, say, signed, table
 from selfrepair.commands.quantities import check_quantity, heading, parts_of
 from selfrepair.workflow.config import RESULTS
@@ -28,9 +28,7 @@ def heads(
     lowest: Annotated[bool, typer.Option("--lowest", help="The lowest first.")] = False,
     top: Annotated[int, typer.Option("--top", "-n", min=0, help="How many are shown; 0 for all.")] = 20,
     layer: Annotated[int | None, typer.Option(min=0, help="Heads of this layer alone.")] = None,
-    selection: Annotated[
-        str, typer.Option(help="top: means over each head's top tokens (condensed); all: over all tokens (full).")
-    ] = "top",
+    selection: Selection = "top",
     kind: Kind = None,
     as_json: Json = False,
 ) -> None:

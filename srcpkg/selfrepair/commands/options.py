@@ -64,6 +64,9 @@ Head = Annotated[str, typer.Argument(help="A head: layer and head, as 26.8 or L2
 Kind = Annotated[
     str | None, typer.Option(help="Kind of ablation: resample, mean or zero; the run's main one where it is left out.")
 ]
+Selection = Annotated[
+    str, typer.Option(help="top: means over each head's top tokens (condensed); all: over all tokens (full).")
+]
 Overlays = Annotated[
     list[Path] | None, typer.Option(help="Overlay of the default config, as for snakemake; may be given again.")
 ]
