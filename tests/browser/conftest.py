@@ -30,8 +30,9 @@ def _chromium() -> str:
     return next(found for found in map(shutil.which, names) if found)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
+    """Of one module: as long as Playwright is there, an event loop runs in this thread, in which Snakemake's API refuses to start."""
     with sync_playwright() as playwright:
         chromium = playwright.chromium.launch(executable_path=_chromium(), args=["--no-sandbox"])
         yield chromium

@@ -312,7 +312,7 @@ def open_shards(paths: Sequence[Path], kind: str, *, n_prompts: int | None = Non
                 )
             found = _common(dataset)
             if wanted is not None and found != wanted:
-                other = next(name for name in found.keys() | wanted.keys() if found.get(name) != wanted.get(name))
+                other = next(name for name in {**wanted, **found} if found.get(name) != wanted.get(name))
                 raise ValueError(
                     f"{path} and {paths[0]} are not of one run, as their {other} differ: {advice_for(path, rule)}, or name "
                     "the shards of one run"

@@ -391,8 +391,8 @@ class Run:
         if not self._record(path):
             return "no record says how it was made"
         mine, ours = read_settings(path), read_settings(heads)
-        for setting in mine.keys() & ours.keys() - {"ablation"}:
-            if mine[setting] != ours[setting]:
+        for setting in ours:
+            if setting != "ablation" and setting in mine and mine[setting] != ours[setting]:
                 return f"{setting} is {mine[setting]} in it and {ours[setting]} in {heads}"
         return self._changed(path)
 
