@@ -38,6 +38,7 @@ rule write_explorer:
         published=PUBLISHED,
         static=STATIC,
     output:
+        # Not marked for the report, whose front page links to it: a browser opens no page of megabytes from within another.
         page=EXPLORER,
     log:
         "logs/write_explorer.log",

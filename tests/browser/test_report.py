@@ -17,8 +17,8 @@ OF_SNAKEMAKE = "cdn.tailwindcss.com should not be used in production"
 @pytest.fixture(scope="module")
 def report(finished: Space, tmp_path_factory: pytest.TempPathFactory) -> Path:
     space = finished.copy(tmp_path_factory.mktemp("report") / "space")
-    space.make("--report", "report.html")
-    return space.work / "report.html"
+    space.make("--report", "results/report.html")
+    return space.work / "results" / "report.html"
 
 
 @pytest.fixture
@@ -53,3 +53,11 @@ def test_the_report_holds_files_as_they_are(report: Path, finished: Space) -> No
     for figure in finished.figures:
         assert (finished.run / "figures" / f"{figure}.png").exists()
         assert f"{figure}.png" in html
+
+
+def test_the_front_page_leads_to_the_explorer(page: Page, report: Path) -> None:
+    page.goto(report.as_uri())
+    page.get_by_role("link", name="explorer").click()
+    page.wait_for_function("document.querySelector('main h1')")
+    assert page.url.startswith((report.parent / "explorer.html").as_uri())
+    page.close()
