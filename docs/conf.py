@@ -46,6 +46,7 @@ html_title = "selfrepair"
 html_context = {"default_mode": "auto"}
 html_static_path = ["static"]
 html_css_files = ["site.css"]
+html_js_files = ["scrolling.js"]
 html_sidebars = {"**": ["all-pages"]}
 html_show_sourcelink = False
 html_copy_source = False

@@ -32,7 +32,7 @@ def _chromium() -> str:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """Of one module: as long as Playwright is there, an event loop runs in this thread, in which Snakemake's API refuses to start."""
+    """Of one module: Playwright's event loop runs in this thread meanwhile, and Snakemake's API starts in none that has one."""
     with sync_playwright() as playwright:
         chromium = playwright.chromium.launch(executable_path=_chromium(), args=["--no-sandbox"])
         yield chromium

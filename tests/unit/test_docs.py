@@ -17,7 +17,7 @@ from mdit_py_plugins.anchors import anchors_plugin
 
 import selfrepair
 
-from conftest import REPOSITORY
+from conftest import REPOSITORY, MakeOnce
 
 DOCS = REPOSITORY / "docs"
 NOT_OURS = (".venv", ".venv-authors", ".venv-lock", ".git", ".snakemake", "results", "logs", "_build", "build")
@@ -128,16 +128,17 @@ class Links(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def site(make_once: MakeOnce) -> Path:
     """The site, built as `make site` does."""
-    out = tmp_path_factory.mktemp("site")
-    command = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-d", str(out / "doctrees"), "-b", "html"]
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY / "srcpkg")}
-    done = subprocess.run(
-        [*command, str(DOCS), str(out / "html")], capture_output=True, text=True, check=False, env=environment
-    )
-    assert done.returncode == 0, done.stderr
-    return out / "html"
+
+    def fill(folder: Path) -> None:
+        command = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-b", "html"]
+        places = ["-d", str(folder / "doctrees"), str(DOCS), str(folder / "html")]
+        environment = {**os.environ, "PYTHONPATH": str(REPOSITORY / "srcpkg")}
+        done = subprocess.run([*command, *places], capture_output=True, text=True, check=False, env=environment)
+        assert done.returncode == 0, done.stderr
+
+    return make_once("site", fill) / "html"
 
 
 @pytest.fixture(scope="module")
