@@ -14,23 +14,30 @@ from workflow.running import TIMEOUT, Space
 pytestmark = pytest.mark.filterwarnings("error")
 
 
-def on_a_terminal(space: Space, *arguments: str) -> tuple[int, str]:
-    """Run Snakemake on a pseudo-terminal; gives its exit code and all that was written there."""
+def on_a_terminal(space: Space, *arguments: str, interrupt_at: str | None = None) -> tuple[int, str]:
+    """Run Snakemake on a pseudo-terminal; gives its exit code and all that was written there.
+
+    ``interrupt_at``: text at which Ctrl-C is pressed, once.
+    """
     outer, inner = pty.openpty()
     termios.tcsetwinsize(inner, (24, 100))
     written: list[bytes] = []
+    pressed: list[int] = []
 
     def read() -> None:
         try:
             while part := os.read(outer, 65536):
                 written.append(part)
+                if interrupt_at is not None and not pressed and interrupt_at.encode() in b"".join(written):
+                    pressed.append(os.write(outer, b"\x03"))
         except OSError:  # the last writer has closed it
             return
 
     reader = threading.Thread(target=read)
     environment = {**space.environment, "TERM": "xterm"}
+    # In a session of its own, whose terminal this is: so that Ctrl-C reaches it, and its jobs.
     with subprocess.Popen(
-        space.command(*arguments), cwd=space.work, env=environment, stdout=inner, stderr=inner
+        space.command(*arguments), cwd=space.work, env=environment, preexec_fn=lambda: os.login_tty(inner)
     ) as run:
         os.close(inner)
         reader.start()
@@ -70,3 +77,18 @@ def test_what_fails_is_said_above_the_bar_and_at_the_end(copied: Space) -> None:
     assert "Error in rule draw_published_comparison:" in shown
     assert "Failed: draw_published_comparison: " in shown.rsplit("Error in rule", 1)[1]
     assert shown.count("\x1b[?25l") == shown.count("\x1b[?25h")
+
+
+def test_ctrl_c_leaves_the_terminal_as_it_was_and_the_run_goes_on(copied: Space) -> None:
+    copied.change("statistics.n_bootstrap", 60)
+    code, shown = on_a_terminal(copied, "self_repair_by_layer", interrupt_at="0 of 1 job")
+    assert code != 0
+    assert "^C" in shown
+    assert "Traceback" not in shown
+    before, _, after = shown.partition("^C")
+    assert shown.count("\x1b[?25l") == shown.count("\x1b[?25h") == 1
+    assert "Whole run" in before
+    assert "Whole run" not in after.rpartition("\x1b[2K")[2]  # the last that is erased is the bar
+    assert list(copied.work.rglob("*.partial")) == []
+    assert sum(copied.jobs("self_repair_by_layer").values()) in (1, 2)
+    assert on_a_terminal(copied, "self_repair_by_layer")[0] == 0

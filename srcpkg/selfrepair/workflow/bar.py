@@ -91,8 +91,8 @@ class RunBar(logging.Handler):
 
     def start(self) -> None:
         """Begin to draw."""
-        self._bars.start()
         atexit.register(self.stop)
+        self._bars.start()
 
     def stop(self) -> None:
         """Leave the terminal as it was."""
