@@ -10,8 +10,9 @@ import pytest
 from workflow.conftest import finished, fresh  # noqa: F401
 from workflow.running import TIMEOUT, Space
 
-from conftest import MakeOnce
 from slurm import one_node
+
+from conftest import MakeOnce
 
 SOON = Path(__file__).with_name("soon.py")
 PROMPTS = "results/tiny/words/prompts.json"

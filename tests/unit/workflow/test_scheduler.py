@@ -70,7 +70,9 @@ def test_a_slurm_that_is_not_there_or_down_is_said_so(answers: Path, monkeypatch
 
 def test_results_in_storage_are_refused() -> None:
     check_storage(None, shared=True)
-    with pytest.raises(ValueError, match=r"in storage \(s3\), but this workflow needs one filesystem that all its jobs see"):
+    with pytest.raises(
+        ValueError, match=r"in storage \(s3\), but this workflow needs one filesystem that all its jobs see"
+    ):
         check_storage("s3", shared=True)
     with pytest.raises(ValueError, match="jobs would not see each other's results"):
         check_storage(None, shared=False)
