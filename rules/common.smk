@@ -13,6 +13,7 @@ from snakemake.cli import get_argument_parser
 from snakemake.exceptions import WorkflowError
 from snakemake.logging import logger
 from snakemake.utils import update_config
+from snakemake_interface_executor_plugins.settings import SharedFSUsage
 
 from selfrepair.figures import catalogue
 from selfrepair.workflow.bar import Step, draw_run
@@ -37,7 +38,7 @@ from selfrepair.workflow.machine import memory_mb
 from selfrepair.workflow.provenance import code_digest, module_digests
 from selfrepair.workflow.records import edited, read_record, write_code
 from selfrepair.workflow.plan import check_device, check_fits
-from selfrepair.workflow.scheduler import check_arrays, check_gpus, check_queue
+from selfrepair.workflow.scheduler import check_arrays, check_gpus, check_queue, check_storage
 from selfrepair.workflow.resources import (
     AROUND_MB,
     UNKNOWN_MB,
@@ -160,6 +161,10 @@ CORPUS_MB = 500
 try:
     if " " in sys.executable:
         raise ValueError(f"Snakemake runs no Python whose path has a blank ({sys.executable}): move the environment")
+    check_storage(
+        workflow.storage_settings.default_storage_provider,
+        SharedFSUsage.INPUT_OUTPUT in workflow.storage_settings.shared_fs_usage,
+    )
     if IMPORTED:
         check_module()
         config = over_the_default(config)

@@ -12,8 +12,10 @@ from workflow.running import TIMEOUT, Space
 
 from slurm import one_node
 
-SOON = ("--slurm-init-seconds-before-status-checks", "4")
-"""Seconds between looks at the queue."""
+from conftest import MakeOnce
+
+SOON = Path(__file__).with_name("soon.py")
+PROMPTS = "results/tiny/words/prompts.json"
 
 
 class Cluster:
@@ -28,7 +30,8 @@ class Cluster:
         at = local.index("--workflow-profile") + 1
         cores = local.index("--cores")
         local[at] = str(self.space.repo / "profiles" / "slurm")
-        return [*local[:cores], *local[cores + 2 :], *SOON]
+        python, _, _, *local = [*local[:cores], *local[cores + 2 :]]
+        return [python, str(SOON), *local]
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
         """Snakemake in the background, in a process group of its own; what it prints goes to printed.txt."""
@@ -95,10 +98,28 @@ def slurm() -> Iterator[None]:
     one_node.down()
 
 
+@pytest.fixture(scope="session")
+def prompted(fresh: Space, make_once: MakeOnce) -> Space:  # noqa: F811
+    """With prompts, made without Slurm. Only to be read."""
+
+    def fill(folder: Path) -> None:
+        fresh.copy(folder / "space").make(PROMPTS)
+
+    return Space(make_once("prompted", fill) / "space")
+
+
 @pytest.fixture
 def cluster(slurm: None, fresh: Space, tmp_path: Path) -> Iterator[Cluster]:  # noqa: F811
     """With nothing made yet."""
     found = Cluster(fresh.copy(tmp_path / "space"))
+    yield found
+    found.end()
+
+
+@pytest.fixture
+def ready(slurm: None, prompted: Space, tmp_path: Path) -> Iterator[Cluster]:
+    """With prompts made: shards are what comes next."""
+    found = Cluster(prompted.copy(tmp_path / "space"))
     yield found
     found.end()
 

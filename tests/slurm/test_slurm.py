@@ -33,14 +33,14 @@ def failed(said: str) -> list[str]:
     return [line for line in said.splitlines() if line.startswith("Failed: ")]
 
 
-def test_memory_is_doubled_where_it_was_too_little(cluster: Cluster) -> None:
+def test_memory_is_doubled_where_it_was_too_little(ready: Cluster) -> None:
     """And said in those words where twice as much is too little, too."""
     small = ("--set-resources", "cache_activations:mem_mb=420 * attempt")
-    said = cluster.run(*SHARDS[:1], *small)
-    assert len(SUBMITTED.findall(said)) == 3  # checks, and two attempts
+    said = ready.run(*SHARDS[:1], *small)
+    assert len(SUBMITTED.findall(said)) == 2  # attempts
     assert failed(said) == []
     small = ("--set-resources", "cache_activations:mem_mb=400")
-    said = cluster.run(*SHARDS[1:], *small, status=1)
+    said = ready.run(*SHARDS[1:], *small, status=1)
     [line] = failed(said)
     assert (
         line
@@ -62,83 +62,82 @@ def script_runs(cluster: Cluster, name: str) -> list[int]:
     return found
 
 
-def test_time_is_doubled_where_it_was_too_little(cluster: Cluster) -> None:
-    cluster.run(f"{RUN}/prompts.json")
-    process = cluster.start(SHARDS[0], "--set-resources", "cache_activations:runtime=1 * attempt")
-    until(lambda: bool(script_runs(cluster, "cache_activations")), "no job runs")
-    os.kill(script_runs(cluster, "cache_activations")[0], signal.SIGSTOP)  # a job that is too slow for its minute
-    assert process.wait(240) == 0, cluster.printed.read_text()
-    said = cluster.printed.read_text(encoding="utf-8")
+def test_time_is_doubled_where_it_was_too_little(ready: Cluster) -> None:
+    process = ready.start(SHARDS[0], "--set-resources", "cache_activations:runtime=1 * attempt")
+    until(lambda: bool(script_runs(ready, "cache_activations")), "no job runs")
+    os.kill(script_runs(ready, "cache_activations")[0], signal.SIGSTOP)  # a job that is too slow for its minute
+    assert process.wait(240) == 0, ready.printed.read_text()
+    said = ready.printed.read_text(encoding="utf-8")
     assert "TIMEOUT" in said
     assert failed(said) == []
 
 
-def test_a_cancelled_job_is_noticed_and_tried_again(cluster: Cluster) -> None:
-    cluster.run(f"{RUN}/prompts.json")
-    process = cluster.start(SHARDS[0])
+def test_a_cancelled_job_is_noticed_and_tried_again(ready: Cluster) -> None:
+    process = ready.start(SHARDS[0])
     until(lambda: bool(queue("%A")), "nothing is submitted")
     subprocess.run(["scancel", queue("%A")[0]], check=True)
-    assert process.wait(120) == 0, cluster.printed.read_text()
-    assert "CANCELLED" in cluster.printed.read_text(encoding="utf-8")
+    assert process.wait(120) == 0, ready.printed.read_text()
+    assert "CANCELLED" in ready.printed.read_text(encoding="utf-8")
 
 
 def node(state: str) -> None:
     name = subprocess.run(["hostname", "-s"], capture_output=True, text=True, check=True).stdout.strip()
     change = ["scontrol", "update", f"nodename={name}", f"state={state}", "reason=test"]
-    # Slurm refuses while an earlier change is on its way.
-    until(
-        lambda: subprocess.run(change, capture_output=True, check=False).returncode == 0,
-        f"the node does not go to {state}",
-    )
+
+    def changed() -> bool:
+        """Slurm refuses while an earlier change is on its way, and to resume a node that has come back by itself."""
+        if subprocess.run(change, capture_output=True, check=False).returncode == 0:
+            return True
+        shown = subprocess.run(["sinfo", "-h", "-p", "main", "-o", "%t"], capture_output=True, text=True, check=True)
+        return state == "resume" and shown.stdout.strip() in ("idle", "mix", "alloc")
+
+    until(changed, f"the node does not go to {state}")
 
 
-def test_a_node_that_is_drained_or_goes_down(cluster: Cluster) -> None:
+def test_a_node_that_is_drained_or_goes_down(ready: Cluster) -> None:
     """Jobs wait for a drained node. What ran on one that went down runs again."""
-    cluster.run(f"{RUN}/prompts.json")
     node("drain")
-    process = cluster.start(SHARDS[0])
+    process = ready.start(SHARDS[0])
     until(lambda: queue("%T") == ["PENDING"], "no job waits")
     node("resume")
-    until(lambda: bool(script_runs(cluster, "cache_activations")), "no job runs")
+    until(lambda: bool(script_runs(ready, "cache_activations")), "no job runs")
     node("down")
     node("resume")
-    assert process.wait(120) == 0, cluster.printed.read_text()
+    assert process.wait(120) == 0, ready.printed.read_text()
 
 
-def test_nothing_is_lost_when_snakemake_is_killed(cluster: Cluster) -> None:
+def test_nothing_is_lost_when_snakemake_is_killed(ready: Cluster) -> None:
     """Its jobs go on, and what they finish has no notes of Snakemake's: their own provenance says whether it is current."""
-    cluster.run(f"{RUN}/prompts.json")
-    process = cluster.start(*SHARDS)
-    until(lambda: len(script_runs(cluster, "cache_activations")) == 2, "no two jobs run")
-    running = script_runs(cluster, "cache_activations")
+    process = ready.start(*SHARDS)
+    until(lambda: len(script_runs(ready, "cache_activations")) == 2, "no two jobs run")
+    running = script_runs(ready, "cache_activations")
     for job in running:
         os.kill(job, signal.SIGSTOP)  # so that they are still there
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    unlocked = cluster.space.snakemake("--unlock")
+    unlocked = ready.space.snakemake("--unlock")
     assert unlocked.returncode == 0, unlocked.stdout
-    said = cluster.run(*SHARDS, status=1)
+    said = ready.run(*SHARDS, status=1)
     assert "2 jobs of an earlier run of this folder are still in the queue" in said
     for job in running:
         os.kill(job, signal.SIGCONT)
     until(lambda: not queue(), "jobs do not end")
-    assert all((cluster.space.work / shard).exists() for shard in SHARDS)
-    assert cluster.space.jobs(*SHARDS) == {}
-    cluster.space.change("compute.dtype", "float64")
-    assert cluster.space.jobs(*SHARDS) == {"cache_activations": 2}
+    assert all((ready.space.work / shard).exists() for shard in SHARDS)
+    assert ready.space.jobs(*SHARDS) == {}
+    ready.space.change("compute.dtype", "float64")
+    assert ready.space.jobs(*SHARDS) == {"cache_activations": 2}
 
 
-def test_a_parameter_that_changed_while_snakemake_was_dead_is_seen(cluster: Cluster) -> None:
+def test_a_parameter_that_changed_while_snakemake_was_dead_is_seen(ready: Cluster) -> None:
     """Where the first that sees the results has another config already."""
-    cluster.run(f"{RUN}/prompts.json")
-    process = cluster.start(*SHARDS)
-    until(lambda: len(script_runs(cluster, "cache_activations")) == 2, "no two jobs run")
+    process = ready.start(*SHARDS)
+    until(lambda: len(script_runs(ready, "cache_activations")) == 2, "no two jobs run")
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    assert cluster.space.snakemake("--unlock").returncode == 0
+    assert ready.space.snakemake("--unlock").returncode == 0
     until(lambda: not queue(), "jobs do not end")
-    cluster.space.change("compute.dtype", "float64")
-    said = cluster.run(*SHARDS)
+    ready.space.change("compute.dtype", "float64")
+    said = ready.run(*SHARDS)
     assert "Snakemake lacked notes of 2 results: 0 are what they say, 2 will be made again." in said
     assert len(SUBMITTED.findall(said)) == 2
 
@@ -180,20 +179,20 @@ def test_arrays(done: Cluster) -> None:
     assert done.space.jobs(*SHARDS) == {}
 
 
-def test_each_job_has_a_gpu_of_its_own(cluster: Cluster) -> None:
+def test_each_job_has_a_gpu_of_its_own(ready: Cluster) -> None:
     """In the partition of GPUs. There is none here that computes: a job says so, and which Slurm gave it."""
-    cluster.space.change("compute.device", "cuda")
+    ready.space.change("compute.device", "cuda")
     arguments = ("--retries", "0", "--keep-going", "--default-resources", "mem_mb=2000", "gpu_partition=gpu")
-    said = cluster.run(*SHARDS, *arguments, status=1)
+    said = ready.run(*SHARDS, *arguments, status=1)
     lines = failed(said)
     assert len(lines) == 2
     assert all("compute.device is cuda" in line or "CUDA" in line for line in lines), lines
-    script = cluster.space.repo / "scripts" / "cache_activations.py"
+    script = ready.space.repo / "scripts" / "cache_activations.py"
     text = script.read_text(encoding="utf-8")
     names = "os.environ['SLURM_JOB_PARTITION'], os.environ['CUDA_VISIBLE_DEVICES']"
     told = f"import os, sys\n    print('given', {names}, file=sys.stderr)\n"
     script.write_text(text.replace("    with job(", f"    {told}    with job("), encoding="utf-8")
-    cluster.run(*SHARDS, *arguments, status=1)
-    logs = cluster.space.work.glob(".snakemake/slurm_logs/rule_cache_activations/*/*.log")
+    ready.run(*SHARDS, *arguments, status=1)
+    logs = ready.space.work.glob(".snakemake/slurm_logs/rule_cache_activations/*/*.log")
     seen = [line for log in logs for line in log.read_text(encoding="utf-8").splitlines() if line.startswith("given ")]
     assert sorted(seen) == ["given gpu 0", "given gpu 1"]

@@ -163,3 +163,11 @@ def test_a_log_holds_the_last_run_alone(copied: Space, tmp_path: Path) -> None:
     copied.make(out, "--forcerun", out)
     [line] = log.read_text().splitlines()
     assert "peak memory: " in line
+
+
+@pytest.mark.parametrize("executor", ["slurm", "local"])
+def test_storage_without_a_shared_filesystem_is_refused(space: Space, executor: str) -> None:
+    """A dry run would succeed; jobs would miss what lies beside the files that rules name."""
+    done = space.snakemake("--dry-run", "--executor", executor, "--shared-fs-usage", "none")
+    assert done.returncode != 0
+    assert "Error: jobs would not see each other's results, but this workflow needs one filesystem" in done.stdout

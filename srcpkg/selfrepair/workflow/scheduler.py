@@ -1,4 +1,4 @@
-"""What is known of a Slurm before anything is submitted to it."""
+"""What is known of a scheduler, and of where results would lie, before anything is submitted."""
 
 import shutil
 import subprocess
@@ -29,6 +29,27 @@ def check_arrays(rules: str | None, ready: int, jobs: int | None, per_second: in
         raise ValueError(
             f"with slurm-array-jobs, {' and '.join(too_low)}, but {ready} jobs of a rule may be ready at once, and the plugin "
             f"would wait for ever: set jobs: {ready} and max-jobs-per-timespan: {ready}/1s, or leave slurm-array-jobs out"
+        )
+
+
+def check_storage(provider: str | None, shared: bool) -> None:
+    """Refuse results that jobs would fetch one by one: in object storage, or copied between machines.
+
+    Snakemake carries the files that rules name. A snapshot's weights, tokenizer and texts lie beside the manifest that is
+    named, and what the workflow reads when it starts, and what an ablation goes on from, lie below results/.
+
+    Args:
+        provider: Snakemake's ``default-storage-provider``.
+        shared: Whether jobs see the results of others on a filesystem (``shared-fs-usage``).
+
+    Raises:
+        ValueError: With what is needed.
+    """
+    if provider is not None or not shared:
+        place = f"results would lie in storage ({provider})" if provider else "jobs would not see each other's results"
+        raise ValueError(
+            f"{place}, but this workflow needs one filesystem that all its jobs see: leave default-storage-provider and "
+            "shared-fs-usage out, and take an executor for a shared filesystem (docs/cluster.md, Elsewhere)"
         )
 
 

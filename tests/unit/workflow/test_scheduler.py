@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from selfrepair.workflow.scheduler import check_arrays, check_gpus, check_queue
+from selfrepair.workflow.scheduler import check_arrays, check_gpus, check_queue, check_storage
 
 
 @pytest.fixture
@@ -66,3 +66,13 @@ def test_a_slurm_that_is_not_there_or_down_is_said_so(answers: Path, monkeypatch
     (answers / "squeue").unlink()
     with pytest.raises(ValueError, match="squeue is not here"):
         check_queue()
+
+
+def test_results_in_storage_are_refused() -> None:
+    check_storage(None, shared=True)
+    with pytest.raises(
+        ValueError, match=r"in storage \(s3\), but this workflow needs one filesystem that all its jobs see"
+    ):
+        check_storage("s3", shared=True)
+    with pytest.raises(ValueError, match="jobs would not see each other's results"):
+        check_storage(None, shared=False)
