@@ -63,9 +63,10 @@ def show(
     repaired = opened.repairs(layer, index, kind)
     order = repaired["repair"].abs().sort_values(ascending=False, kind="stable").index
     repaired = repaired.loc[order].reset_index(drop=True)
-    of_tokens = opened.tokens(layer, index, kind)
+    # Of those that are shown alone the texts are read.
+    of_tokens = opened.tokens(layer, index, kind, "top", texts=False)
     check_quantity(by, held(HEAD_TOKEN, of_tokens.columns))
-    best = of_tokens[of_tokens["selected"]].sort_values(by, ascending=lowest, kind="stable", na_position="last")
+    best = of_tokens.sort_values(by, ascending=lowest, kind="stable", na_position="last")
     best = best.head(tokens) if tokens else best
     shown = repaired.head(repairs) if repairs else repaired
     if as_json:
@@ -147,6 +148,6 @@ def _show_tokens(out: Console, run: "OpenRun", best: "pd.DataFrame", n_tokens: i
 
 
 def _with_text(run: "OpenRun", row: dict[Any, Any]) -> dict[Any, Any]:
-    """A token's row with the text before the correct token."""
-    text = run.text(int(row["prompt"]))
-    return {**row, "text": "".join(text[: int(row["pos"]) + 1])}
+    """A token's row with its text, the correct token, and the text before that."""
+    text, at = run.text(int(row["prompt"])), int(row["pos"])
+    return {**row, "token": text[at], "correct_token": text[at + 1], "text": "".join(text[: at + 1])}
