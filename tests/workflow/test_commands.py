@@ -200,7 +200,10 @@ def test_compare_has_both_runs_tables_and_says_what_differs(run: Callable[..., A
     assert sizes == sorted(sizes, reverse=True)
     assert len(sizes) == 8
     printed = run("compare results elsewhere").stdout
-    assert "Prompts were drawn apart" in printed
+    assert told["shared_prompts"] == 4
+    assert "Of 8 and 4 prompts 4 are in both runs, and were drawn together." in printed
+    assert "--selection all" not in printed
+    assert "too narrow: --selection all" in run("compare results elsewhere --by direct_effect").stdout
     assert all(len(line) <= 80 for line in printed.split("setting that differs")[1].splitlines()[:-1])
 
 
