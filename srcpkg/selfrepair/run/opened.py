@@ -229,7 +229,7 @@ class Run:
             return join_shards(self._shards(name, self._kind(kind)), name, self.settings["n_prompts"])
         path = self.folder / f"{name}.h5"
         with open_hdf5(path, name) as dataset:
-            self._require(path)
+            self.require_current(path)
             # What is as large as the text or the model's heads, not as what was measured.
             found = dataset.isel(prompt=slice(self.settings["n_prompts"])) if name == "tokens" else dataset
             return found.load()
@@ -453,8 +453,14 @@ class Run:
                 return f"{input_} is not the one that it was made of"
         return None
 
-    def _require(self, path: Path) -> None:
-        if (changed := self._changed(path)) is not None:
+    def require_current(self, path: Path) -> None:
+        """Refuse a file that was made of other inputs than the run has now.
+
+        Raises:
+            ValueError: It was, with which.
+        """
+        recorded = path.suffix == ".h5" or self._record(path)
+        if (changed := self._changed(path) if recorded else "no record says how it was made") is not None:
             raise ValueError(f"{path} is not of this run ({changed}): run `snakemake`, which makes anew what is stale")
 
     @cached_property
@@ -476,7 +482,7 @@ class Run:
         for path in paths:
             if not path.exists():
                 raise ValueError(f"{path} does not exist: {advice_for(path, MADE_BY[name])}")
-            self._require(path)
+            self.require_current(path)
         return paths
 
     def _made_of(self, table: Path, shards: Sequence[Path]) -> None:
