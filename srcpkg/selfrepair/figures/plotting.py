@@ -164,11 +164,11 @@ def _legends(axes: list[Axes], title: str | None, on_page: bool) -> None:
             shown.values(), shown.keys(), **place, title=title, fontsize=looks.SMALL_SIZE, title_fontsize=looks.SMALL_SIZE,
             frameon=True, framealpha=0.8, edgecolor="none",
         )  # fmt: skip
-        for handle in legend.legend_handles:
-            if handle is not None:
-                handle.set_alpha(1)
-            if isinstance(handle, PathCollection):
-                handle.set_sizes([max(12.0, *handle.get_sizes())])
+        for drawn in legend.legend_handles:
+            if drawn is not None:
+                drawn.set_alpha(1)
+            if isinstance(drawn, PathCollection):
+                drawn.set_sizes([max(12.0, *drawn.get_sizes())])
 
 
 def _colour_bars(drawn: Mapping[Axes, Panel]) -> None:

@@ -270,7 +270,8 @@ class Run:
             for dataset, first in open_shards(shards, "ablations", n_prompts=self.settings["n_prompts"]):
                 rows = {pair: row for row, pair in enumerate(heads_of(dataset))}
                 if (layer, head) not in rows:
-                    raise ValueError(f"no head {layer}.{head} {self._which(*zip(*rows, strict=True), kind)}")
+                    layers, heads = zip(*rows, strict=True)
+                    raise ValueError(f"no head {layer}.{head} {self._which(layers, heads, kind)}")
                 one = dataset.isel(head=rows[layer, head])
                 here = slice(first, first + one.sizes["prompt"])
                 selected = thresholds["top_tokens"][layer, head, here].values.astype(bool)
