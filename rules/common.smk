@@ -147,7 +147,8 @@ def over_the_default(given):
 def check_module():
     """Refuse what an importing workflow may ask of a module, and this one cannot do."""
     if not HOME.exists():
-        raise ValueError(f"selfrepair is imported from {HOME}: clone it, and name the Snakefile in the clone")
+        address = str(HOME).replace(":/", "://", 1)
+        raise ValueError(f"selfrepair is imported from {address}: clone it, and name the Snakefile in the clone")
     if workflow.modifier.path_modifier.replace_prefix("results/tokens.h5") != "results/tokens.h5":
         raise ValueError(
             "module selfrepair has a prefix, but its results stay below results/ of the working directory: leave prefix out"

@@ -2,9 +2,12 @@
 
 from pathlib import Path
 
+import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 import pytest
 
+import selfrepair
 from workflow.running import Space
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -70,3 +73,41 @@ def test_no_model_may_have_their_folders_name(copied: Space) -> None:
     done = copied.snakemake("--dry-run")
     assert done.returncode != 0
     assert "models has 'all_models', which is no name: wanted letters" in done.stdout
+
+
+def test_a_run_of_several_models_draws_them_into_axes(two: Space) -> None:
+    run = selfrepair.open_run(two.run)
+    assert "models_by_layer, models_and_published" in repr(run.plot)
+    ax = run.plot.models_by_layer()
+    labels = [text.get_text() for text in ax.get_legend().get_texts()]
+    assert labels == ["this run: a head", "tiny", "other"]
+    table = pd.read_parquet(two.work / ALL / "tables" / "resample" / "layers.parquet").query("selection == 'top'")
+    for line in (line for line in ax.lines if line.get_label() in ("tiny", "other")):
+        of_model = table[table["model"] == line.get_label()]
+        np.testing.assert_array_equal(line.get_ydata(), of_model["self_repair"])
+    axes = run.plot.models_and_published()
+    assert len(axes) == len(run.plot.panels("models_and_published")) == 6
+    # So long a legend would lie over what the panel shows.
+    assert [ax.get_legend() for ax in axes] == [None] * 6
+    (legend,) = axes[0].figure.legends
+    assert {"tiny", "other"} <= {text.get_text() for text in legend.get_texts()}
+    with pytest.raises(ValueError, match="models_by_layer is of resample ablation alone: leave kind out"):
+        run.plot.models_by_layer(kind="zero")
+    with pytest.raises(ValueError, match="the run has no 'median' ablation: wanted one of resample, mean, zero"):
+        run.plot.models_by_layer(kind="median")
+    plt.close("all")
+
+
+def test_models_that_an_earlier_run_compared_are_not_drawn(two: Space, tmp_path: Path) -> None:
+    """Their tables stay where they are when a run goes on with one model alone."""
+    space = two.copy(tmp_path / "space")
+    space.change("run.models", ["tiny"])
+    space.change("tokens.prompts", 4)
+    space.make("results/tiny/words/tables/resample/heads.parquet")
+    run = selfrepair.open_run(space.run)
+    with pytest.raises(ValueError, match=r"heads.parquet is not of this run \(.* is not the one that it was made of\)"):
+        run.plot.models_by_layer()
+    assert run.model == "tiny"
+    run.model = "third"
+    with pytest.raises(ValueError, match=r"heads.parquet is of tiny, other: name third in run.models too"):
+        run.plot.models_by_layer()

@@ -137,6 +137,32 @@ def test_heads_of_one_layer(run: Callable[..., Any]) -> None:
     assert len(found(run("heads --layer 1 --top 2 --json"))["heads"]) == 2
 
 
+def test_the_noise_of_bfloat16_stands_beside_what_may_be_within_it(
+    run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from selfrepair.run import opened
+
+    plain = opened.Run.heads
+
+    def noisy(self: opened.Run, kind: str | None = None, selection: str = "top") -> pd.DataFrame:
+        return plain(self, kind, selection).assign(noise_of_self_repair=0.125, noise_of_direct_effect=0.25)
+
+    assert "noise" not in run("heads").stdout + run("show 1.2").stdout
+    monkeypatch.setattr(opened.Run, "heads", noisy)
+    printed = run("heads -n 1", width=100).stdout
+    assert "bfloat16" in printed
+    assert "0.125" in printed
+    assert "not told from zero" in printed
+    assert "0.125" not in run("heads --by logit_change -n 1", width=100).stdout
+    for width in (80, 160):
+        lines = run("show 1.2", width=width).stdout.splitlines()
+        (of_effect,) = [line for line in lines if line.startswith("direct effect")]
+        assert of_effect.count("0.250") == (2 if width == 160 else 1)
+        (of_change,) = [line for line in lines if line.startswith("logit change ") and "LayerNorm" not in line]
+        assert "0.125" not in of_change
+        assert sum("not told from zero" in line for line in lines) == 1
+
+
 def test_show_has_the_head_s_row_what_repairs_it_and_its_best_tokens(run: Callable[..., Any], space: Space) -> None:
     opened = selfrepair.open_run(space.run)
     layer, head = opened.chosen_heads[0]
@@ -200,7 +226,10 @@ def test_compare_has_both_runs_tables_and_says_what_differs(run: Callable[..., A
     assert sizes == sorted(sizes, reverse=True)
     assert len(sizes) == 8
     printed = run("compare results elsewhere").stdout
-    assert "Prompts were drawn apart" in printed
+    assert told["shared_prompts"] == 4
+    assert "Of 8 and 4 prompts 4 are in both runs, and were drawn together." in printed
+    assert "--selection all" not in printed
+    assert "too narrow: --selection all" in run("compare results elsewhere --by direct_effect").stdout
     assert all(len(line) <= 80 for line in printed.split("setting that differs")[1].splitlines()[:-1])
 
 

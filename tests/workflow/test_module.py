@@ -1,9 +1,13 @@
 """The workflow as a module of another one, which has a rule of its own that reads a table: docs/module.md."""
 
 import sys
+import threading
 from collections import Counter
 from dataclasses import dataclass
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -61,6 +65,13 @@ onerror:
     selfrepair.onerror()
 """
 NAMES = {"as they are": "exclude all", "renamed": "as sr_*"}
+
+
+class SilentHandler(SimpleHTTPRequestHandler):
+    """Files of a folder, without a word of what was asked for."""
+
+    def log_message(self, *_: Any) -> None:
+        pass
 
 
 @dataclass(frozen=True)
@@ -149,4 +160,20 @@ def test_a_wrong_value_of_the_section_is_said_in_a_line(copied: Space) -> None:
     done = space.snakemake("--dry-run")
     assert done.returncode == 1
     assert "Error: config is wrong: tokens.promts" in done.stdout
+    assert "Traceback" not in done.stdout
+
+
+def test_a_snakefile_that_is_not_on_this_machine_is_refused(copied: Space) -> None:
+    """As github(...) names one: its scripts and package could not be found."""
+    space = Importing.at(copied.root, NAMES["renamed"])
+    handler = partial(SilentHandler, directory=str(copied.repo))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        text = space.snakefile.read_text(encoding="utf-8")
+        space.snakefile.write_text(text.replace("../repo/Snakefile", f"{address}/Snakefile"), encoding="utf-8")
+        done = space.snakemake("--dry-run")
+        server.shutdown()
+    assert done.returncode == 1
+    assert f"Error: selfrepair is imported from {address}: clone it, and name the Snakefile in the clone" in done.stdout
     assert "Traceback" not in done.stdout

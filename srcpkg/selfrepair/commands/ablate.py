@@ -13,12 +13,15 @@ from selfrepair.model.head_names import parse_head
 from selfrepair.quantities import ABLATION_KINDS
 from selfrepair.snapshots.names import CONFIG
 from selfrepair.workflow.config import RESULTS
+from selfrepair.workflow.machine import memory_mb, shortage
 
 if TYPE_CHECKING:
     import pandas as pd
 
 SHOWN = ("direct_effect", "ablated_direct_effect", "logit_change", "self_repair")
 MODELS = RESULTS / "snapshots" / "models"
+FLOAT32 = 4
+"""Bytes of a weight."""
 MEANING = {
     "resample": "the head writes what it writes in the donor text",
     "mean": "the head writes its average over this text",
@@ -57,7 +60,7 @@ def ablate(
     for option, given in (("--text", text), ("--donor-text", donor_text or "")):
         _check_text(option, given)
     folder = find_model(model)
-    _check_heads(folder, heads)
+    _check_shape(folder, heads)
     from transformers.utils.logging import disable_progress_bar
 
     import selfrepair
@@ -144,8 +147,8 @@ def _check_text(option: str, text: str) -> None:
         raise ValueError(f"{option} is not UTF-8: convert it (iconv -t UTF-8)") from None
 
 
-def _check_heads(folder: Path, heads: list[tuple[int, int]]) -> None:
-    """Refuse a head that the model does not have before it is loaded."""
+def _check_shape(folder: Path, heads: list[tuple[int, int]]) -> None:
+    """Refuse a head that the model does not have, and a model that memory does not hold, before it is loaded."""
     from selfrepair.snapshots.shapes import shape_of_folder
 
     shape = shape_of_folder(folder)
@@ -156,6 +159,10 @@ def _check_heads(folder: Path, heads: list[tuple[int, int]]) -> None:
             )
     if len(set(heads)) < len(heads):
         raise ValueError("a head is named twice: name each once")
+    if shape is not None and (needed := shape.parameters * FLOAT32 // 10**6) > (has := memory_mb()):
+        raise ValueError(
+            shortage(f"{folder} in float32", "memory", needed, has, "use a smaller model, or a larger machine")
+        )
 
 
 def _device(name: str) -> str:

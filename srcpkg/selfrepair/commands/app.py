@@ -18,6 +18,7 @@ import selfrepair
 from selfrepair.commands import ablate, compare, doctor, heads, plan, show, why
 from selfrepair.commands.options import described, examples_of
 from selfrepair.commands.output import printable
+from selfrepair.workflow.machine import out_of_memory
 
 PANELS = {
     "Look at a run": (heads.heads, show.show, compare.compare),
@@ -25,25 +26,33 @@ PANELS = {
     "Before and after a run": (plan.plan, why.why, why.verify, why.take_notes),
 }
 """All commands, under the headings of the help."""
+MORE_MEMORY = "close other programs, or use a machine with more memory"
+ADVICE = {"ablate": f"take a shorter text or a smaller model, {MORE_MEMORY}"}
+"""By command, what to do where memory is short."""
 
 
 class Commands(TyperGroup):
     """The group of all commands."""
 
     def invoke(self, ctx: Any) -> Any:
-        """Run a command; what the package itself refuses is said in a line, with exit status 2."""
+        """Run a command; what the package itself refuses is said in a line, with exit status 2, and so is a lack of memory."""
         try:
             return super().invoke(ctx)
-        except ValueError as error:
-            if not _refused(error.__traceback__):
+        except (MemoryError, OSError, RuntimeError, ValueError) as error:
+            reason = out_of_memory(error, ADVICE.get(str(ctx.invoked_subcommand), MORE_MEMORY)) or _reason(error)
+            if not reason:
                 raise
-            reason = str(error)
-        except OSError as error:
-            if error.errno == errno.EPIPE or error.filename is None:
-                raise
-            reason = f"{error.filename}: {os.strerror(error.errno or 0)}"
         typer.echo(f"Error: {printable(reason)}", err=True)
         raise typer.Exit(2)
+
+
+def _reason(error: Exception) -> str:
+    """What is told of an error in a line; empty of one that keeps its traceback."""
+    if isinstance(error, ValueError):
+        return str(error) if _refused(error.__traceback__) else ""
+    if isinstance(error, OSError) and error.errno != errno.EPIPE and error.filename is not None:
+        return f"{error.filename}: {os.strerror(error.errno or 0)}"
+    return ""
 
 
 def _refused(trace: TracebackType | None) -> bool:

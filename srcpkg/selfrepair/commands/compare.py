@@ -1,5 +1,6 @@
 """`selfrepair compare`: two runs, head by head."""
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from selfrepair.tables.statistics import Resamples
 
 PROMPTS_AT_ONCE = 64
+CHOSEN_BY = "direct_effect"
+"""What top tokens have the largest of."""
 DEFINING = {
     "top": ("n_layers", "n_heads", "first_position", "top_fraction"),
     "all": ("n_layers", "n_heads", "first_position"),
@@ -41,8 +44,8 @@ def compare(
 ) -> None:
     """Compare two runs head by head: a quantity in both, and its difference, the second run less the first.
 
-    Differences have 95% bootstrap intervals over prompts. Prompts that are the same in both runs are drawn together, others
-    apart. Runs of models of other shapes, or with top tokens chosen otherwise, are refused.
+    Differences have 95% bootstrap intervals over prompts. Prompts that are in both runs are drawn together, others apart. Runs
+    of models of other shapes, or with top tokens chosen otherwise, are refused.
     """
     from selfrepair.run.opened import open_run
 
@@ -53,8 +56,10 @@ def compare(
     _check_selection(runs, kind, selection)
     check_quantity(by, (*held(MEANS, runs[0].heads(kind, selection).columns), "pooled_repair_fraction"))
     check_quantity(by, (*held(MEANS, runs[1].heads(kind, selection).columns), "pooled_repair_fraction"))
-    together = _same_prompts(runs)
-    heads, overall = differences(runs, kind, by, selection, together)
+    resamples, shared = draw_prompts(runs)
+    together = [len(each.prompts) for each in runs] == [shared, shared]
+    heads, overall = differences(runs, kind, by, selection, resamples)
+    ablated = [len(each.heads(kind, selection)) for each in runs]
     settings = _differing(runs)
     order = heads["difference"].abs().sort_values(ascending=False, kind="stable", na_position="last").index
     ranked = heads.loc[order].reset_index(drop=True)
@@ -64,7 +69,8 @@ def compare(
         print_json(
             {
                 "runs": [each.folder for each in runs],
-                **{"kind": kind, "selection": selection, "by": by, "same_prompts": together},
+                **{"kind": kind, "selection": selection, "by": by},
+                **{"same_prompts": together, "shared_prompts": shared},
                 "settings": {name: list(values) for name, values in settings.items()},
                 **{"n_heads": len(heads), "interval_without_zero": apart, "mean": overall},
                 "heads": shown.to_dict("records"),
@@ -84,14 +90,35 @@ def compare(
     for _, row in shown.iterrows():
         rows.add_row(f"L{int(row['layer'])}H{int(row['head'])}", *_cells(row))
     rows.add_section()
-    rows.add_row("all heads", *_cells(overall))
+    rows.add_row(f"all {len(heads)}", *_cells(overall))
     print_table(out, rows)
-    drawn = "together, being the same in both runs" if together else "apart, being others in each run"
+    if ablated != [len(heads)] * 2:
+        say(
+            out,
+            f"{len(heads)} heads were ablated in both runs, of {ablated[0]} in the first and {ablated[1]} in the second.",
+        )
+    chance = f"it would in {0.05 * len(heads):.0f}" if len(heads) >= 20 else "it does in one of twenty"
     say(
         out,
         f"{len(shown)} of {len(heads)} heads, the largest differences first. In {apart} of all the interval leaves out zero; "
-        f"by chance it would in {0.05 * len(heads):.0f}. Prompts were drawn {drawn}.",
+        f"by chance {chance}. {_drawn_how(runs, shared)}",
     )
+    if selection == "top" and by == CHOSEN_BY:
+        say(
+            out,
+            f"Each run's top tokens were chosen by {by}, and intervals take that choice as it is, which makes them too narrow: "
+            "--selection all has none to make.",
+            "dim",
+        )
+
+
+def _drawn_how(runs: "tuple[OpenRun, OpenRun]", shared: int) -> str:
+    sizes = [len(run.prompts) for run in runs]
+    if sizes == [shared, shared]:
+        return "Prompts were drawn together, being the same in both runs."
+    if not shared:
+        return "Prompts were drawn apart, being others in each run."
+    return f"Of {sizes[0]} and {sizes[1]} prompts {shared} are in both runs, and were drawn together."
 
 
 def _show_settings(out: Console, settings: Mapping[str, tuple[Any, Any]]) -> None:
@@ -107,7 +134,7 @@ def _show_settings(out: Console, settings: Mapping[str, tuple[Any, Any]]) -> Non
 
 
 def differences(
-    runs: "tuple[OpenRun, OpenRun]", kind: str, by: str, selection: str, together: bool
+    runs: "tuple[OpenRun, OpenRun]", kind: str, by: str, selection: str, resamples: "tuple[Resamples, Resamples]"
 ) -> "tuple[pd.DataFrame, dict[str, Any]]":
     """A quantity of the heads that both runs ablated, and its difference.
 
@@ -116,7 +143,7 @@ def differences(
         kind: Kind of ablation.
         by: The quantity.
         selection: "top" or "all".
-        together: The runs have the same prompts, which are then drawn together.
+        resamples: How often each run's prompts count (`draw_prompts`).
 
     Returns:
         A row a head: layer, head, first, second, and difference (second less first) with its interval. And the same of the mean
@@ -125,15 +152,8 @@ def differences(
     import numpy as np
     import pandas as pd
 
-    from selfrepair.tables.statistics import Resamples, estimated
+    from selfrepair.tables.statistics import estimated
 
-    first = runs[0].settings
-    n_bootstrap, seed = int(first["n_bootstrap"]), int(first["bootstrap_seed"])
-    resamples = [
-        # Of other prompts another draw, or the two would move together.
-        Resamples.drawn(int(each.settings["n_prompts"]), n_bootstrap, seed + (0 if together else place))
-        for place, each in enumerate(runs)
-    ]
     of_runs = [_of_heads(each, kind, selection, drawn) for each, drawn in zip(runs, resamples, strict=True)]
     places = [{head: at for at, head in enumerate(heads)} for heads, _ in of_runs]
     common = [head for head in of_runs[0][0] if head in places[1]]
@@ -216,10 +236,35 @@ def _check_selection(runs: "tuple[OpenRun, OpenRun]", kind: str, selection: str)
         run.heads(kind, selection)
 
 
-def _same_prompts(runs: "tuple[OpenRun, OpenRun]") -> bool:
-    import numpy as np
+def draw_prompts(runs: "tuple[OpenRun, OpenRun]") -> "tuple[tuple[Resamples, Resamples], int]":
+    """How often the prompts of two runs count in each resample, and how many prompts are in both.
 
-    return np.array_equal(runs[0].prompts, runs[1].prompts)
+    A resample of runs that share prompts is one of all prompts of either, so that what a shared one does to both cancels.
+    """
+    from selfrepair.tables.statistics import Resamples
+
+    first = runs[0].settings
+    n_bootstrap, seed = int(first["n_bootstrap"]), int(first["bootstrap_seed"])
+    sizes = [len(run.prompts) for run in runs]
+    numbers: dict[tuple[bytes, int], int] = {}
+    of_runs = []
+    for run in runs:
+        seen = Counter[bytes]()
+        found = []
+        for prompt in run.prompts:
+            ids = prompt.tobytes()
+            # A text that stands in a run twice is two prompts.
+            found.append(numbers.setdefault((ids, seen[ids]), len(numbers)))
+            seen[ids] += 1
+        of_runs.append(found)
+    shared = sum(sizes) - len(numbers)
+    if not shared:
+        # Another draw, or the two would move together.
+        one, two = (Resamples.drawn(size, n_bootstrap, seed + place) for place, size in enumerate(sizes))
+        return (one, two), 0
+    drawn = Resamples.drawn(len(numbers), n_bootstrap, seed)
+    one, two = (Resamples(drawn.counts[:, places]) for places in of_runs)
+    return (one, two), shared
 
 
 def _differing(runs: "tuple[OpenRun, OpenRun]") -> dict[str, tuple[Any, Any]]:

@@ -6,7 +6,8 @@ import typer
 
 from selfrepair.commands.options import Json, Kind, Run, Selection, examples
 from selfrepair.commands.output import console, interval, number, print_json, print_table, say, signed, table
-from selfrepair.commands.quantities import check_quantity, heading, parts_of
+from selfrepair.commands.quantities import NOISE, NOISE_TOLD, check_quantity, heading, parts_of
+from selfrepair.quantities import NOISE_OF
 from selfrepair.workflow.config import RESULTS
 
 if TYPE_CHECKING:
@@ -70,13 +71,17 @@ def _show(
     ranged = "95%\ninterval"
     more = "pooled_repair_fraction"
     names += [more] if by != more else []
-    rows = table("head", heading(by), ranged, *map(heading, names))
+    noisy = NOISE_OF + by in shown.columns
+    rows = table("head", heading(by), ranged, *([NOISE] if noisy else []), *map(heading, names))
     for _, row in shown.iterrows():
-        ends = row[f"{by}_low"], row[f"{by}_high"]
+        ends, noise = (row[f"{by}_low"], row[f"{by}_high"]), row.get(NOISE_OF + by, 0)
         rows.add_row(
             f"L{int(row['layer'])}H{int(row['head'])}",
-            signed(row[by], *ends),
+            signed(row[by], *ends, noise=noise),
             interval(*ends),
+            *([number(noise)] if noisy else []),
             *(number(row[name]) for name in names),
         )
     print_table(out, rows, [heading(name) for name in names])
+    if noisy:
+        say(out, NOISE_TOLD, "dim")

@@ -114,10 +114,11 @@ def interval(low: SupportsFloat, high: SupportsFloat, digits: int = 3) -> str:
     return f"{number(low, digits)} to {number(high, digits)}" if math.isfinite(float(low) + float(high)) else ""
 
 
-def signed(value: SupportsFloat, *ends: SupportsFloat) -> Text:
-    """A number in the colour of its sign, plain where the ends of its interval have zero between them."""
+def signed(value: SupportsFloat, *ends: SupportsFloat, noise: SupportsFloat = 0) -> Text:
+    """A number in the colour of its sign; plain where zero is between the ends of its interval, or the number within noise."""
     low, *_, high = map(float, ends or (value, value))
-    return Text(number(value), style="cyan" if low > 0 else "red" if high < 0 else "")
+    sure = abs(float(value)) >= float(noise)
+    return Text(number(value), style="cyan" if low > 0 and sure else "red" if high < 0 and sure else "")
 
 
 def print_table(out: Console, rows: Table, optional: Sequence[str] = ()) -> None:

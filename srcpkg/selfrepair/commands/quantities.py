@@ -17,6 +17,9 @@ HEADINGS = {
     "pooled_repair_fraction": "pooled\nfraction",
 }
 """Over the columns of tables: short, in two lines."""
+NOISE = "bfloat16\nnoise"
+"""Over what a mean may be off by where matrices are bfloat16 (docs/files.md)."""
+NOISE_TOLD = "A mean nearer to zero than the noise of bfloat16 is not told from zero, whatever its interval."
 
 
 def heading(name: str) -> str:

@@ -17,9 +17,9 @@ from selfrepair.commands.output import (
     signed,
     table,
 )
-from selfrepair.commands.quantities import check_quantity, heading, parts_of
+from selfrepair.commands.quantities import NOISE, NOISE_TOLD, check_quantity, heading, parts_of
 from selfrepair.model.head_names import parse_head
-from selfrepair.quantities import HEAD_TOKEN, QUANTITIES, SELECTIONS, held
+from selfrepair.quantities import HEAD_TOKEN, NOISE_OF, QUANTITIES, SELECTIONS, held
 from selfrepair.workflow.config import RESULTS
 
 if TYPE_CHECKING:
@@ -63,9 +63,10 @@ def show(
     repaired = opened.repairs(layer, index, kind)
     order = repaired["repair"].abs().sort_values(ascending=False, kind="stable").index
     repaired = repaired.loc[order].reset_index(drop=True)
-    of_tokens = opened.tokens(layer, index, kind)
+    # Of those that are shown alone the texts are read.
+    of_tokens = opened.tokens(layer, index, kind, "top", texts=False)
     check_quantity(by, held(HEAD_TOKEN, of_tokens.columns))
-    best = of_tokens[of_tokens["selected"]].sort_values(by, ascending=lowest, kind="stable", na_position="last")
+    best = of_tokens.sort_values(by, ascending=lowest, kind="stable", na_position="last")
     best = best.head(tokens) if tokens else best
     shown = repaired.head(repairs) if repairs else repaired
     if as_json:
@@ -91,18 +92,25 @@ def show(
 
 
 def _show_means(out: Console, means: dict[str, "pd.Series"]) -> None:
-    titles = {"top": ("top\ntokens", "95%\ninterval"), "all": ("all\ntokens", "their 95%\ninterval")}
-    columns = [name for selection in means for name in titles[selection]]
+    titles = {
+        "top": ("top\ntokens", "95%\ninterval", NOISE),
+        "all": ("all\ntokens", "their 95%\ninterval", f"their {NOISE}"),
+    }
+    noisy = any(str(name).startswith(NOISE_OF) for row in means.values() for name in row.index)
+    columns = [name for selection in means for name in titles[selection][: 3 if noisy else 2]]
     rows = table("mean over", *columns)
     first = next(iter(means.values()))
     for name in (name for name in QUANTITIES if f"{name}_low" in first.index):
         cells: list[Any] = []
         for row in means.values():
-            ends = row[f"{name}_low"], row[f"{name}_high"]
-            cells += [signed(row[name], *ends), interval(*ends)]
+            ends, noise = (row[f"{name}_low"], row[f"{name}_high"]), row.get(NOISE_OF + name)
+            cells += [signed(row[name], *ends, noise=noise or 0), interval(*ends)]
+            cells += [number(noise) if noise is not None else ""] if noisy else []
         rows.add_row(_label(name), *cells)
     out.print()
     print_table(out, rows, columns[1:])
+    if noisy:
+        say(out, NOISE_TOLD, "dim")
 
 
 def _label(name: str) -> str:
@@ -147,6 +155,6 @@ def _show_tokens(out: Console, run: "OpenRun", best: "pd.DataFrame", n_tokens: i
 
 
 def _with_text(run: "OpenRun", row: dict[Any, Any]) -> dict[Any, Any]:
-    """A token's row with the text before the correct token."""
-    text = run.text(int(row["prompt"]))
-    return {**row, "text": "".join(text[: int(row["pos"]) + 1])}
+    """A token's row with its text, the correct token, and the text before that."""
+    text, at = run.text(int(row["prompt"])), int(row["pos"])
+    return {**row, "token": text[at], "correct_token": text[at + 1], "text": "".join(text[: at + 1])}

@@ -23,6 +23,8 @@ DPI = 150
 """At which text is as large in a notebook as the notebook's own."""
 ROW_MM = 64.0
 SEPARATOR = " · "
+ROOM = 4
+"""Lines of a legend that one of several panels has room for."""
 
 
 def panel_names(name: str, tables: inputs.Tables) -> list[str]:
@@ -72,7 +74,7 @@ def plot_figure(name: str, tables: inputs.Tables, ax: Any = None, panel: str | N
             _head(one, [drawn.title.split("\n"), _settings(shown) if first else [], counts])
             if shown.note is not None:
                 _write(one, shown.note)
-        _legends(axes, shown.legend_title)
+        _legends(axes, shown.legend_title, on_page)
         _colour_bars(dict(zip(axes, of.values(), strict=True)))
     if ax is not None:
         return ax
@@ -146,23 +148,27 @@ def _write(ax: Axes, note: str) -> None:
     ax.text(0.5, 0.5, text, transform=ax.transAxes, ha="center", va="center", color=looks.FAINT)
 
 
-def _legends(axes: list[Axes], title: str | None) -> None:
-    """A legend in every axes that shows what no one before it does."""
+def _legends(axes: list[Axes], title: str | None, on_page: bool) -> None:
+    """A legend in every axes that shows what no one before it does; a long one of a page of ours stands below the panels."""
     told: set[str] = set()
     for ax in axes:
-        handles, labels = ax.get_legend_handles_labels()
-        if set(labels) <= told:
+        shown: dict[str, Any] = {}
+        for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
+            shown.setdefault(label, handle)
+        if set(shown) <= told:
             continue
-        told |= set(labels)
-        legend = ax.legend(
-            handles, labels, loc="best", title=title, fontsize=looks.SMALL_SIZE, title_fontsize=looks.SMALL_SIZE,
+        told |= set(shown)
+        outside = on_page and len(axes) > 1 and len(shown) > ROOM
+        place: Any = {"loc": "outside lower center", "ncols": 3} if outside else {"loc": "best"}
+        legend = (ax.figure if outside else ax).legend(
+            shown.values(), shown.keys(), **place, title=title, fontsize=looks.SMALL_SIZE, title_fontsize=looks.SMALL_SIZE,
             frameon=True, framealpha=0.8, edgecolor="none",
         )  # fmt: skip
-        for handle in legend.legend_handles:
-            if handle is not None:
-                handle.set_alpha(1)
-            if isinstance(handle, PathCollection):
-                handle.set_sizes([max(12.0, *handle.get_sizes())])
+        for drawn in legend.legend_handles:
+            if drawn is not None:
+                drawn.set_alpha(1)
+            if isinstance(drawn, PathCollection):
+                drawn.set_sizes([max(12.0, *drawn.get_sizes())])
 
 
 def _colour_bars(drawn: Mapping[Axes, Panel]) -> None:

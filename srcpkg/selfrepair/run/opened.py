@@ -12,12 +12,11 @@ import xarray as xr
 from jaxtyping import Int
 from tokenizers import Tokenizer
 
-from selfrepair.files.hdf5 import MADE_BY, open_hdf5
+from selfrepair.files.hdf5 import MADE_BY, heads_of, open_hdf5, open_shards
 from selfrepair.files.hdf5_seal import read_attribute
 from selfrepair.files.sealed import advice_for, read_json
 from selfrepair.files.tables import read_settings, read_table
 from selfrepair.measure.chosen_heads import read_chosen_heads
-from selfrepair.measure.thresholds import open_top_tokens
 from selfrepair.model.texts import token_texts
 from selfrepair.quantities import ABLATION_KINDS, POSTNORMS, SELECTIONS, held
 from selfrepair.run.shards import join_shards
@@ -230,7 +229,7 @@ class Run:
             return join_shards(self._shards(name, self._kind(kind)), name, self.settings["n_prompts"])
         path = self.folder / f"{name}.h5"
         with open_hdf5(path, name) as dataset:
-            self._require(path)
+            self.require_current(path)
             # What is as large as the text or the model's heads, not as what was measured.
             found = dataset.isel(prompt=slice(self.settings["n_prompts"])) if name == "tokens" else dataset
             return found.load()
@@ -241,8 +240,17 @@ class Run:
         self._made_of(self._table_path("heads", kind), self._shards("ablations", kind))
         return self.measured("ablations", kind)
 
-    def tokens(self, layer: int, head: int, kind: str | None = None) -> pd.DataFrame:
+    def tokens(
+        self, layer: int, head: int, kind: str | None = None, selection: str = "all", *, texts: bool = True
+    ) -> pd.DataFrame:
         """A head's tokens one by one.
+
+        Args:
+            layer: The head's layer.
+            head: The head.
+            kind: Kind of ablation.
+            selection: "all" tokens, or the head's "top" tokens alone.
+            texts: False leaves out the columns of text, which take most of the time and memory of a large run (`text`).
 
         Returns:
             A row a (prompt, pos): ``token``, the text of the token there, and ``correct_token``, of the one that follows and is
@@ -250,29 +258,37 @@ class Run:
             whether it is one of the head's top tokens.
 
         Raises:
-            ValueError: As `head` and `measured`.
+            ValueError: As `head` and `measured`, or no such selection.
         """
+        if selection not in SELECTIONS:
+            raise ValueError(f"selection is {selection!r}: wanted one of {', '.join(SELECTIONS)}")
         kind = self._kind(kind)
-        of_kind = self.ablations(kind)
-        layers, indexes = of_kind["layer"].values, of_kind["head_index"].values
-        places = np.flatnonzero((layers == layer) & (indexes == head))
-        if not len(places):
-            raise ValueError(f"no head {layer}.{head} {self._which(layers, indexes, kind)}")
-        one = of_kind.isel(head=int(places[0]))
-        n_prompts, n_pos = one.sizes["prompt"], one.sizes["pos"]
-        texts = [self.text(prompt) for prompt in range(n_prompts)]
-        with open_top_tokens(self.folder / "thresholds.h5") as top:
-            selected = top.of([(layer, head)], slice(0, n_prompts))[0]
-        columns: dict[str, Any] = {
-            "prompt": np.repeat(np.arange(n_prompts), n_pos),
-            "pos": np.tile(np.arange(n_pos), n_prompts),
-            "token": [text for of in texts for text in of[:-1]],
-            "correct_token": [text for of in texts for text in of[1:]],
-        }
-        for name, values in one.data_vars.items():
-            if values.dims == ("prompt", "pos"):
-                columns[str(name)] = values.values.ravel()
-        table = pd.DataFrame({**columns, "selected": selected.ravel()})
+        shards = self._shards("ablations", kind)
+        self._made_of(self._table_path("heads", kind), shards)
+        found: dict[str, list[np.ndarray]] = {}
+        with open_hdf5(self.folder / "thresholds.h5", "thresholds") as thresholds:
+            for dataset, first in open_shards(shards, "ablations", n_prompts=self.settings["n_prompts"]):
+                rows = {pair: row for row, pair in enumerate(heads_of(dataset))}
+                if (layer, head) not in rows:
+                    layers, heads = zip(*rows, strict=True)
+                    raise ValueError(f"no head {layer}.{head} {self._which(layers, heads, kind)}")
+                one = dataset.isel(head=rows[layer, head])
+                here = slice(first, first + one.sizes["prompt"])
+                selected = thresholds["top_tokens"][layer, head, here].values.astype(bool)
+                counted = selected if selection == "top" else np.ones_like(selected)
+                prompt, pos = np.nonzero(counted)
+                columns = {"prompt": prompt + first, "pos": pos}
+                for name, values in one.data_vars.items():
+                    if values.dims == ("prompt", "pos"):
+                        columns[str(name)] = values.values[counted]
+                for name, part in {**columns, "selected": selected[counted]}.items():
+                    found.setdefault(name, []).append(part)
+        table = pd.DataFrame({name: np.concatenate(parts) for name, parts in found.items()})
+        if texts:
+            of_prompt = {prompt: self.text(prompt) for prompt in table["prompt"].unique().tolist()}
+            places = list(zip(table["prompt"].tolist(), table["pos"].tolist(), strict=True))
+            table.insert(2, "token", [of_prompt[prompt][pos] for prompt, pos in places])
+            table.insert(3, "correct_token", [of_prompt[prompt][pos + 1] for prompt, pos in places])
         table.attrs.update(self.settings, ablation=kind, layer=layer, head=head)
         return table
 
@@ -438,8 +454,14 @@ class Run:
                 return f"{input_} is not the one that it was made of"
         return None
 
-    def _require(self, path: Path) -> None:
-        if (changed := self._changed(path)) is not None:
+    def require_current(self, path: Path) -> None:
+        """Refuse a file that was made of other inputs than the run has now.
+
+        Raises:
+            ValueError: It was, with which.
+        """
+        recorded = path.suffix == ".h5" or self._record(path)
+        if (changed := self._changed(path) if recorded else "no record says how it was made") is not None:
             raise ValueError(f"{path} is not of this run ({changed}): run `snakemake`, which makes anew what is stale")
 
     @cached_property
@@ -461,7 +483,7 @@ class Run:
         for path in paths:
             if not path.exists():
                 raise ValueError(f"{path} does not exist: {advice_for(path, MADE_BY[name])}")
-            self._require(path)
+            self.require_current(path)
         return paths
 
     def _made_of(self, table: Path, shards: Sequence[Path]) -> None:

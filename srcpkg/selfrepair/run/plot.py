@@ -33,7 +33,8 @@ class Plots:
 
     def __repr__(self) -> str:
         """The figures that there are to draw."""
-        return f"<plots of {self._run!r}: {', '.join(catalogue.CATALOGUE)}>"
+        of_models = catalogue.OF_MODELS if self._folder_of_models(self._run.main_kind).is_dir() else ()
+        return f"<plots of {self._run!r}: {', '.join((*catalogue.CATALOGUE, *of_models))}>"
 
     def panels(self, figure: str, *, kind: str | None = None) -> list[str]:
         """Names of a figure's panels, in their order.
@@ -203,12 +204,12 @@ class Plots:
 
     def _tables(self, figure: str, kind: str | None) -> dict[str, pd.DataFrame]:
         run = self._run
+        if kind is not None and kind not in run.kinds:
+            raise ValueError(f"the run has no {kind!r} ablation: wanted one of {', '.join(run.kinds)}")
         if figure in catalogue.OF_MODELS:
             return self._of_models(figure, kind)
         if figure not in catalogue.CATALOGUE:
             raise ValueError(f"no figure {figure!r}: choose one of {', '.join(catalogue.CATALOGUE)}")
-        if kind is not None and kind not in run.kinds:
-            raise ValueError(f"the run has no {kind!r} ablation: wanted one of {', '.join(run.kinds)}")
         entry = catalogue.CATALOGUE[figure]
         kinds = entry.kinds(self._asked())
         if kind is not None and entry.kinds is catalogue.of_resampling and kind not in kinds:
@@ -242,10 +243,23 @@ class Plots:
         places = (self._run.folder.resolve().parents[2], Path(__file__).parents[3])
         return next((place / RELEASE for place in places if (place / RELEASE).exists()), None)
 
+    def _folder_of_models(self, kind: str) -> Path:
+        run = self._run
+        return run.folder.resolve().parents[1] / "all_models" / run.corpus / "tables" / kind
+
     def _of_models(self, figure: str, kind: str | None) -> dict[str, pd.DataFrame]:
         run = self._run
-        folder = run.folder.resolve().parents[1] / "all_models" / run.corpus / "tables" / (kind or run.main_kind)
+        if kind not in (None, run.main_kind):
+            raise ValueError(f"{figure} is of {run.main_kind} ablation alone: leave kind out")
+        folder = self._folder_of_models(run.main_kind)
         files = {key: folder / f"{name}.parquet" for key, name in catalogue.OF_MODELS[figure].tables.items()}
         if missing := [path for path in files.values() if not path.exists()]:
             raise ValueError(f"{missing[0]} is not there: a run of several models makes it (run.models in the config)")
-        return {key: read_table(path) for key, path in files.items()}
+        tables = {key: read_table(path) for key, path in files.items()}
+        for key, path in files.items():
+            if run.model not in (models := tables[key].attrs["model"]):
+                raise ValueError(
+                    f"{path} is of {', '.join(models)}: name {run.model} in run.models too, and run `snakemake`"
+                )
+            run.require_current(path)
+        return tables

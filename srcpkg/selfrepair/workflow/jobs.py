@@ -18,7 +18,7 @@ from selfrepair.files.sealed import full_disk, refusal
 from selfrepair.workflow import failures
 from selfrepair.workflow.devices import device_of_its_own
 from selfrepair.workflow.logs import gather
-from selfrepair.workflow.machine import disk_mb, memory_mb, shortage
+from selfrepair.workflow.machine import disk_mb, memory_mb, out_of_memory, shortage
 from selfrepair.workflow.provenance import describe
 from selfrepair.workflow.records import record_path, write_record
 
@@ -98,6 +98,10 @@ def _tell(error: Exception, outputs: list[Path], terminal: Any) -> None:
     """Write an error to the log; or to the terminal, where the disk is so full that there is no log."""
     if not isinstance(error, ValueError) and (full := full_disk(error)):
         error = refusal(Path(full.filename or outputs[0]), full, "written").with_traceback(error.__traceback__)
+    # Of whatever says so: what a library raises then is often taken for a fault of a file or of the config.
+    elif short := out_of_memory(error):
+        cause, error = error, ValueError(short)
+        error.__cause__ = cause
     # A ValueError is addressed to the user: it stands last, where a log is read first.
     last = f"\nError: {error}" if isinstance(error, ValueError) else f"\n{error!r}"
     try:

@@ -1,7 +1,11 @@
 """`selfrepair ablate`: the numbers of `ablate_heads` on one text, from any folder; and what it refuses."""
 
 import json
+import os
+import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -164,3 +168,51 @@ def test_bytes_of_a_part_of_a_character_are_seen(tmp_path: Path) -> None:
     reader = text_reader(PreTrainedTokenizerFast(tokenizer_object=tokenizer))
     ids = reader.ids("a é\n🦙", "text")[0]
     assert spelled(reader, ids) == ["a", " ", r"\xc3", "é", "\n", r"\xf0", r"\x9f", r"\xa6", "🦙"]
+
+
+SHORT = """
+import os, resource, sys
+import selfrepair.measure.one_text, transformers.models.llama.modeling_llama
+from selfrepair.commands.app import app
+from selfrepair.model.texts import text_reader
+
+held = 4096 * int(open("/proc/self/statm").read().split()[0])
+for more in map(int, sys.argv[1].split()):
+    if not (child := os.fork()):
+        resource.setrlimit(resource.RLIMIT_AS, (held + more * 10**6,) * 2)
+        app(sys.argv[2:])
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems limit no memory of a process")
+def test_too_little_memory_is_said_in_a_line(tmp_path: Path) -> None:
+    """Wherever it runs out: where weights are mapped, where they are copied, where the model runs."""
+    save_tiny_model(tmp_path / "model", hidden_size=128, intermediate_size=16384)  # 50 MB
+    limits = (10, 70, 800)
+    command = [sys.executable, "-c", SHORT, " ".join(map(str, limits)), "ablate", "--model", str(tmp_path / "model")]
+    command += ["--head", "0.1", "--text", TEXT, "--json"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    codes = [line for line in done.stdout.splitlines() if line in ("0", "1", "2")]
+    assert codes == ["2", "2", "0"], done.stderr
+    lines = done.stderr.splitlines()
+    assert len(lines) == 2
+    for line in lines:
+        assert re.fullmatch(
+            r"Error: out of memory: (more|another \d+ [MG]B) could not be had \(\d+ GB are here, and `ulimit -v` allows a "
+            r"process [\d.]+ [MG]B\): take a shorter text or a smaller model, close other programs, or use a machine with more "
+            "memory",
+            line,
+        ), line
+
+
+def test_a_model_that_memory_cannot_hold_is_refused_before_it_is_loaded(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("selfrepair.commands.ablate.memory_mb", lambda: 0)
+    monkeypatch.setattr("selfrepair.commands.ablate.FLOAT32", 4000)
+    done = run(folder)
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert f"Error: {folder} in float32 needs " in done.stderr
+    assert done.stderr.endswith("MB of memory, 0 MB are here: use a smaller model, or a larger machine\n")

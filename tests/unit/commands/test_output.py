@@ -70,6 +70,11 @@ def test_numbers_and_intervals() -> None:
     ]
 
 
+def test_what_is_within_noise_has_no_colour() -> None:
+    assert [signed(0.5, 0.2, 0.8, noise=noise).style for noise in (0, 0.5, 0.6)] == ["cyan", "cyan", ""]
+    assert [signed(-0.5, noise=noise).style for noise in (0.5, 0.6)] == ["red", ""]
+
+
 @pytest.mark.parametrize("room", [12, 30, 200])
 @pytest.mark.parametrize("before", ["short", "a long text that goes on for more than it may", "日本語の文章です" * 3])
 def test_a_token_in_context_keeps_to_its_room_and_is_never_cut(room: int, before: str) -> None:

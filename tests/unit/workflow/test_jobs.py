@@ -88,6 +88,23 @@ def test_any_other_error_ends_the_log_with_its_kind(tmp_path: Path) -> None:
     assert log.endswith("\nKeyError('key')\n")
 
 
+def test_too_little_memory_ends_the_log_in_words_for_the_user(tmp_path: Path) -> None:
+    """Really too little: torch is asked for more than any machine has."""
+    body = (
+        "import torch\n"
+        "try:\n"
+        "    torch.empty(10**15)\n"
+        "except RuntimeError as error:\n"
+        "    raise ValueError('config') from error"
+    )
+    done, log = run(tmp_path, body)
+    assert done.returncode == 1
+    last = log.splitlines()[-1]
+    assert last.startswith("Error: out of memory: another 4,000 TB could not be had (")
+    assert last.endswith(" are here): `selfrepair plan` says what takes it, and which key of the config to change")
+    assert "DefaultCPUAllocator" in log
+
+
 def test_an_import_error_is_in_the_log(tmp_path: Path) -> None:
     done, log = run(tmp_path, "from selfrepair.no_such_module import work")
     assert done.returncode == 1
