@@ -41,7 +41,7 @@ def two_names(out: Path, kind: str, provenance: Mapping[str, Any]) -> Iterator[b
         yield _taken_back(out, kind, provenance)
     finally:
         # Where no run says that it goes on, nothing would take the second name away at its end.
-        if RUNNING.exists():
+        if RUNNING.exists() and out.exists():
             # Some filesystems have no hard links: there the job starts over.
             with suppress(OSError):
                 second_name(out).unlink(missing_ok=True)

@@ -65,6 +65,19 @@ def test_the_next_attempt_has_the_very_same_file(out: Path) -> None:
         out.unlink()
 
 
+def test_a_job_that_is_ended_while_it_looks_loses_nothing(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    attempt(out)
+
+    def stop(*_: object) -> None:
+        raise Stopped
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "utime", stop)
+        with pytest.raises(Stopped):
+            two_names(out, KIND, PROVENANCE).__enter__()
+    assert attempt(out)
+
+
 def test_a_job_that_makes_nothing_leaves_nothing(out: Path) -> None:
     with pytest.raises(Stopped), two_names(out, KIND, PROVENANCE):
         raise Stopped
