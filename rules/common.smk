@@ -39,6 +39,7 @@ from selfrepair.workflow.provenance import code_digest, module_digests
 from selfrepair.workflow.records import edited, read_record, write_code
 from selfrepair.workflow.plan import check_device, check_fits
 from selfrepair.workflow.scheduler import check_arrays, check_gpus, check_queue, check_storage
+from selfrepair.workflow.second_names import RUNNING, second_name
 from selfrepair.workflow.resources import (
     AROUND_MB,
     UNKNOWN_MB,
@@ -100,10 +101,6 @@ PUBLISHED_MODELS = os.path.relpath(HOME / "resources" / "published" / "models.js
 PUBLISHED_MODEL = "results/{model}/published.json"
 LOGS = "logs/{model}/{corpus}"
 BENCHMARKS = f"{RUN}/benchmarks"
-
-
-# While it is there, a run goes on, or has died before Snakemake wrote down what its last jobs had made.
-RUNNING = Path(".snakemake/selfrepair.running")
 
 
 def take_notes_where_a_run_died(as_given):
@@ -381,6 +378,16 @@ def check_scheduler():
         check_gpus()
 
 
+def forget_second_names():
+    """Leave a result its one name where Snakemake has noted the job: who asks for it once more wants it computed."""
+    for job in workflow.dag.jobs:
+        if job.params.get("script") != "ablate_heads":
+            continue
+        out = Path(job.output[0])
+        if second_name(out).exists() and out.exists() and not workflow.async_run(workflow.persistence.incomplete(job)):
+            second_name(out).unlink()
+
+
 # Puts Snakemake's lines back where the bar of the run was.
 TAKE_BAR_AWAY = []
 
@@ -431,6 +438,7 @@ onstart:
         raise WorkflowError(str(error)) from None
     for _code, _modules in CODE.items():
         write_code(_modules, _code)
+    forget_second_names()
     RUNNING.touch()
     TAKE_BAR_AWAY.append(draw_run(logger, steps()))
 
@@ -439,6 +447,7 @@ onsuccess:
     for _take_away in TAKE_BAR_AWAY:
         _take_away()
     clear(Path("logs"))
+    forget_second_names()
     RUNNING.unlink(missing_ok=True)
 
 
@@ -446,6 +455,7 @@ onerror:
     for _take_away in TAKE_BAR_AWAY:
         _take_away()
     clear(Path("logs"))
+    forget_second_names()
     RUNNING.unlink(missing_ok=True)
     for _line in failures(map(Path, log)):
         print(f"Failed: {_line}", file=sys.stderr)

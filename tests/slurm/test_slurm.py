@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from workflow.running import Space
+from workflow.running import TIMEOUT, Space, log_of
 from workflow.same import differences
 
 from slurm.conftest import Cluster, queue, until
@@ -166,6 +166,25 @@ def test_shards_of_seconds_go_together(done: Cluster) -> None:
     said = done.run(*files, "--forcerun", *files, *together)
     assert len(SUBMITTED.findall(said)) == 1
     assert done.space.jobs(*files) == {}
+
+
+def test_a_group_that_is_cancelled_loses_no_finished_shard(cluster: Cluster) -> None:
+    """Snakemake removes what a group of jobs has made, of which one fails: the second attempt has what is finished at once."""
+    files = [f"{RUN}/ablations/zero/{shard}.h5" for shard in ("00000", "00001")]
+    cluster.space.make(*SHARDS, f"{RUN}/thresholds.h5")
+    process = cluster.start(*files, "--groups", "ablate_heads=shards", "--group-components", "shards=10")
+    until(lambda: bool(script_runs(cluster, "ablate_heads")), "no job runs")
+    os.kill(script_runs(cluster, "ablate_heads")[0], signal.SIGSTOP)  # so that the group does not end by itself
+    made = (cluster.space.work / files[0]).parent
+    until(lambda: len(list(made.glob(".*.whole"))) == 1, "no shard is finished")
+    subprocess.run(["scancel", queue("%A")[0]], check=True)
+    assert process.wait(TIMEOUT) == 0, cluster.printed.read_text()
+    said = cluster.printed.read_text(encoding="utf-8")
+    assert "CANCELLED" in said
+    assert len(SUBMITTED.findall(said)) == 2
+    assert log_of(cluster.space, "ablate_heads/zero/finished").count("taken back whole") == 1
+    assert sorted(path.name for path in made.iterdir()) == ["00000.h5", "00001.h5"]
+    assert cluster.space.jobs(*files) == {}
 
 
 def test_arrays(done: Cluster) -> None:

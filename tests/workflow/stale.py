@@ -221,6 +221,7 @@ USERS: dict[str, set[str]] = {
     "workflow/resources.py": set(),
     "workflow/scheduler.py": set(),
     "workflow/schema.py": set(),
+    "workflow/second_names.py": set(),
 }
 # Finds what thresholds.py writes.
 USERS["measure/largest.py"] = USERS["measure/thresholds.py"]

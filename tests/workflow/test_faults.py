@@ -23,6 +23,7 @@ from selfrepair.files.hdf5 import open_hdf5
 from selfrepair.files.sealed import read_json
 from selfrepair.files.tables import read_table
 from selfrepair.snapshots.manifest import verify_manifest
+from selfrepair.workflow.second_names import second_name
 from workflow.conftest import save_model
 from workflow.running import TIMEOUT, Space
 from workflow.same import differences, results
@@ -53,6 +54,8 @@ def start(space: Space, *arguments: str) -> subprocess.Popen[str]:
             stderr=subprocess.STDOUT,
             start_new_session=True,
             text=True,
+            # What was started in the background ignores Ctrl-C, and so would what it starts.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
 
 
@@ -240,6 +243,63 @@ def test_an_ablation_that_is_ended_in_the_middle_of_its_shard(started: Space) ->
         assert values_of(out) == wanted
         assert [path.name for path in out.parent.iterdir()] == [out.name]
     assert started.jobs(target) == {}
+
+
+WINDS_UP = "            write_record(outputs, "
+"""Where a job's result is whole, and Snakemake does not know it yet."""
+
+
+@pytest.mark.parametrize(
+    ("number", "retries"),
+    [(signal.SIGTERM, 1), (signal.SIGTERM, 0), (signal.SIGINT, 0)],
+    ids=["tried again", "next command", "Ctrl-C"],
+)
+def test_an_ablation_that_is_ended_when_its_result_is_whole(
+    started: Space, number: signal.Signals, retries: int
+) -> None:
+    """Snakemake removes it, and the next attempt has the very same file; once that is noted, who asks gets it computed."""
+    jobs, slow = started.package / "workflow" / "jobs.py", started.work / "slow"
+    lasts = f"            while Path({str(slow)!r}).exists():\n                time.sleep(0.05)\n"
+    jobs.write_text(jobs.read_text().replace(WINDS_UP, lasts + WINDS_UP, 1))
+    out = started.run / "ablations" / "resample" / "00000.h5"
+    target, second = str(out.relative_to(started.work)), second_name(out)
+    finished_logs = started.work / "logs/tiny/words/ablate_heads/resample/finished.log"
+    started.make(target)
+    wanted = values_of(out)
+    finished_logs.unlink()
+    slow.touch()
+    process = start(started, target, "--forcerun", target, "--retries", str(retries))
+    deadline = time.monotonic() + TIMEOUT
+    while not second.exists():
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert out.samefile(second)
+    file = second.stat().st_ino
+    [job] = children(process.pid, "ablate_heads")
+    if number == signal.SIGINT:
+        os.killpg(process.pid, number)
+    else:
+        os.kill(job, number)
+    slow.unlink()
+    assert (process.wait(timeout=TIMEOUT) == 0) == bool(retries)
+    if not retries:
+        assert second.stat().st_ino == file
+        started.make(target)
+    said = finished_logs.read_text()
+    assert "taken back whole: an earlier attempt had finished it" in said
+    assert "heads, " not in said
+    assert out.stat().st_ino == file
+    assert values_of(out) == wanted
+    assert [path.name for path in out.parent.iterdir()] == [out.name]
+    assert started.jobs(target) == {}
+    finished_logs.unlink()
+    started.make(target, "--forcerun", target)
+    said = finished_logs.read_text()
+    assert "taken back" not in said
+    assert "heads, " in said
+    assert values_of(out) == wanted
+    assert [path.name for path in out.parent.iterdir()] == [out.name]
 
 
 def text_of_log(path: Path) -> str:

@@ -21,6 +21,7 @@ from selfrepair.workflow.logs import gather
 from selfrepair.workflow.machine import disk_mb, memory_mb, out_of_memory, shortage
 from selfrepair.workflow.provenance import describe
 from selfrepair.workflow.records import record_path, write_record
+from selfrepair.workflow.second_names import second_name
 
 logger = logging.getLogger(__name__)
 
@@ -130,7 +131,8 @@ def _refuse_what_does_not_fit(snakemake: Any) -> None:
         from selfrepair.files.kept import kept_beside  # late: it imports NumPy
 
         # What an earlier attempt has left is part of what is asked for.
-        has["disk"] += sum(path.stat().st_size for path in kept_beside(out).glob("*")) // 10**6
+        left = [*kept_beside(out).glob("*"), *out.parent.glob(second_name(out).name)]
+        has["disk"] += sum(path.stat().st_size for path in left) // 10**6
     for kind, mb in asked.items():
         # Snakemake hands out no more than the machine's memory: a job that wants more has been given all of it.
         if isinstance(mb, int | float) and (mb >= has[kind] if kind == "memory" else mb > has[kind]):

@@ -190,16 +190,17 @@ def test_a_job_that_does_not_fit_stops_before_its_work(tmp_path: Path, asked: di
     assert last.endswith("`selfrepair plan` says what takes it, and which key of the config to change")
 
 
-def test_what_an_earlier_attempt_has_kept_is_part_of_the_disk_that_is_asked_for(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", [".rule.kept/a.kept", ".rule.whole"])
+def test_what_an_earlier_attempt_has_kept_is_part_of_the_disk_that_is_asked_for(tmp_path: Path, name: str) -> None:
     """A file without content is as long as one that takes the disk."""
-    kept = tmp_path / "logs" / "deep" / ".rule.kept"
-    kept.mkdir(parents=True)
-    with (kept / "a.kept").open("wb") as file:
+    kept = tmp_path / "logs" / "deep" / name
+    kept.parent.mkdir(parents=True)
+    with kept.open("wb") as file:
         file.truncate(2 * 10**12)
     asked = json.dumps({"disk_mb": shutil.disk_usage(tmp_path).free // 10**6 + 10**6})
     done, log = run(tmp_path, "print('worked')", ASKED=asked)
     assert done.returncode == 0, log
-    (kept / "a.kept").unlink()
+    kept.unlink()
     done, log = run(tmp_path, "print('worked')", ASKED=asked)
     assert done.returncode == 1, log
 
