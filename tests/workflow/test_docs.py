@@ -194,8 +194,8 @@ PLACES = {
     "results/smollm2-135m-instruct/wikipedia": "results/tiny/words",
     "results/my-model/my-text": "results/tiny/words",
     "results/snapshots/models/smollm2-135m-instruct": "results/snapshots/models/tiny",
-    "(20, 3)": "(1, 3)",
-    "(26, 8)": "(1, 3)",
+    "(20, 3": "(1, 3",
+    "(26, 8": "(1, 3",
     "26.8": "1.3",
 }
 """What stands for the default's run, and for heads that the tiny model has not."""
