@@ -12,6 +12,7 @@ MOST = 20
 _JOB = re.compile(r"^( *)Error in rule (\w+):$")
 _GROUP = re.compile(r"^ +message: Error in group (\w+)$")
 _SUBMITTED = re.compile(r"^Job \S+ has been submitted with SLURM jobid \S+ \(log: (.*/group_(\w+?)_.*\.log)\)\.$")
+_ON_SLURM = re.compile(r"^SLURM run ID: ")
 _FIELD = re.compile(r"^( +)(\w+): (.*)$")
 _DONE = re.compile(r"^ *Finished jobid: (\S+) ")
 _SHARD = re.compile(r"(?:/(resample|mean|zero))?/(\d+)\.h5$")
@@ -39,6 +40,8 @@ def failures(logs: Iterable[Path]) -> list[str]:
         logs: Snakemake's own of the run.
     """
     lines = [line for log in logs for line in _text(log).splitlines()]
+    # Of Slurm alone it is written down which groups were submitted.
+    unknown = _NOT_SUBMITTED if any(map(_ON_SLURM.match, lines)) else _UNTOLD
     failed, groups = dict[str, str](), dict[str, Path]()
     group = ""
     for number, line in enumerate(lines):
@@ -48,7 +51,7 @@ def failures(logs: Iterable[Path]) -> list[str]:
             groups[submitted[2]] = Path(submitted[1])
         elif of_group := _GROUP.match(line):
             group = of_group[1]
-            failed[group] = _of_group(group, groups.pop(group, None))
+            failed[group] = _of_group(group, groups.pop(group, None), unknown)
         elif job := _JOB.match(line):
             fields = dict(_fields(lines[number + 1 :], indent=len(job[1])))
             told = _of_job(job[2], fields, alone=not job[1])
@@ -73,9 +76,9 @@ def _fields(lines: list[str], indent: int) -> Iterator[tuple[str, str]]:
             return
 
 
-def _of_group(name: str, log: Path | None) -> str:
+def _of_group(name: str, log: Path | None, unknown: str) -> str:
     if log is None:
-        return f"group {name}: {_NOT_SUBMITTED}"
+        return f"group {name}: {unknown}"
     return f"group {name}: {_of_scheduler(_text(log)) or _UNTOLD}. Log: {log}"
 
 

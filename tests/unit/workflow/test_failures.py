@@ -78,7 +78,10 @@ def test_of_a_group_the_job_that_failed_is_told(told: Callable[..., list[str]]) 
     group = "[Fri Nov 27 00:33:25 2026]\n    message: Error in group tables\n    jobs:\n        rule ablate_heads:\n"
     other = "logs/tiny/words/ablate_heads/zero/00013.log"
     both = group + error("None", 3, "    ") + error("None", 4, "    ", other)
-    [refused] = told(both)
+    assert told(both) == [
+        "group tables: it ended without a word, as a process does that is killed: for memory, most often"
+    ]
+    [refused] = told("SLURM run ID: 1b-2c\n" + both)
     assert refused.startswith("group tables: the scheduler did not take it: `--verbose` shows what it said")
     log = ".snakemake/slurm_logs/group_tables_ablate_heads/9.log"
     submitted = f"Job 1b-2c has been submitted with SLURM jobid 9 (log: {log}).\n"
