@@ -15,6 +15,8 @@ _SUBMITTED = re.compile(r"^Job \S+ has been submitted with SLURM jobid \S+ \(log
 _ON_SLURM = re.compile(r"^SLURM run ID: ")
 _FIELD = re.compile(r"^( +)(\w+): (.*)$")
 _DONE = re.compile(r"^ *Finished jobid: (\S+) ")
+_SHOWN = re.compile(r"^ *Logfile .*:$")
+_RULE = re.compile(r"^ *=+$")
 _SHARD = re.compile(r"(?:/(resample|mean|zero))?/(\d+)\.h5$")
 _HINT = " (check log file(s) for error details)"
 _SAID = re.compile(r"(?:Error: |(?=\w*(?:Error|Exception|Interrupt)\b))(.+)")
@@ -39,7 +41,7 @@ def failures(logs: Iterable[Path]) -> list[str]:
     Args:
         logs: Snakemake's own of the run.
     """
-    lines = [line for log in logs for line in _text(log).splitlines()]
+    lines = [line for log in logs for line in _own(_text(log).splitlines())]
     # Of Slurm alone it is written down which groups were submitted.
     unknown = _NOT_SUBMITTED if any(map(_ON_SLURM.match, lines)) else _UNTOLD
     failed, groups = dict[str, str](), dict[str, Path]()
@@ -62,6 +64,18 @@ def failures(logs: Iterable[Path]) -> list[str]:
     found = list(dict.fromkeys(failed.values()))
     more = len(found) - MOST
     return found[:MOST] + ([f"and {more} more"] if more > 0 else [])
+
+
+def _own(lines: list[str]) -> Iterator[str]:
+    """A log without the logs of jobs shown in it, which may be Snakemake's own, with numbers of jobs that mean others."""
+    within: list[str] = []
+    for before, line in zip(["", *lines], lines, strict=False):
+        if within and line == within[-1]:
+            within.pop()
+        elif _RULE.match(line) and _SHOWN.match(before):
+            within.append(line)
+        elif not within:
+            yield line
 
 
 def _fields(lines: list[str], indent: int) -> Iterator[tuple[str, str]]:

@@ -74,6 +74,20 @@ def test_what_succeeded_at_another_attempt_and_what_was_interrupted_is_left_out(
     assert told(error("None"), "\nInterrupted.\n") == []
 
 
+@pytest.mark.parametrize("indent", ["", "    "])
+def test_logs_that_are_shown_are_not_the_runs_own(told: Callable[..., list[str]], indent: str) -> None:
+    """With show-failed-logs: a job's log on Slurm is that of a Snakemake, which counts its own jobs, and may show logs, too."""
+    other = OWN.replace("00012", "00013")
+    ends, within = "=" * 80, "=" * 50
+    shown = [ends, "SNAKEMAKE", "=========", f"Logfile {other}:", within, "a line", within]
+    for line in ["Finished jobid: 3 (Rule: ablate_heads)", *error("None", 3, own=other).splitlines(), ends]:
+        shown.append(line)
+    text = error("None", 3) + "".join(f"{indent}{line}\n" for line in shown) + error("None", 4, own=other)
+    assert [line.split(":")[0] for line in told(text)] == [
+        f"ablate_heads, shard {at} (zero)" for at in ("00012", "00013")
+    ]
+
+
 def test_of_a_group_the_job_that_failed_is_told(told: Callable[..., list[str]]) -> None:
     group = "[Fri Nov 27 00:33:25 2026]\n    message: Error in group tables\n    jobs:\n        rule ablate_heads:\n"
     other = "logs/tiny/words/ablate_heads/zero/00013.log"
