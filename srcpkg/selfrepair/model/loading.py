@@ -119,7 +119,8 @@ def load_model(
             check_definitions_hold(model, run)
             model.experts = observed_experts(model)
     except RuntimeError as error:
-        if type(error) is not RuntimeError:  # out of memory, for one
+        # Out of memory, of a device or of this machine, says nothing of the model.
+        if type(error) is not RuntimeError or "tried to allocate" in str(error):
             raise
         raise ValueError(
             f"{model.name} does not run on a short prompt ({str(error).splitlines()[0]}): correct its config, or load it with "

@@ -87,7 +87,7 @@ def tabulate_donor_noise(
     run = read_settings(heads_table)
     chosen = read_chosen_heads(chosen_heads)
     totals = Totals(Resamples.of_run(run))
-    listed = [Sample(run["bootstrap_seed"]) for _ in chosen]
+    listed: list[Sample] = []
     centre: np.ndarray | None = None
     for path, (dataset, first) in zip(
         shards, open_shards(shards, "donor_noise", n_prompts=run["n_prompts"]), strict=True
@@ -96,6 +96,7 @@ def tabulate_donor_noise(
         values = {name: dataset[name].values for name in ("direct_effect", "ablated_direct_effect", "self_repair")}
         repair = values["self_repair"]
         counted = np.isfinite(repair).all(0)
+        listed = listed or [Sample(run["bootstrap_seed"], each=len(repair)) for _ in chosen]
         if centre is None:
             centre = np.array([of[:, counted[row]].mean() if counted[row].any() else 0 for row, of in _by_head(repair)])
             centre = centre[:, None, None]

@@ -50,6 +50,7 @@ def tabulate_neurons(*, shards: Sequence[Path], heads_table: Path, tables: dict[
     run = read_settings(heads_table)
     resamples = Resamples.of_run(run)
     of_heads: list[_Head] = []
+    best: list[_Best] = []
     for dataset, first in open_shards(shards, "neurons", n_prompts=run["n_prompts"]):
         heads = heads_of(dataset)
         if "note" in dataset.attrs:  # no neurons, in this shard as in all others
@@ -58,6 +59,7 @@ def tabulate_neurons(*, shards: Sequence[Path], heads_table: Path, tables: dict[
         of_heads = of_heads or [_Head(resamples, run["bootstrap_seed"]) for _ in heads]
         shard = dataset.load()
         counts = shard["neurons"].values
+        best.append(_Best.of_shard(shard))
         for row, of_head in enumerate(of_heads):
             of_head.add(shard.isel(token=shard["head"].values == row), first, int(shard.attrs["n_prompts"]))
     own = {name: int(shard.attrs[name]) for name in ("neuron_layer", "n_neurons", "top_percent")}
@@ -68,13 +70,15 @@ def tabulate_neurons(*, shards: Sequence[Path], heads_table: Path, tables: dict[
             "neuron_share": of_head.share(),
             "neuron_concentration": of_head.concentration(counts, own["n_neurons"]),
             "erasure_quadrants": of_head.quadrants(),
-            "neuron_consistency": of_head.consistency(),
+            "neuron_consistency": of_head.consistency([of_shard.of_head(row) for of_shard in best]),
         }
         for name, table in found.items():
             rows[name].append(
                 _labelled(table, {**labels, "n_tokens": of_head.n_tokens, "n_prompts": of_head.n_prompts})
             )
-        rows["erasure_neurons"].append(_labelled(pd.DataFrame(of_head.leaders.rows()), labels))
+        leaders = of_head.leaders.rows()
+        named = {"quadrant": np.array(list(QUADRANTS), object)[leaders["quadrant"]]}
+        rows["erasure_neurons"].append(_labelled(pd.DataFrame(leaders | named), labels))
     drawn = max((of_head.leaders.settings for of_head in of_heads), key=lambda found: found.get("listed_of", 0))
     for name, parts in rows.items():
         more = drawn if name == "erasure_neurons" else {}
@@ -96,17 +100,35 @@ def _labelled(table: pd.DataFrame, labels: Mapping[str, int]) -> pd.DataFrame:
 
 @dataclass(frozen=True)
 class _Best:
-    """The best neurons of a head's tokens in a shard: little, so that they are kept until it is known which occur often.
+    """The best neurons of tokens of a shard: little, so that they are kept until it is known which occur often.
 
     Attributes:
+        head: Each token's, by its place among the heads.
         prompt: Each token's, counted from the shard's first.
         neuron: The most repairing first.
         n_prompts: Of the shard.
     """
 
+    head: Shaped[np.ndarray, " token"]
     prompt: Shaped[np.ndarray, " token"]
     neuron: Shaped[np.ndarray, "token best"]
     n_prompts: int
+
+    @classmethod
+    def of_shard(cls, shard: xr.Dataset) -> "_Best":
+        """In the fewest bytes, and none of them a view, which would keep all that the shard holds."""
+        n_neurons, n_prompts = int(shard.attrs["n_neurons"]), int(shard.attrs["n_prompts"])
+        return cls(
+            shard["head"].values.astype(np.uint16),
+            shard["prompt"].values.astype(np.min_scalar_type(n_prompts)),
+            shard["neuron"].values[:, : max(AMONG_TOP)].astype(np.min_scalar_type(n_neurons)),
+            n_prompts,
+        )
+
+    def of_head(self, row: int) -> "_Best":
+        """Those of one head's tokens."""
+        own = self.head == row
+        return _Best(self.head[own], self.prompt[own], self.neuron[own], self.n_prompts)
 
 
 class _Head:
@@ -114,7 +136,7 @@ class _Head:
 
     def __init__(self, resamples: Resamples, seed: int) -> None:
         self._resamples = resamples
-        self._totals, self._best = Totals(resamples), list[_Best]()
+        self._totals = Totals(resamples)
         self.leaders = Sample(seed)
         """The neuron that repairs most on each token, and what it does."""
         self.n_tokens = self.n_prompts = 0
@@ -133,7 +155,7 @@ class _Head:
             **{name: tokens[name].values for name in CURVES},
             "total_absolute_change": tokens["total_absolute_change"].values,
             "mlp_repair": change,
-            "quadrant": quadrant[:, None] == np.array(list(QUADRANTS)),
+            "quadrant": quadrant[:, None] == np.arange(len(QUADRANTS)),
         }
         sums: dict[str, np.ndarray] = {}
         for name, of in values.items():
@@ -151,9 +173,6 @@ class _Head:
                 **{name: tokens[name].values for name in of_tokens},
             }
         )
-        # Copies: a view would keep all that the shard holds.
-        best = tokens["neuron"].values[:, : max(AMONG_TOP)].astype(np.int32)
-        self._best.append(_Best(prompt.astype(np.int32), best, n_prompts))
 
     def share(self) -> pd.DataFrame:
         """How often the Nth best neuron repairs more than some share of the head's direct effect."""
@@ -173,15 +192,15 @@ class _Head:
         """Shares of tokens by what the leading neuron does."""
         return pd.DataFrame({"quadrant": list(QUADRANTS), **estimated("token_share", _mean(self._totals, "quadrant"))})
 
-    def consistency(self) -> pd.DataFrame:
-        """How often each neuron is among those that repair most, the most frequent first."""
+    def consistency(self, shards: Sequence[_Best]) -> pd.DataFrame:
+        """How often each neuron is among those that repair most on the head's tokens, the most frequent first."""
         frames = []
-        for top in (top for top in AMONG_TOP if top <= self._best[0].neuron.shape[1]):
-            leading = np.concatenate([best.neuron[:, :top] for best in self._best])
+        for top in (top for top in AMONG_TOP if top <= shards[0].neuron.shape[1]):
+            leading = np.concatenate([best.neuron[:, :top] for best in shards])
             neurons, counts = np.unique(leading, return_counts=True)
             listed = neurons[np.argsort(-counts, kind="stable")][:N_LISTED]
             totals = Totals(self._resamples)
-            for best in self._best:
+            for best in shards:
                 among = (best.neuron[:, :top, None] == listed).any(1)
                 totals.add(_sums("among", among, best.prompt, best.n_prompts))
             columns = {
@@ -212,9 +231,8 @@ def _mean(totals: Totals, name: str) -> Shaped[np.ndarray, "resample *rest"]:
 def _quadrants_of(
     clean: Shaped[np.ndarray, " token"], ablated: Shaped[np.ndarray, " token"]
 ) -> Shaped[np.ndarray, " token"]:
-    """Names of `QUADRANTS`."""
-    return np.select(
-        [ablated <= clean, (clean < 0) & (ablated <= 0), clean < 0],
-        ["no_repair", "anti_erasure", "negative_to_positive"],
-        "more_positive",
-    )
+    """Places in `QUADRANTS`."""
+    names = ["no_repair", "anti_erasure", "negative_to_positive", "more_positive"]
+    of_name = [list(QUADRANTS).index(name) for name in names]
+    conditions = [ablated <= clean, (clean < 0) & (ablated <= 0), clean < 0]
+    return np.select(conditions, of_name[:-1], of_name[-1]).astype(np.uint8)

@@ -17,10 +17,11 @@ class Sample:
     Args:
         seed: Of the draws.
         size: Rows that are kept, at most; None means `LISTED`.
+        each: How many rows of a table a row is: so many fewer are kept.
     """
 
-    def __init__(self, seed: int, size: int | None = None) -> None:
-        self.size = LISTED if size is None else size
+    def __init__(self, seed: int, size: int | None = None, each: int = 1) -> None:
+        self.size = (LISTED if size is None else size) // each
         self.seen = 0
         """Rows that have come."""
         self._rng = np.random.default_rng(seed)
@@ -35,7 +36,7 @@ class Sample:
         self._parts.append((self._rng.random(n_rows), {name: np.array(of) for name, of in columns.items()}))
         self.seen += n_rows
         self._kept += n_rows
-        if self._kept > 2 * self.size:
+        if self._kept > self.size + self.size // 4:
             self._draw()
 
     def rows(self) -> dict[str, Shaped[np.ndarray, "row *rest"]]:

@@ -622,7 +622,7 @@ class Costs:
                 return drawn + 30 * tokens * number + 4 * self._listed() / self.chosen
             case "tabulate_donor_noise":
                 top = self.config["statistics"]["top_fraction"]
-                return drawn + 30 * self.chosen * tokens * number + 4 * self.noise_donors * self._listed(top)
+                return drawn + 30 * self.chosen * tokens * number + 4 * self._listed(top * self.noise_donors)
             case "write_explorer":
                 repairs = heads * self.in_shard * self.repairs * 8 / number
                 pairs = min(EXPLORER_PAIRS, heads * self.prompts * self.predicting)
@@ -632,7 +632,7 @@ class Costs:
         return 0
 
     def _listed(self, share: float = 1) -> Amount:
-        """Bytes of a table that lists tokens of the chosen heads, a ``share`` of all or a sample, as a job holds it."""
+        """Bytes of a table that lists tokens of the chosen heads, ``share`` rows each or a sample, as a job holds it."""
         return 150 * self.chosen * min(LISTED, share * self.prompts * self.predicting)
 
     def _read(self, rule: str, kind: str | None) -> Amount:

@@ -354,6 +354,18 @@ def test_settings_of_a_model_in_memory() -> None:
         selfrepair.load_model("no/such/folder")
 
 
+def test_what_fails_in_a_model_is_its_config_or_memory() -> None:
+    """Of memory that cannot be had, torch's own error goes up: nothing is wrong with the model."""
+    hf = random_model("llama")
+    handle = hf.model.layers[1].mlp.register_forward_hook(lambda _, args, out: out @ torch.empty(3, 2, dtype=out.dtype))
+    with pytest.raises(ValueError, match=r"does not run on a short prompt \(.*: correct its config"):
+        selfrepair.load_model(hf, dtype="float64")
+    handle.remove()
+    hf.model.layers[1].mlp.register_forward_hook(lambda *_: torch.empty(2**50))
+    with pytest.raises(RuntimeError, match="you tried to allocate"):
+        selfrepair.load_model(hf, dtype="float64")
+
+
 def test_importing_the_package_does_not_import_torch() -> None:
     import subprocess
     import sys

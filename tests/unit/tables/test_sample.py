@@ -39,6 +39,13 @@ def test_of_many_a_part_of_fixed_size_is_drawn(n_rows: int) -> None:
     assert sampled(n_rows, 100, seed=1).rows()["number"].tolist() != number.tolist()
 
 
+def test_rows_that_are_several_of_a_table_are_fewer() -> None:
+    sample = Sample(0, 100, each=7)
+    sample.add({"number": np.arange(50)})
+    assert len(sample.rows()["number"]) == 14
+    assert sample.settings == {"listed": 14, "listed_of": 50}
+
+
 def test_every_row_is_drawn_as_often() -> None:
     """The first as the last, though most of the early ones meet more draws."""
     times = np.zeros(200)
