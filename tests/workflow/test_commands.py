@@ -48,15 +48,16 @@ EXAMPLES = [
 
 @pytest.fixture(scope="module")
 def space(finished: Space, make_once: MakeOnce) -> Space:
-    """The finished run, and beside it another: that of its first four prompts alone."""
+    """The finished run, and beside it others: that of its first four prompts alone, and with weights in bfloat16."""
 
     def fill(folder: Path) -> None:
         copy = finished.copy(folder / "space")
-        other = finished.copy(folder / "other")
-        other.change("tokens.prompts", 4)
-        other.make(str(HEADS))
-        shutil.copytree(other.work / "results", copy.work / "elsewhere" / "results")
-        shutil.rmtree(other.root)
+        for name, key, value in (("elsewhere", "tokens.prompts", 4), ("rounded", "compute.weights", "bfloat16")):
+            other = finished.copy(folder / "other")
+            other.change(key, value)
+            other.make(str(HEADS))
+            shutil.copytree(other.work / "results", copy.work / name / "results")
+            shutil.rmtree(other.root)
 
     return Space(make_once("commands", fill) / "space")
 
@@ -231,6 +232,25 @@ def test_compare_has_both_runs_tables_and_says_what_differs(run: Callable[..., A
     assert "--selection all" not in printed
     assert "too narrow: --selection all" in run("compare results elsewhere --by direct_effect").stdout
     assert all(len(line) <= 80 for line in printed.split("setting that differs")[1].splitlines()[:-1])
+
+
+def test_differences_within_the_noise_of_bfloat16_are_not_told(run: Callable[..., Any], space: Space) -> None:
+    noise = pd.read_parquet(space.work / "rounded" / HEADS).query("selection == 'all'")
+    noise = noise.set_index(["layer", "head"])["noise_of_self_repair"]
+    assert (noise > 0).all()
+    line = "compare results rounded --selection all"
+    told = found(run(f"{line} --top 0 --json"))
+    heads = pd.DataFrame(told["heads"]).set_index(["layer", "head"])
+    assert heads["difference_noise"].to_dict() == pytest.approx(noise[heads.index].to_dict())
+    assert told["mean"]["difference_noise"] == pytest.approx(heads["difference_noise"].mean())
+    apart = (heads["difference_low"] > 0) | (heads["difference_high"] < 0)
+    within = heads["difference"].abs() < heads["difference_noise"]
+    assert (apart & within).any()
+    assert told["interval_without_zero"] == (apart & ~within).sum()
+    printed = run(line).stdout
+    assert "not told from zero, and not counted" in printed
+    assert f" {heads['difference_noise'].max():.3f} " in f"{printed} "
+    assert "bfloat16" not in run("compare results elsewhere").stdout
 
 
 def test_a_run_compared_with_its_copy_differs_in_nothing(run: Callable[..., Any], space: Space, tmp_path: Path) -> None:

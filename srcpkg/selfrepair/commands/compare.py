@@ -1,7 +1,7 @@
 """`selfrepair compare`: two runs, head by head."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -9,8 +9,8 @@ from rich.console import Console
 
 from selfrepair.commands.options import Json, Kind, OtherRun, Run, Selection, examples
 from selfrepair.commands.output import console, interval, number, print_json, print_table, say, signed, table, visible
-from selfrepair.commands.quantities import check_quantity
-from selfrepair.quantities import MEANS, QUANTITIES, SELECTIONS, held
+from selfrepair.commands.quantities import NOISE, check_quantity
+from selfrepair.quantities import MEANS, NOISE_OF, QUANTITIES, SELECTIONS, held
 
 if TYPE_CHECKING:
     import numpy as np
@@ -64,7 +64,8 @@ def compare(
     order = heads["difference"].abs().sort_values(ascending=False, kind="stable", na_position="last").index
     ranked = heads.loc[order].reset_index(drop=True)
     shown = ranked.head(top) if top else ranked
-    apart = int(((heads["difference_low"] > 0) | (heads["difference_high"] < 0)).sum())
+    noisy = "difference_noise" in heads
+    apart = int(_is_apart(heads).sum())
     if as_json:
         print_json(
             {
@@ -86,7 +87,7 @@ def compare(
     over = "each head's top tokens" if selection == "top" else "all tokens"
     unit = f", in {QUANTITIES[by].unit}" if QUANTITIES[by].unit else ""
     say(out, f"{by} by {kind} ablation, means over {over}{unit}", style="bold")
-    rows = table("head", "first", "second", "second\nless first", "95%\ninterval")
+    rows = table("head", "first", "second", "second\nless first", "95%\ninterval", *([NOISE] if noisy else []))
     for _, row in shown.iterrows():
         rows.add_row(f"L{int(row['layer'])}H{int(row['head'])}", *_cells(row))
     rows.add_section()
@@ -103,6 +104,13 @@ def compare(
         f"{len(shown)} of {len(heads)} heads, the largest differences first. In {apart} of all the interval leaves out zero; "
         f"by chance {chance}. {_drawn_how(runs, shared)}",
     )
+    if noisy:
+        say(
+            out,
+            "A difference smaller than the noise of bfloat16 in both runs is not told from zero, and not counted, whatever its "
+            "interval.",
+            "dim",
+        )
     if selection == "top" and by == CHOSEN_BY:
         say(
             out,
@@ -146,8 +154,9 @@ def differences(
         resamples: How often each run's prompts count (`draw_prompts`).
 
     Returns:
-        A row a head: layer, head, first, second, and difference (second less first) with its interval. And the same of the mean
-        over these heads, without layer and head.
+        A row a head: layer, head, first, second, and difference (second less first) with its interval; with difference_noise,
+        what bfloat16 may make of it (docs/files.md), where a run has such. And the same of the mean over these heads, without
+        layer and head.
     """
     import numpy as np
     import pandas as pd
@@ -166,10 +175,28 @@ def differences(
     one, two = (of[by] for of in means)
     of_heads = pd.DataFrame({"layer": [layer for layer, _ in common], "head": [head for _, head in common]})
     of_heads = of_heads.assign(first=one[0], second=two[0], **estimated("difference", two - one))
+    if noise := [
+        _noise(each, kind, by, selection, common) for each in runs if NOISE_OF + by in each.heads(kind, selection)
+    ]:
+        of_heads["difference_noise"] = np.sum(noise, axis=0)  # at most: the runs' own may be of either sign
     both = np.isfinite(one[0]) & np.isfinite(two[0])
     one, two = (_over_heads({name: values[:, both] for name, values in of.items()}, by) for of in means)
     overall = {"first": float(one[0]), "second": float(two[0]), **estimated("difference", two - one)}
+    if noise:
+        overall["difference_noise"] = float(of_heads["difference_noise"][both].mean())
     return of_heads, overall
+
+
+def _noise(run: "OpenRun", kind: str, by: str, selection: str, heads: Sequence[tuple[int, int]]) -> "np.ndarray":
+    """What bfloat16 may make of a quantity of each head, in a run."""
+    of_heads = run.heads(kind, selection).set_index(["layer", "head"])[NOISE_OF + by]
+    return of_heads.loc[list(heads)].to_numpy()
+
+
+def _is_apart(heads: "pd.DataFrame") -> "pd.Series[bool]":
+    """Whether a difference is told from zero."""
+    found = (heads["difference_low"] > 0) | (heads["difference_high"] < 0)
+    return found & (heads["difference"].abs() >= heads["difference_noise"]) if "difference_noise" in heads else found
 
 
 def _over_heads(of: "Mapping[str, np.ndarray]", by: str) -> "np.ndarray":
@@ -276,5 +303,7 @@ def _differing(runs: "tuple[OpenRun, OpenRun]") -> dict[str, tuple[Any, Any]]:
 
 
 def _cells(row: "Mapping[str, Any] | pd.Series") -> tuple[Any, ...]:
-    ends = row["difference_low"], row["difference_high"]
-    return number(row["first"]), number(row["second"]), signed(row["difference"], *ends), interval(*ends)
+    ends, noise = (row["difference_low"], row["difference_high"]), row.get("difference_noise")
+    difference = signed(row["difference"], *ends, noise=0 if noise is None else noise)
+    told = number(row["first"]), number(row["second"]), difference, interval(*ends)
+    return told if noise is None else (*told, number(noise))

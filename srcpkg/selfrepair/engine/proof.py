@@ -18,7 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from selfrepair.engine.heads import Heads
-from selfrepair.engine.rounding import repeated_tolerance
+from selfrepair.engine.rounding import BFLOAT16_TIMES, REPEATED_ROUNDINGS, rounding
 from selfrepair.model.experts import Routed
 from selfrepair.model.model import Model
 from selfrepair.quantities import CAPPED, CHOSEN_EXPERTS, NOISE_OF, OWN_POSTNORM, POSTNORMS
@@ -33,6 +33,8 @@ UNEMBED_AT_ONCE = 256
 
 Edit = Callable[[], Any]
 """Registers one hook, and returns its handle."""
+Edits = Callable[[bool], Edit]
+"""The same for a run in float32 (true), and for one that rounds as the model does."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,7 @@ def plain_run(
     edits: Sequence[Edit] = (),
     watch: Sequence[nn.Module] = (),
     until: int | None = None,
+    exact: bool = True,
 ) -> PlainRun:
     """Run one prompt through the whole model.
 
@@ -79,6 +82,7 @@ def plain_run(
         edits: Hooks that change what modules read or write, set before those that look.
         watch: More modules whose inputs are kept.
         until: Stop when this layer has run: what comes after it is not looked at.
+        exact: Compute in float32 what a bfloat16 model rounds.
     """
     resid, z, mlp, attention, final, watched = (list[Tensor]() for _ in range(6))
     routed: dict[int, Routed] = {}
@@ -111,7 +115,7 @@ def plain_run(
         if until is not None:
             stack.callback(model.layers[until].register_forward_hook(stop).remove)
         stack.enter_context(torch.inference_mode())
-        with model.running(exact=True), suppress(_Stopped):
+        with model.running(exact), suppress(_Stopped):
             out = model.decoder(input_ids=tokens[None].to(model.device), use_cache=False)
             normed = out.last_hidden_state[0]
         heads = [each.unflatten(-1, (model.n_heads, model.d_head)) for each in z]
@@ -289,6 +293,7 @@ class Effects:
             [layer, pos-1].
         summed: Sizes of the terms that cancel [pos-1].
         seen: The ablated run.
+        rounded: Of a bfloat16 model, the same of plain runs that round as it does.
     """
 
     values: dict[str, Tensor]
@@ -296,6 +301,12 @@ class Effects:
     by_mlp: Tensor
     summed: Tensor
     seen: Seen
+    rounded: "Effects | None" = None
+
+    @property
+    def both(self) -> "list[Effects]":
+        """These, and those that are rounded, where there are."""
+        return [self] if self.rounded is None else [self, self.rounded]
 
 
 class PlainPrompt:
@@ -305,14 +316,26 @@ class PlainPrompt:
         model: The model.
         tokens: Token ids.
         watch: Modules whose inputs are kept in the clean run.
+        exact: Compute in float32 what a bfloat16 model rounds.
+
+    Attributes:
+        rounded: Of a bfloat16 model, the prompt again in plain runs that round as it does; None where they would be the same.
     """
 
-    def __init__(self, model: Model, tokens: Int[Tensor, " pos"], watch: Sequence[nn.Module] = ()) -> None:
-        self.model, self.tokens = model, tokens
+    def __init__(
+        self, model: Model, tokens: Int[Tensor, " pos"], watch: Sequence[nn.Module] = (), exact: bool = True
+    ) -> None:
+        self.model, self.tokens, self.exact = model, tokens, exact
         with torch.inference_mode():
             self.d = model.direction(tokens[1:].to(model.device))
-            self.clean = Seen(self, plain_run(model, tokens, watch=watch))
+            self.clean = Seen(self, plain_run(model, tokens, watch=watch, exact=exact))
             self.scaled = self.d / self.clean.scale[:, None]
+        self.rounded = PlainPrompt(model, tokens, watch, exact=False) if exact and model.bfloat16 else None
+
+    @property
+    def both(self) -> "list[PlainPrompt]":
+        """This, and the one that is rounded, where there is one."""
+        return [self] if self.rounded is None else [self, self.rounded]
 
     def head_effects(self, run: PlainRun, layer: int) -> Float[Tensor, "pos head"]:
         """Direct effects of a layer's heads in a run of the prompt, logits, by the clean scale."""
@@ -338,7 +361,7 @@ class PlainPrompt:
 
     def ablated(
         self,
-        edit: Edit,
+        edits: Edits,
         layer: int,
         head: int | None,
         component: str = "attention",
@@ -347,13 +370,14 @@ class PlainPrompt:
         """Ablate something, and compare with the clean run.
 
         Args:
-            edit: What is put in.
+            edits: What is put in.
             layer: Its layer.
             head: The ablated head; None for all of the layer's ``component``.
             component: "attention" or "mlp".
             watch: Modules whose inputs are kept besides.
         """
-        clean, ablated = self.clean, Seen(self, plain_run(self.model, self.tokens, [edit], watch))
+        run = plain_run(self.model, self.tokens, [edits(self.exact)], watch, exact=self.exact)
+        clean, ablated = self.clean, Seen(self, run)
         with torch.inference_mode():
             by_head, by_mlp = ablated.heads - clean.heads, ablated.mlps - clean.mlps
             own = [_own(side, layer, head, component) for side in (clean, ablated)]
@@ -384,7 +408,8 @@ class PlainPrompt:
             along = self.scaled.norm(dim=-1) + self.model.offset_length / clean.scale
             sizes = clean.sizes + ablated.sizes + clean.logit.abs() + ablated.logit.abs()
             sizes += ablated.by_choice.abs().sum(0)
-            return Effects(values, by_head, by_mlp, sizes + longest * along, ablated)
+        rounded = None if self.rounded is None else self.rounded.ablated(edits, layer, head, component, watch)
+        return Effects(values, by_head, by_mlp, sizes + longest * along, ablated, rounded)
 
 
 def _own(side: Seen, layer: int, head: int | None, component: str) -> Tensor:
@@ -440,6 +465,7 @@ class Proof:
             Prompts, each with its ablations, spread over their order.
         """
         runs = (wanted.sum(1) * n_layers_run).sum() / self.model.n_layers * SHARE
+        runs = runs / 2 if self.model.bfloat16 else runs  # each is made twice
         # A prompt costs a clean run, a donor's, and one an ablation.
         a_prompt = int(np.clip(runs - 2, 1, HEADS_A_PROMPT))
         prompts = np.flatnonzero(wanted.any(0))
@@ -450,7 +476,16 @@ class Proof:
             drawn.append((prompt, [int(self.rng.choice(part)) for part in parts if len(part)]))
         return drawn
 
-    def compare(self, name: str, found: Any, wanted: Tensor, summed: Tensor) -> None:
+    def compare(
+        self,
+        name: str,
+        found: Any,
+        wanted: Tensor,
+        summed: Tensor,
+        rounded: Tensor | None = None,
+        *,
+        unit: str = "logits",
+    ) -> None:
         """Hold numbers of the job against those of plain runs.
 
         Args:
@@ -458,6 +493,9 @@ class Proof:
             found: The job's; NaN where it measured nothing.
             wanted: The plain runs', of the same shape.
             summed: Sizes of the terms that are summed in each, of a shape that broadcasts.
+            rounded: Of a bfloat16 model, those of plain runs that round as it does. How far layers carry the rounding of those
+                before them is the model's and the prompt's: this says it, where no constant does.
+            unit: What they are in; `largest` is of those in logits.
 
         Raises:
             ValueError: A difference beyond rounding.
@@ -465,18 +503,22 @@ class Proof:
         got = torch.as_tensor(np.asarray(found)).to(wanted)
         measured = ~got.isnan()
         off = (got - wanted).abs()[measured]
-        allowed = (repeated_tolerance(self.model) * summed).expand(wanted.shape)[measured]
+        allowed = (rounding(REPEATED_ROUNDINGS, self.model.dtype) * summed).expand(wanted.shape)[measured]
+        if rounded is not None and rounded.numel():
+            allowed = allowed + BFLOAT16_TIMES * (rounded - wanted).abs().max()
         self.numbers += int(measured.sum())
         if not len(off):
             return
         if not bool((off <= allowed).all()):
             worst = int((off - allowed).nan_to_num(nan=torch.inf).argmax())
+            by, explained = f"{float(off[worst]):.3g} {unit}".strip(), f"{float(allowed[worst]):.1g}"
             raise ValueError(
-                f"{self.what} of {self.model.name} are not what the whole model gives with plain hooks: {name} off by "
-                f"{float(off[worst]):.3g} logits where rounding explains {float(allowed[worst]):.1g}. Nothing was written: "
-                "this model runs otherwise in parts than as a whole; please report it with its config.json"
+                f"{self.what} of {self.model.name} are not what the whole model gives with plain hooks: {name} off by {by} "
+                f"where rounding explains {explained}. Nothing was written: this model runs otherwise in parts than as a "
+                "whole; please report it with its config.json"
             )
-        self.largest = max(self.largest, float(off.max()))
+        if unit == "logits":
+            self.largest = max(self.largest, float(off.max()))
 
     def within(self, drawn: Sequence[tuple[int, list[int]]], chunk: slice) -> list[tuple[int, list[int]]]:
         """Those of the drawn prompts that lie in a chunk, counted from its first."""
@@ -508,13 +550,15 @@ class Proof:
 
 PlainReplacement = Callable[[int], Tensor]
 """What takes the place of ``z`` of a layer in one prompt [pos, head, d_head]; one position broadcasts."""
-PlainReplacements = Callable[[int, int], PlainReplacement]
-"""The same for each prompt, up to a layer."""
+PlainReplacements = Callable[[int, int, bool], PlainReplacement]
+"""The same for each prompt, up to a layer, in float32 (true) or as the model rounds."""
 
 
-def plain_replacement(model: Model, donors: Sequence[Int[Tensor, " pos"]], until: int) -> PlainReplacement:
+def plain_replacement(
+    model: Model, donors: Sequence[Int[Tensor, " pos"]], until: int, exact: bool = True
+) -> PlainReplacement:
     """What takes the place of ``z`` in one prompt: its donors' own, averaged, from their token ids, up to a layer."""
-    runs = [plain_run(model, tokens, until=until) for tokens in donors]
+    runs = [plain_run(model, tokens, until=until, exact=exact) for tokens in donors]
     return lambda layer: torch.stack([run.z[layer] for run in runs]).mean(0)
 
 
@@ -563,11 +607,15 @@ def repeat_heads(
     model = proof.model
     for prompt, rows in drawn:
         of_prompt = PlainPrompt(model, tokens[prompt], watch)
-        z = replacement(prompt, max(heads[row][0] for row in rows))
+        until = max(heads[row][0] for row in rows)
+        z = {exact: replacement(prompt, until, exact) for exact in ([True, False] if model.bfloat16 else [True])}
         for row in rows:
             layer, head = heads[row]
-            edit = replaced_z(model, layer, head, z(layer)[:, head])
-            effects = of_prompt.ablated(edit, layer, head, watch=watch)
+
+            def edits(exact: bool, z: Any = z, layer: int = layer, head: int = head) -> Edit:
+                return replaced_z(model, layer, head, z[exact](layer)[:, head])
+
+            effects = of_prompt.ablated(edits, layer, head, watch=watch)
             proof.ablations += 1
             yield Repeated(row, prompt, (layer, head), of_prompt, effects)
 
@@ -588,8 +636,9 @@ def prove_heads(proof: Proof, repeated: Iterable[Repeated], found: Mapping[str, 
         values = {name: np.asarray(found[name])[at] for name in proof.model.quantities}
         prove_values(proof, each.where, each.effects, values)
         if "ablated_scale" in found:
-            scale = each.effects.values["ablated_scale"]
-            proof.compare(f"ablated_scale {each.where}", np.asarray(found["ablated_scale"])[at], scale, scale)
+            scale, *rounded = (effects.values["ablated_scale"] for effects in each.effects.both)
+            got = np.asarray(found["ablated_scale"])[at]
+            proof.compare(f"ablated_scale {each.where}", got, scale, scale, *rounded, unit="")
         if "repair_by_head" in found:
             _prove_sums(proof, each, found)
 
@@ -597,8 +646,9 @@ def prove_heads(proof: Proof, repeated: Iterable[Repeated], found: Mapping[str, 
 def prove_values(proof: Proof, where: str, plain: Effects, found: Mapping[str, Any]) -> None:
     """Hold the quantities of one ablation on one prompt [pos-1] against those of plain runs."""
     for name in found:
-        proof.compare(f"{name} {where}", found[name], plain.values[name], plain.summed)
-        proof.hear(name, found[name], plain.values[name])
+        wanted, *rounded = (effects.values[name] for effects in plain.both)
+        proof.compare(f"{name} {where}", found[name], wanted, plain.summed, *rounded)
+        proof.hear(name, found[name], wanted)
 
 
 def _prove_sums(proof: Proof, repeated: Repeated, found: Mapping[str, Any]) -> None:
@@ -606,5 +656,6 @@ def _prove_sums(proof: Proof, repeated: Repeated, found: Mapping[str, Any]) -> N
     plain, at = repeated.effects, (repeated.row, repeated.prompt)
     selected = torch.as_tensor(np.asarray(found["selected"])[at]).to(plain.summed.device)
     summed = plain.summed[selected].sum() + torch.finfo(torch.float32).tiny
-    for name, change in (("repair_by_head", plain.by_head), ("repair_by_mlp", plain.by_mlp)):
-        proof.compare(f"{name} {repeated.where}", np.asarray(found[name])[at], change[:, selected].sum(1), summed)
+    for name, of in (("repair_by_head", "by_head"), ("repair_by_mlp", "by_mlp")):
+        wanted, *rounded = (getattr(each, of)[:, selected].sum(1) for each in plain.both)
+        proof.compare(f"{name} {repeated.where}", np.asarray(found[name])[at], wanted, summed, *rounded)

@@ -42,6 +42,7 @@ def plain_replacements(
         mean_z: The mean, for "mean".
     """
     if donors is not None:
-        return lambda prompt, until: plain_replacement(model, list(torch.from_numpy(donors[prompt]).long()), until)
+        of_prompts = torch.from_numpy(donors).long()
+        return lambda prompt, until, exact: plain_replacement(model, list(of_prompts[prompt]), until, exact)
     constant = constant_replacement(model, kind, (1, 1), mean_z)
-    return lambda prompt, until: lambda layer: constant(layer)[0]
+    return lambda prompt, until, exact: lambda layer: constant(layer)[0]

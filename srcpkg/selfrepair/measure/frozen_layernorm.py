@@ -168,9 +168,11 @@ def prove_frozen(proof: Proof, repeated: Iterable[Repeated], found: Float[np.nda
     """
     model = proof.model
     for each in repeated:
-        clean, ablated = each.of.clean, each.effects.seen
-        with torch.inference_mode():
-            bias = model.final_norm.bias
-            frozen = (ablated.normed - bias) * (ablated.scale / clean.scale)[:, None] + bias
-            wanted = correct_logits(model, frozen, each.of.tokens) - clean.logit
-        proof.compare(f"{NAME} {each.where}", found[each.row, each.prompt], wanted, each.effects.summed)
+        made = []
+        for clean, ablated in ((effects.seen.of.clean, effects.seen) for effects in each.effects.both):
+            with torch.inference_mode():
+                bias = model.final_norm.bias
+                frozen = (ablated.normed - bias) * (ablated.scale / clean.scale)[:, None] + bias
+                made.append(correct_logits(model, frozen, each.of.tokens) - clean.logit)
+        wanted, *rounded = made
+        proof.compare(f"{NAME} {each.where}", found[each.row, each.prompt], wanted, each.effects.summed, *rounded)

@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from selfrepair.engine.clean import CleanRun, output
-from selfrepair.engine.proof import PlainPrompt, Proof, plain_run, prove_values, replaced_mlp, replaced_z
+from selfrepair.engine.proof import Edit, PlainPrompt, Proof, plain_run, prove_values, replaced_mlp, replaced_z
 from selfrepair.engine.replay import SuffixReplay
 from selfrepair.engine.sweep import check_identity
 from selfrepair.files.hdf5 import write_hdf5
@@ -91,15 +91,21 @@ def prove_layers(
     model = proof.model
     for prompt, numbers in drawn:
         of_prompt, until = PlainPrompt(model, tokens[prompt]), max(number % model.n_layers for number in numbers)
-        runs = [plain_run(model, donor, until=until) for donor in donors[prompt]]
+        runs = {
+            each.exact: [plain_run(model, donor, until=until, exact=each.exact) for donor in donors[prompt]]
+            for each in of_prompt.both
+        }
         for number in numbers:
             row, layer = divmod(number, model.n_layers)
             component = COMPONENTS[row]
-            if component == "mlp":
-                edit = replaced_mlp(model, layer, torch.stack([run.mlp[layer] for run in runs]).mean(0))
-            else:
-                edit = replaced_z(model, layer, slice(None), torch.stack([run.z[layer] for run in runs]).mean(0))
-            plain = of_prompt.ablated(edit, layer, None, component)
+
+            def edits(exact: bool, runs: Any = runs, layer: int = layer, component: str = component) -> Edit:
+                if component == "mlp":
+                    return replaced_mlp(model, layer, torch.stack([run.mlp[layer] for run in runs[exact]]).mean(0))
+                z = torch.stack([run.z[layer] for run in runs[exact]]).mean(0)
+                return replaced_z(model, layer, slice(None), z)
+
+            plain = of_prompt.ablated(edits, layer, None, component)
             values = {name: value[row, layer, prompt] for name, value in found.items()}
             prove_values(proof, f"with the {component} of layer {layer} ablated", plain, values)
             proof.ablations += 1

@@ -110,14 +110,17 @@ def prove_moved(
         return
     row, prompt = proof.rng.choice(candidates).tolist()
     layer, head = heads[row]
-    of_prompt = PlainPrompt(model, tokens[prompt])
-    with torch.inference_mode():
-        with model.running():
-            hidden = model.read_by_attention(layer + 1, of_prompt.clean.run.resid[layer][None])[0]
-        edit = replaced_attention_input(model, layer + 1, hidden)
-        moved = of_prompt.head_effects(plain_run(model, tokens[prompt], [edit], until=layer + 1), layer + 1)
-        wanted = torch.from_numpy(selected[row, prompt]).to(model.device)
-        change = (moved - of_prompt.clean.heads[layer + 1])[wanted].sum(0)
-        summed = (of_prompt.clean.sizes + moved.abs().sum(1))[wanted].sum()
-    proof.compare(f"moved_change of head (layer {layer}, head {head})", found[row, prompt], change, summed)
+    made, summed = [], torch.zeros(())
+    of_prompt, wanted = PlainPrompt(model, tokens[prompt]), torch.from_numpy(selected[row, prompt]).to(model.device)
+    for plain in of_prompt.both:
+        with torch.inference_mode():
+            with model.running(plain.exact):
+                hidden = model.read_by_attention(layer + 1, plain.clean.run.resid[layer][None])[0]
+            edit = replaced_attention_input(model, layer + 1, hidden)
+            run = plain_run(model, tokens[prompt], [edit], until=layer + 1, exact=plain.exact)
+            moved = plain.head_effects(run, layer + 1)
+            made.append((moved - plain.clean.heads[layer + 1])[wanted].sum(0))
+            summed = (plain.clean.sizes + moved.abs().sum(1))[wanted].sum()
+    change, *rounded = made
+    proof.compare(f"moved_change of head (layer {layer}, head {head})", found[row, prompt], change, summed, *rounded)
     proof.ablations += 1

@@ -337,11 +337,13 @@ def prove_neurons(proof: Proof, repeated: Iterable[Repeated], found: NeuronEffec
             continue
         pos = found.pos[of_batch]
         with torch.inference_mode():
-            along = each.of.seen_by("mlp", layer)[pos] @ W_out.T
-            clean, ablated = (seen.run.watched[0][pos] * along for seen in (each.of.clean, each.effects.seen))
+            clean, ablated = (
+                [seen.run.watched[0][pos] * (seen.of.seen_by("mlp", layer)[pos] @ W_out.T) for seen in made]
+                for made in zip(*((made.seen.of.clean, made.seen) for made in each.effects.both), strict=True)
+            )
         summed = each.effects.summed[pos, None]
-        proof.compare(f"neurons before the ablation {each.where}", found.clean[of_batch].cpu(), clean, summed)
-        proof.compare(f"neurons after the ablation {each.where}", found.ablated[of_batch].cpu(), ablated, summed)
+        for when, got, (wanted, *rounded) in (("before", found.clean, clean), ("after", found.ablated, ablated)):
+            proof.compare(f"neurons {when} the ablation {each.where}", got[of_batch].cpu(), wanted, summed, *rounded)
 
 
 def write_neurons(

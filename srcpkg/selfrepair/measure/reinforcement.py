@@ -183,28 +183,33 @@ def prove_reinforcement(
     # Each token takes a run of its own: one of the heads with fewest in a prompt.
     layer, head, prompt = proof.rng.choice(np.argwhere(count == count[count > 0].min())).tolist()
     of_prompt, scale = PlainPrompt(model, tokens[prompt]), int(proof.rng.integers(len(scales)))
+    places = np.flatnonzero(selected[layer, head, prompt]).tolist()
+    (effect, summed), *rounded = (_reinforced(each, layer, head, scales[scale], places) for each in of_prompt.both)
+    where = f"of head (layer {layer}, head {head})"
+    got = found["reinforced_direct_effect"][layer, head, prompt][0, scale]
+    proof.compare(f"reinforced_direct_effect {where}", got, effect, summed, *(each for each, _ in rounded))
+    proof.ablations += 1
+
+
+def _reinforced(of: PlainPrompt, layer: int, head: int, scale: float, places: list[int]) -> tuple[Tensor, Tensor]:
+    """The sum of a head's direct effects where its own output is added to its input, by plain runs; and the terms' sizes."""
+    model = of.model
+    effect = summed = torch.zeros((), dtype=model.dtype, device=model.device)
     with torch.inference_mode():
-        z, resid = (
-            of_prompt.clean.run.z[layer][:, head] - model.value_constant[layer, head],
-            of_prompt.clean.run.resid[layer],
-        )
-        W_O, scales_of = model.W_O[layer][head], of_prompt.clean.postnorms
-        effect = summed = torch.zeros((), dtype=model.dtype, device=model.device)
-        for pos in np.flatnonzero(selected[layer, head, prompt]).tolist():
+        z, resid = of.clean.run.z[layer][:, head] - model.value_constant[layer, head], of.clean.run.resid[layer]
+        W_O, scales_of = model.W_O[layer][head], of.clean.postnorms
+        for pos in places:
             held = scales_of["attention"][layer, pos] if scales_of else None
-            changed = resid[pos] + scales[scale] * model.written(z[pos] @ W_O, "attention", layer, held)
-            with model.running():
+            changed = resid[pos] + scale * model.written(z[pos] @ W_O, "attention", layer, held)
+            with model.running(of.exact):
                 hidden = model.read_by_attention(layer, changed[None])
             edit = replaced_attention_input(model, layer, hidden, slice(pos, pos + 1))
-            run = plain_run(model, tokens[prompt], [edit], until=layer)
+            run = plain_run(model, of.tokens, [edit], until=layer, exact=of.exact)
             written = run.z[layer][pos, head] - model.value_constant[layer, head]
-            along = of_prompt.seen_by("attention", layer)[pos]
+            along = of.seen_by("attention", layer)[pos]
             effect = effect + (written @ W_O) @ along
             summed = summed + written.norm() * W_O.norm() * along.norm()
-    where = f"of head (layer {layer}, head {head})"
-    at = (layer, head, prompt)
-    proof.compare(f"reinforced_direct_effect {where}", found["reinforced_direct_effect"][at][0, scale], effect, summed)
-    proof.ablations += 1
+    return effect, summed
 
 
 def _added(

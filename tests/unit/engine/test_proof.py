@@ -10,15 +10,16 @@ import torch
 from transformers import AutoModelForCausalLM, GemmaConfig, PreTrainedModel, Qwen3MoeConfig
 
 import selfrepair
-from selfrepair.engine import replay
+from selfrepair.engine import proof, replay
 from selfrepair.engine.proof import Proof
+from selfrepair.engine.rounding import BFLOAT16_TIMES, REPEATED_ROUNDINGS
 from selfrepair.measure import ablations
 from selfrepair.model.calls import Call
 from selfrepair.model.model import Model
 from selfrepair.quantities import ABLATION_KINDS, CHOSEN_EXPERTS
 from unit.model.test_calls import longrope_model
 
-from conftest import CONFIGS, random_model
+from conftest import CONFIGS, in_bfloat16, random_model
 
 NOTICED = "ablations of .* are not what the whole model gives with plain hooks: .* where rounding explains"
 
@@ -258,6 +259,45 @@ def test_a_window_that_is_forgotten_is_noticed(tokens, donors, monkeypatch: pyte
         selfrepair.ablate_heads(model, tokens, donors, heads=[(0, 1)])
 
 
+# --- bfloat16 --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def repeated_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every head on every prompt."""
+    monkeypatch.setattr(proof, "SHARE", 100.0)
+    monkeypatch.setattr(proof, "HEADS_A_PROMPT", 100)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_half_of_what_is_allowed_is_enough_in_bfloat16(
+    name: str, tokens: np.ndarray, donors: np.ndarray, repeated_all: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Layers of random models carry rounding far: by one rounding alone, most of these would be refused."""
+    monkeypatch.setattr(proof, "REPEATED_ROUNDINGS", REPEATED_ROUNDINGS // 2)
+    monkeypatch.setattr(proof, "BFLOAT16_TIMES", BFLOAT16_TIMES // 2)
+    model = selfrepair.load_model(in_bfloat16(random_model(name, torch.float32)), weights="bfloat16")
+    found = selfrepair.ablate_heads(model, tokens, donors).attrs
+    assert found["proof_ablations"] == model.n_layers * model.n_heads * len(tokens)
+
+
+@pytest.mark.parametrize("plant", [fault for fault in FAULTS if fault is not a_write_that_is_a_thousandth_too_long])
+@pytest.mark.parametrize("name", ["llama", "qwen3", "gpt_neox"])
+def test_a_fault_in_replay_is_noticed_in_bfloat16(
+    plant: Callable[[pytest.MonkeyPatch], None],
+    name: str,
+    tokens: np.ndarray,
+    donors: np.ndarray,
+    repeated_all: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = selfrepair.load_model(in_bfloat16(random_model(name, torch.float32)), weights="bfloat16")
+    plant(monkeypatch)
+    monkeypatch.setattr("selfrepair.engine.sweep.check_identity", lambda *_: None)
+    with pytest.raises(ValueError, match=NOTICED):
+        selfrepair.ablate_heads(model, tokens, donors, heads=[(0, 1), (1, 3)])
+
+
 # --- what is repeated ------------------------------------------------------------------------------------------------
 
 
@@ -286,11 +326,13 @@ def test_what_is_measured_nowhere_is_not_chosen(model: Model) -> None:
 
 
 def test_numbers_that_were_not_measured_are_not_compared(model: Model) -> None:
-    proof = Proof(model, "numbers", seed=0)
+    held = Proof(model, "numbers", seed=0)
     wanted, summed = torch.tensor([1.0, 2.0, 3.0]), torch.ones(3)
-    proof.compare("one", np.array([1.0, np.nan, 3.0]), wanted, summed)
-    assert (proof.numbers, proof.largest) == (2, 0.0)
+    held.compare("one", np.array([1.0, np.nan, 3.0]), wanted, summed)
+    assert (held.numbers, held.largest) == (2, 0.0)
+    held.compare("scale", np.array([1.0, np.nan, 3.00001]), wanted, summed, unit="")
+    assert (held.numbers, held.largest) == (4, 0.0)
     with pytest.raises(ValueError, match=r"numbers of .* plain hooks: one off by 0\.0625 logits"):
-        proof.compare("one", np.array([1.0, np.nan, 3.0625]), wanted, summed)
+        held.compare("one", np.array([1.0, np.nan, 3.0625]), wanted, summed)
     with pytest.raises(ValueError, match="off by inf"):
-        proof.compare("one", np.array([1.0, np.inf, 3.0]), wanted, summed)
+        held.compare("one", np.array([1.0, np.inf, 3.0]), wanted, summed)
