@@ -207,7 +207,7 @@ class _Head:
                 "top": top,
                 "n_neurons": len(neurons),
                 "neuron_rank": np.arange(1, len(listed) + 1),
-                "neuron": listed,
+                "neuron": listed.astype(np.int32),
             }
             frames.append(pd.DataFrame({**columns, **estimated("token_share", _mean(totals, "among"))}))
         return pd.concat(frames, ignore_index=True)
