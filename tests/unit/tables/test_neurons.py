@@ -175,6 +175,7 @@ def test_how_often_a_neuron_is_among_the_first(tables: dict[str, pd.DataFrame], 
     row, tokens = head
     rows = rows_of(tables["neuron_consistency"], row)
     assert sorted(set(rows["top"])) == list(AMONG_TOP)
+    assert rows["neuron"].dtype == np.int32
     for top, part in rows.groupby("top"):
         first = [set(best[:top]) for best in tokens["neuron"].values.tolist()]
         seen = set().union(*first)
