@@ -59,12 +59,12 @@ def compare(
     resamples, shared = draw_prompts(runs)
     together = [len(each.prompts) for each in runs] == [shared, shared]
     heads, overall = differences(runs, kind, by, selection, resamples)
+    noisy = add_noise(heads, overall, [each.heads(kind, selection) for each in runs], by)
     ablated = [len(each.heads(kind, selection)) for each in runs]
     settings = _differing(runs)
     order = heads["difference"].abs().sort_values(ascending=False, kind="stable", na_position="last").index
     ranked = heads.loc[order].reset_index(drop=True)
     shown = ranked.head(top) if top else ranked
-    noisy = "difference_noise" in heads
     apart = int(_is_apart(heads).sum())
     if as_json:
         print_json(
@@ -154,9 +154,8 @@ def differences(
         resamples: How often each run's prompts count (`draw_prompts`).
 
     Returns:
-        A row a head: layer, head, first, second, and difference (second less first) with its interval; with difference_noise,
-        what bfloat16 may make of it (docs/files.md), where a run has such. And the same of the mean over these heads, without
-        layer and head.
+        A row a head: layer, head, first, second, and difference (second less first) with its interval. And the same of the mean
+        over these heads, without layer and head.
     """
     import numpy as np
     import pandas as pd
@@ -175,22 +174,33 @@ def differences(
     one, two = (of[by] for of in means)
     of_heads = pd.DataFrame({"layer": [layer for layer, _ in common], "head": [head for _, head in common]})
     of_heads = of_heads.assign(first=one[0], second=two[0], **estimated("difference", two - one))
-    if noise := [
-        _noise(each, kind, by, selection, common) for each in runs if NOISE_OF + by in each.heads(kind, selection)
-    ]:
-        of_heads["difference_noise"] = np.sum(noise, axis=0)  # at most: the runs' own may be of either sign
     both = np.isfinite(one[0]) & np.isfinite(two[0])
     one, two = (_over_heads({name: values[:, both] for name, values in of.items()}, by) for of in means)
     overall = {"first": float(one[0]), "second": float(two[0]), **estimated("difference", two - one)}
-    if noise:
-        overall["difference_noise"] = float(of_heads["difference_noise"][both].mean())
     return of_heads, overall
 
 
-def _noise(run: "OpenRun", kind: str, by: str, selection: str, heads: Sequence[tuple[int, int]]) -> "np.ndarray":
-    """What bfloat16 may make of a quantity of each head, in a run."""
-    of_heads = run.heads(kind, selection).set_index(["layer", "head"])[NOISE_OF + by]
-    return of_heads.loc[list(heads)].to_numpy()
+def add_noise(heads: "pd.DataFrame", overall: dict[str, Any], tables: "Sequence[pd.DataFrame]", by: str) -> bool:
+    """Add what bfloat16 may make of differences (docs/files.md), as difference_noise, where a run has such.
+
+    Args:
+        heads: From `differences`, as is ``overall``.
+        overall: Likewise.
+        tables: Both runs' tables of heads.
+        by: The quantity.
+
+    Returns:
+        Whether a run has such.
+    """
+    import numpy as np
+
+    noise = [table.set_index(["layer", "head"])[NOISE_OF + by] for table in tables if NOISE_OF + by in table]
+    if noise:
+        places = list(zip(heads["layer"], heads["head"], strict=True))
+        # At most: that of each run may be of either sign.
+        heads["difference_noise"] = np.sum([of_run.loc[places].to_numpy() for of_run in noise], axis=0)
+        overall["difference_noise"] = float(heads["difference_noise"][heads["difference"].notna()].mean())
+    return bool(noise)
 
 
 def _is_apart(heads: "pd.DataFrame") -> "pd.Series[bool]":
