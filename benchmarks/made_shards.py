@@ -56,10 +56,10 @@ def make_shards(folder: Path, sizes: Sizes) -> dict[str, Path]:
     """Write a shard of each kind, and the files beside them.
 
     Returns:
-        By kind, the file; and "chosen_heads".
+        As `made` gives them.
     """
     rng = np.random.default_rng(0)
-    files = {kind: folder / f"{kind}.h5" for kind in KINDS}
+    files = made(folder)
     n_heads = sizes.layers * sizes.heads
     tokens = (sizes.prompts, sizes.positions)
 
@@ -212,22 +212,25 @@ def make_shards(folder: Path, sizes: Sizes) -> dict[str, Path]:
         {"component": 2, "layer": sizes.layers, "prompt": sizes.prompts, "pos": sizes.positions},
         {name: ("component layer prompt pos", noise(2, sizes.layers, *tokens)) for name in names},
     )
-    files["model"] = _write_model(folder / "model", sizes)
-    files["chosen_heads"] = folder / "chosen_heads.json"
+    _write_model(files["model"], sizes)
     write_json(files["chosen_heads"], {"heads": sizes.chosen, "strongest": True})
     return files
 
 
-def _write_model(folder: Path, sizes: Sizes) -> Path:
-    """A snapshot of a model's config alone; gives its manifest."""
+def made(folder: Path) -> dict[str, Path]:
+    """The files that `make_shards` has written, by kind; and "model", a manifest, and "chosen_heads"."""
+    files = {kind: folder / f"{kind}.h5" for kind in KINDS}
+    return {**files, "model": folder / "model" / MANIFEST, "chosen_heads": folder / "chosen_heads.json"}
+
+
+def _write_model(manifest: Path, sizes: Sizes) -> None:
+    """Write a snapshot of a model's config alone."""
     from transformers import LlamaConfig  # late: the jobs that are measured do without
 
-    manifest = folder / MANIFEST
     config = LlamaConfig(num_hidden_layers=sizes.layers, num_attention_heads=sizes.heads, hidden_size=64 * sizes.heads)
     with staging(manifest) as partial:
         config.save_pretrained(partial)
         publish(manifest, partial, {"kind": "model", "source": "made up", "license": "none", "weights": "none"})
-    return manifest
 
 
 def write_settings(path: Path, sizes: Sizes, n_shards: int, n_bootstrap: int) -> Path:

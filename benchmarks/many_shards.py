@@ -6,6 +6,7 @@ files of its kind would be read.
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -13,13 +14,13 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from made_shards import Sizes, make_shards, write_settings
+from made_shards import Sizes, made, make_shards, write_settings
 
 from selfrepair.files.sealed import write_json
 from selfrepair.measure.chosen_heads import choose_heads
 from selfrepair.measure.mean_activations import average_activations
 from selfrepair.measure.thresholds import find_thresholds
-from selfrepair.workflow.jobs import peak_mb
+from selfrepair.workflow.jobs import SMALL_POOL, peak_mb
 
 SHAPES = {
     "SmolLM2-135M": Sizes(layers=30, heads=9),
@@ -166,7 +167,7 @@ def main() -> None:
     sizes = SHAPES[arguments.shape]
     if arguments.job:
         rule, n_shards, folder = arguments.job
-        files = {path.stem: path for path in (Path(folder) / "shards").iterdir()}
+        files = made(Path(folder) / "shards")
         run = jobs(files, sizes, int(n_shards), arguments.bootstrap, Path(folder) / n_shards)[rule]
         run()
         print(json.dumps({"mb": peak_mb(), "cpu_s": time.process_time()}))  # noqa: T201
@@ -189,7 +190,11 @@ def main() -> None:
                     str(arguments.bootstrap),
                 ]
                 done = subprocess.run(
-                    [*command, "--job", rule, str(n_shards), folder], check=True, stdout=subprocess.PIPE, text=True
+                    [*command, "--job", rule, str(n_shards), folder],
+                    env=os.environ | dict([SMALL_POOL]),
+                    check=True,
+                    stdout=subprocess.PIPE,
+                    text=True,
                 )
                 found.setdefault(rule, {})[str(n_shards)] = took = json.loads(done.stdout.splitlines()[-1])
                 print(f"{rule} {n_shards} {took['mb']:.0f} MB {took['cpu_s']:.1f} s", flush=True)  # noqa: T201

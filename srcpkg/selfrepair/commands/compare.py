@@ -300,7 +300,7 @@ def draw_prompts(runs: "tuple[OpenRun, OpenRun]") -> "tuple[tuple[Resamples, Res
         one, two = (Resamples.drawn(size, n_bootstrap, seed + place) for place, size in enumerate(sizes))
         return (one, two), 0
     drawn = Resamples.drawn(len(numbers), n_bootstrap, seed)
-    one, two = (Resamples(drawn.counts[:, places]) for places in of_runs)
+    one, two = (Resamples.given(drawn.counts[:, places]) for places in of_runs)
     return (one, two), shared
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from pyarrow import BufferReader, parquet
+from pyarrow import BufferReader, Table, parquet
 
 from selfrepair.files.sealed import (
     BLANK,
@@ -20,17 +20,20 @@ from selfrepair.files.sealed import (
     writing,
 )
 
+LINES = 1000
+"""Lines of a CSV that are put together at once: each of their cells is a Python object."""
+
 
 def write_table(table: pd.DataFrame, path: Path, attrs: Mapping[Any, Any]) -> None:
     """Write a table as Parquet, its settings in attrs, and as CSV beside it; each appears whole or not at all."""
     csv = path.with_suffix(".csv")
     with write_whole(csv) as temporary, writing(csv):
-        table.to_csv(temporary, index=False)
+        table.to_csv(temporary, index=False, chunksize=LINES)
     labelled = table.copy(deep=False)
     labelled.attrs = dict(attrs)
-    content = io.BytesIO()
-    labelled.to_parquet(content, index=False)
-    columns = parquet.read_table(_native(content.getvalue()), use_threads=False)
+    columns = Table.from_pandas(labelled, preserve_index=False)
+    # What pandas writes, and reads attrs from, without a second copy of the table.
+    columns = columns.replace_schema_metadata({**columns.schema.metadata, "PANDAS_ATTRS": json.dumps(labelled.attrs)})
     sealed = io.BytesIO()
     with parquet.ParquetWriter(sealed, columns.schema) as writer:
         writer.write_table(columns)

@@ -3,8 +3,9 @@
 Prompts come a shard at a time and are added to sums in every resample, so that memory does not grow with their number.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,9 @@ CONFIDENCE = 0.95
 BLOCK = 32
 """Prompts that are weighted at once: fewer pass over all sums too often, more take memory."""
 
+DRAWN = 256
+"""Prompts whose draws are made and held at once, in every resample."""
+
 N_TOKENS, N_PROMPTS = "n_tokens", "n_prompts"
 """Names, among sums over tokens, of how many tokens there are, and prompts with one of them."""
 
@@ -28,20 +32,48 @@ class Resamples:
     """How often each prompt counts: once in the estimate, then as often as each bootstrap resample draws it.
 
     Attributes:
-        counts: A row of ones, then a row a resample of as many prompts with replacement. One byte each: a prompt is drawn once
-            on average, and never 256 times.
+        n_prompts: How many prompts there are.
+        between: Counts of the prompts from one to before another [resample, prompt]: a row of ones, then a row a resample of as
+            many prompts with replacement. One byte each: a prompt is drawn once on average, and never 256 times.
     """
 
-    counts: UInt8[np.ndarray, "resample prompt"]
+    n_prompts: int
+    between: Callable[[int, int], UInt8[np.ndarray, "resample prompt"]]
+
+    @property
+    def counts(self) -> UInt8[np.ndarray, "resample prompt"]:
+        """Counts of all prompts."""
+        return self.between(0, self.n_prompts)
+
+    @classmethod
+    def given(cls, counts: UInt8[np.ndarray, "resample prompt"]) -> "Resamples":
+        """Those of which all counts are known."""
+        return cls(counts.shape[1], lambda first, stop: counts[:, first:stop])
 
     @classmethod
     def drawn(cls, n_prompts: int, n_bootstrap: int, seed: int) -> "Resamples":
-        """Draw ``n_bootstrap`` resamples."""
-        counts = np.ones((1 + n_bootstrap, n_prompts), np.uint8)
-        rng = np.random.default_rng(seed)
-        for row in counts[1:]:
-            row[:] = np.bincount(rng.integers(n_prompts, size=n_prompts), minlength=n_prompts)
-        return cls(counts)
+        """Draw ``n_bootstrap`` resamples, a block of prompts at a time and when it is asked for.
+
+        How many draws fall on each block is drawn first, then which of its prompts they fall on: together, draws from all.
+        """
+        sizes = np.diff([*range(0, n_prompts, DRAWN), n_prompts])
+        falls = np.random.default_rng([seed, 0, 1]).multinomial(n_prompts, sizes / n_prompts, size=n_bootstrap)
+
+        @lru_cache(maxsize=2)  # a shard may lie in two
+        def block(at: int) -> np.ndarray:
+            counts = np.ones((1 + n_bootstrap, sizes[at]), np.uint8)
+            rng = np.random.default_rng([seed, at])
+            for row, draws in zip(counts[1:], falls[:, at], strict=True):
+                row[:] = np.bincount(rng.integers(sizes[at], size=draws), minlength=sizes[at])
+            return counts
+
+        def between(first: int, stop: int) -> np.ndarray:
+            blocks = range(first // DRAWN, -(-stop // DRAWN))
+            return np.concatenate(
+                [block(at)[:, max(first - at * DRAWN, 0) : stop - at * DRAWN] for at in blocks], axis=1
+            )
+
+        return cls(n_prompts, between)
 
     @classmethod
     def of_run(cls, run: Mapping[Any, Any]) -> "Resamples":
@@ -72,7 +104,7 @@ class Totals:
 
     def __getitem__(self, name: str) -> Float[np.ndarray, "resample *rest"]:
         """Sums of a value over all prompts, the estimate's first."""
-        assert self._stop == self._resamples.counts.shape[1], "prompts are missing"
+        assert self._stop == self._resamples.n_prompts, "prompts are missing"
         self._weight()
         return np.moveaxis(self._totals[name], -1, 0)
 
@@ -97,7 +129,7 @@ class Totals:
     def _weight(self) -> None:
         if self._first == self._stop:
             return
-        weights = self._resamples.counts[:, self._first : self._stop].T.astype(np.float64)
+        weights = self._resamples.between(self._first, self._stop).T.astype(np.float64)
         for name, parts in self._waiting.items():
             block = np.concatenate(parts, axis=-1)
             total = (block.reshape(-1, len(weights)) @ weights).reshape(*block.shape[:-1], weights.shape[1])

@@ -28,6 +28,8 @@ logger = logging.getLogger(__name__)
 NOT_CONFIG = ("script", "code", "named", "edited")
 """Params of every rule (rules/common.smk) that are no values of the config."""
 
+SMALL_POOL = "ARROW_DEFAULT_MEMORY_POOL", "system"
+"""Setting of Arrow's, read when it is first imported: the pool that it would take keeps tens of MB for a table of one."""
 
 STOPPED = (
     f"{failures.STOPPED} (SIGTERM): the scheduler's time limit is up, or the job was cancelled. Run again; where time was "
@@ -50,6 +52,7 @@ def job(snakemake: Any, offline: bool = True) -> Iterator[dict[str, Any]]:
         SystemExit: The block failed, and the log holds the traceback; or it was interrupted.
     """
     _limit_threads(snakemake.threads)
+    os.environ.setdefault(*SMALL_POOL)
     signal.signal(signal.SIGTERM, _terminate)
     os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
     if offline:

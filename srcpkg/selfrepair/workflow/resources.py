@@ -133,8 +133,8 @@ CUDA = 1500 * MB
 """What torch for GPUs and its context take beside that."""
 TOP_SHARE = 0.6
 """Of the operations of all tokens, those of top tokens alone (docs/performance.md)."""
-LISTED, WAITING, COUNTED = 10_000, 32, 8 * 2048
-"""Tokens of a head that tables list (`selfrepair.tables.sample`), prompts that wait to be added to sums
+LISTED, WAITING, DRAWN, COUNTED = 10_000, 32, 3 * 256, 8 * 2048
+"""Tokens of a head that tables list (`selfrepair.tables.sample`), prompts that wait to be added to sums, and whose draws are held
 (`selfrepair.tables.statistics`), and bytes a head of counts of its values (`selfrepair.measure.largest`)."""
 EXPLORER_PAIRS, EXPLORER_PAGE = 1_500_000, 15 * MB
 """(head, token) pairs that are read for the explorer's page (`selfrepair.explorer.payload`), and the page's size, at most."""
@@ -583,7 +583,7 @@ class Costs:
         of_tokens = heads * tokens * number
         resampled = 8 * (1 + self.config["statistics"]["n_bootstrap"])
         of_heads = heads * (resampled + 8 * WAITING)
-        drawn = resampled / 8 * self.prompts
+        drawn = resampled / 8 * min(self.prompts, DRAWN)
         match rule:
             case "find_thresholds":
                 return 3 * every * COUNTED + every * tokens * (4 * number + 16)

@@ -25,6 +25,6 @@ def test_arrow_is_given_no_python_object_to_read(tmp_path: Path, monkeypatch: py
     found = read_table(tmp_path / "heads.parquet")
     pd.testing.assert_frame_equal(found, table)
     assert found.attrs == read_settings(tmp_path / "heads.parquet") == {"model": "tiny"}
-    assert len(read) == 3
+    assert len(read) == 2
     assert all(isinstance(source, pa.NativeFile) and not isinstance(source, pa.PythonFile) for source, _ in read)
     assert all(threads is False for _, threads in read)

@@ -50,7 +50,7 @@ def test_planted_variances(rng: np.random.Generator, token_sd: float, donor_sd: 
 
 def test_variances_are_those_of_an_analysis_of_variance() -> None:
     """Two tokens, two donors, by hand."""
-    found = over_donors(TWO_TOKENS, Resamples(np.ones((1, 2), np.uint8)))
+    found = over_donors(TWO_TOKENS, Resamples.given(np.ones((1, 2), np.uint8)))
     # Within: 2 and 0; means 2 and 5, whose variance is 4.5.
     assert found["donor_variance"] == pytest.approx([1.0])
     assert found["token_variance"] == pytest.approx([4.5 - 0.5])
@@ -61,7 +61,7 @@ def test_variances_are_those_of_an_analysis_of_variance() -> None:
 
 
 def test_a_resample_of_one_token_has_no_variance_between_tokens() -> None:
-    found = over_donors(TWO_TOKENS, Resamples(np.array([[1, 0]], np.uint8)))
+    found = over_donors(TWO_TOKENS, Resamples.given(np.array([[1, 0]], np.uint8)))
     assert np.isnan(found["token_variance"]).all()
     assert found["donor_variance"] == pytest.approx([2.0])
 

@@ -11,7 +11,7 @@ pytestmark = pytest.mark.filterwarnings("error")
 
 def regressed(x: np.ndarray, y: np.ndarray, counts: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
     """Slope and R^2 of y on x [component, layer, prompt, pos], prompts in two shards."""
-    totals = Totals(Resamples(np.array(counts, np.uint8)))
+    totals = Totals(Resamples.given(np.array(counts, np.uint8)))
     tokens = {"removed": x, **dict.fromkeys(COMPENSATIONS, y)}
     centres = {name: of[:, :, :1].mean((2, 3), keepdims=True) for name, of in tokens.items()}
     for part in (slice(0, 1), slice(1, 4)):

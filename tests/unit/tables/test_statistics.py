@@ -7,6 +7,7 @@ import xarray as xr
 from selfrepair.quantities import HEAD_TOKEN, MEANS, PARTS
 from selfrepair.tables.statistics import (
     BLOCK,
+    DRAWN,
     Resamples,
     Totals,
     estimated,
@@ -46,6 +47,36 @@ def test_resampled_means_count_prompts_as_often_as_drawn(ablations: xr.Dataset) 
     assert len(result) == len(draws)
     for row, drawn in enumerate(draws):
         assert np.allclose(result[row], tokens["logit_change"][:, drawn].mean((1, 2)))
+
+
+def test_draws_of_many_prompts_are_draws_from_all() -> None:
+    """Made a block at a time, they are as many in every resample, and fall on each block and prompt as often as by chance."""
+    n_prompts, n_bootstrap = 3 * DRAWN + 20, 2000
+    resamples = Resamples.drawn(n_prompts, n_bootstrap, seed=1)
+    counts = resamples.counts.astype(int)
+    assert counts.shape == (1 + n_bootstrap, n_prompts)
+    assert (counts[0] == 1).all() and (counts.sum(1) == n_prompts).all()
+    drawn = counts[1:]
+    for start in range(0, n_prompts, DRAWN):
+        of_block = drawn[:, start : start + DRAWN].sum(1)
+        share = min(DRAWN, n_prompts - start) / n_prompts
+        spread = np.sqrt(n_prompts * share * (1 - share))
+        assert abs(of_block.mean() - n_prompts * share) < 4 * spread / np.sqrt(n_bootstrap)
+        assert np.isclose(of_block.std(), spread, rtol=0.08)
+    assert np.allclose(drawn.mean(0), 1, atol=5 / np.sqrt(n_bootstrap))
+    assert np.isclose(drawn.var(0).mean(), 1 - 1 / n_prompts, rtol=0.01)
+    # Of no two prompts, of one block or of two, do the draws go together.
+    together = np.corrcoef(drawn[:, [0, 1, DRAWN, DRAWN + 1, -1]].T) - np.eye(5)
+    assert np.abs(together).max() < 5 / np.sqrt(n_bootstrap)
+
+
+@pytest.mark.parametrize("step", [7, 100, DRAWN, 2 * DRAWN + 1])
+def test_draws_are_the_same_however_many_prompts_are_asked_for(step: int) -> None:
+    n_prompts = 2 * DRAWN + 50
+    whole = Resamples.drawn(n_prompts, 5, seed=3).counts
+    resamples = Resamples.drawn(n_prompts, 5, seed=3)
+    steps = [(first, min(first + step, n_prompts)) for first in range(0, n_prompts, step)]
+    assert np.array_equal(np.concatenate([resamples.between(*of) for of in steps], axis=1), whole)
 
 
 def test_clipped_fraction_is_of_each_token() -> None:
