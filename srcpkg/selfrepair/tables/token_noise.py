@@ -46,7 +46,8 @@ def tabulate_token_noise(
     chosen = read_chosen_heads(chosen_heads)
     layer, head = np.array(chosen).T
     listed, totals = Sample(run["bootstrap_seed"]), Totals(Resamples.of_run(run))
-    repair_of_top: list[list[np.ndarray]] = [[] for _ in chosen]
+    # Bytes, end to end: an array a shard would take several times as much.
+    repair_of_top = [bytearray() for _ in chosen]
     for shard in read_ablations(shards, thresholds, run["first_position"], chosen, chosen_heads):
         values = {name: shard.dataset[name].values for name in TOKEN_COLUMNS}
         top = shard.counted["top"]
@@ -56,8 +57,9 @@ def tabulate_token_noise(
         listed.add({"prompt": prompt + shard.first, "pos": pos, **columns})
         shares = {"broken": values["self_repair"] < 0, "overcorrected": values["logit_change"] > 0}
         totals.add(prompt_sums(shares, top))
-        for row, parts in enumerate(repair_of_top):
-            parts.append(values["self_repair"][row][top[row]])
+        repair = values["self_repair"]
+        for row, of_head in enumerate(repair_of_top):
+            of_head += repair[row][top[row]].tobytes()
     ranks = {"rank": np.arange(1, len(chosen) + 1), "layer": layer, "head": head}
     rows = listed.rows()
     prompt, pos = rows.pop("prompt"), rows.pop("pos")
@@ -67,7 +69,7 @@ def tabulate_token_noise(
         **{name: of.T.ravel() for name, of in rows.items()},
     }
     write_table(pd.DataFrame(table), tokens_out, {**run, **listed.settings})
-    quantiles = np.array([np.quantile(np.concatenate(parts), QUANTILES) for parts in repair_of_top]).T
+    quantiles = np.array([np.quantile(np.frombuffer(of, repair.dtype), QUANTILES) for of in repair_of_top]).T
     spread = {
         **ranks,
         "n_tokens": totals.n_tokens,

@@ -1,5 +1,7 @@
 """Means, fractions and intervals against the same things written out."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 import xarray as xr
@@ -77,6 +79,19 @@ def test_draws_are_the_same_however_many_prompts_are_asked_for(step: int) -> Non
     resamples = Resamples.drawn(n_prompts, 5, seed=3)
     steps = [(first, min(first + step, n_prompts)) for first in range(0, n_prompts, step)]
     assert np.array_equal(np.concatenate([resamples.between(*of) for of in steps], axis=1), whole)
+
+
+def test_draws_of_few_prompts_are_held_at_once() -> None:
+    n_prompts, n_bootstrap = 20 * DRAWN, 100
+    resamples = Resamples.drawn(n_prompts, n_bootstrap, seed=0)
+    tracemalloc.start()
+    try:
+        for first in range(0, n_prompts, BLOCK):
+            resamples.between(first, first + BLOCK)
+        held = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert held < 4 * DRAWN * (1 + n_bootstrap) < n_prompts * n_bootstrap
 
 
 def test_clipped_fraction_is_of_each_token() -> None:
