@@ -73,7 +73,13 @@ def keys() -> Iterator[str]:
     """Rows of the table of the config's keys; keys that make the same stale stand together."""
     rows: dict[str, list[str]] = {}
     for key, (_, jobs) in stale.KEYS.items():
-        rows.setdefault(in_words(jobs), []).append(f"`{key.replace('*', 'NAME')}`")
+        # A key that adds a shard: rules with a job less than there were before keep those of shards that are there.
+        adds = jobs.items() if key == "tokens.prompts" else ()
+        new = [rule for rule in ORDER for of, n in adds if rule == of and n < stale.FROM_ACTIVATIONS.get(rule, 0)]
+        words = in_words(jobs.keys() - set(new))
+        if new:
+            words = f"of new shards {', '.join(f'`{rule}`' for rule in new)}; {words}"
+        rows.setdefault(words, []).append(f"`{key.replace('*', 'NAME')}`")
     yield "| key | what is made again |"
     yield "|---|---|"
     for words, names in rows.items():

@@ -23,7 +23,7 @@ rule tabulate_all_models:
     log:
         "logs/all_models/{corpus}/tabulate_all_models.log",
     group:
-        in_group("tables")
+        in_group("all_models")
     conda:
         "../environment.yml"
     threads: 1
@@ -56,7 +56,7 @@ for _name, _tables in MODELS_FIGURES.items():
         log:
             f"logs/all_models/{{corpus}}/draw_{_name}.log",
         group:
-            in_group("tables")
+            in_group("all_models")
         conda:
             "../environment.yml"
         threads: 1
@@ -90,7 +90,7 @@ rule write_models_findings:
     log:
         "logs/all_models/{corpus}/write_models_findings.log",
     group:
-        in_group("tables")
+        in_group("all_models")
     conda:
         "../environment.yml"
     threads: 1

@@ -468,7 +468,12 @@ def in_group(name):
 
 def gpus():
     """GPUs that a job which runs the model asks for."""
-    return 1 if config["compute"]["device"].startswith("cuda") else 0
+    return 0 if config["compute"]["device"] == "cpu" else 1
+
+
+# On this machine one job at a time has the GPU, unless the command line or a profile says how many there are.
+if workflow.is_main_process and workflow.local_exec and gpus() and "gpu" not in workflow.global_resources:
+    workflow.register_resource("gpu", 1)
 
 
 def need(rule, wildcards, text=0):

@@ -26,7 +26,7 @@ rule tokenize_corpus:
         f"{BENCHMARKS}/tokenize_corpus.tsv"
     priority: FIRST
     group:
-        in_group("checks")
+        in_group("prompts")
     conda:
         "../environment.yml"
     threads: 2
@@ -54,7 +54,7 @@ rule check_prompts:
     # Before any shard: what cannot be had is said at once.
     priority: 100
     group:
-        in_group("checks")
+        in_group("prompts")
     conda:
         "../environment.yml"
     threads: 1
@@ -111,8 +111,6 @@ rule find_thresholds:
     benchmark:
         f"{BENCHMARKS}/find_thresholds.tsv"
     priority: FIRST
-    group:
-        in_group("selection")
     conda:
         "../environment.yml"
     threads: 1
@@ -135,8 +133,6 @@ rule average_activations:
         f"{LOGS}/average_activations.log",
     benchmark:
         f"{BENCHMARKS}/average_activations.tsv"
-    group:
-        in_group("selection")
     conda:
         "../environment.yml"
     threads: 1

@@ -42,8 +42,6 @@ rule check_model:
         "logs/{model}/check_model.log",
     # Before any shard, though none reads it: what the model has not is said at once.
     priority: 100
-    group:
-        in_group("checks")
     localrule: True
     conda:
         "../environment.yml"

@@ -383,8 +383,7 @@ rule check_published:
         "logs/{model}/check_published.log",
     # Before any shard: a model that is another is said at once.
     priority: 100
-    group:
-        in_group("checks")
+    localrule: True
     conda:
         "../environment.yml"
     threads: 1

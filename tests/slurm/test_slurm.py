@@ -20,12 +20,12 @@ SUBMITTED = re.compile(r"has been submitted with SLURM jobid (\d+)")
 
 
 def test_results_are_those_of_a_local_run_in_few_jobs(cluster: Cluster, finished: Space) -> None:
-    """Checks, selection, and tables with figures are a job each, whose 48 parts would be jobs otherwise; so is the explorer."""
+    """Prompts with their check, and tables with figures, are a job each, whose parts would be jobs of their own otherwise."""
     said = cluster.run()
     assert list(differences(cluster.space.work / "results", finished.work / "results")) == []
     jobs = len(SUBMITTED.findall(said))
-    of_shards = 2 * (1 + 3 + 3 + 3)
-    assert jobs <= of_shards + 7, f"{jobs} jobs"
+    # Eleven stages a shard; prompts, thresholds, averages, the choice of heads, tables, the explorer.
+    assert jobs == 2 * 11 + 6, f"{jobs} jobs"
     assert cluster.space.jobs() == {}
 
 

@@ -9,6 +9,7 @@ import pytest
 
 import selfrepair
 from workflow.running import Space
+from workflow.test_elsewhere import submitted
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -47,6 +48,15 @@ def test_figures_and_findings_of_both_are_made(two: Space) -> None:
     assert text.startswith("# Findings: all models on words\n")
     assert "\n- tiny: the rest of the model restores" in text
     assert "\n- other: the rest of the model restores" in text
+
+
+def test_no_model_waits_for_another_on_a_cluster(
+    two: Space, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tables and figures go together by model; what is of all models is a job of its own."""
+    space = two.copy(tmp_path / "space")
+    again = ("self_repair_by_layer", "models_by_layer", "--forcerun", "tabulate_heads")
+    assert len(submitted(space, tmp_path, monkeypatch, *again)) == 3
 
 
 def test_an_edit_of_what_joins_or_draws_makes_these_stale(two: Space) -> None:

