@@ -471,8 +471,10 @@ def gpus():
     return 0 if config["compute"]["device"] == "cpu" else 1
 
 
-# On this machine one job at a time has the GPU, unless the command line or a profile says how many there are.
-if workflow.is_main_process and workflow.local_exec and gpus() and "gpu" not in workflow.global_resources:
+# On this machine one job at a time has the GPU, unless the command line or a profile says how many there are. Which executor
+# runs the jobs is not known yet; all but those of this machine are told how many to have in the queue.
+_here = workflow.is_main_process and workflow.resource_settings.nodes is None
+if _here and gpus() and "gpu" not in workflow.global_resources:
     workflow.register_resource("gpu", 1)
 
 

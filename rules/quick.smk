@@ -6,10 +6,13 @@ They are what a run of so few prompts would make.
 Steps: rules of the other files, on fewer shards: find_quick_thresholds, tabulate_quick_heads, draw_quick.
 """
 
-# A main kind of top tokens alone has only those of the whole run.
+# A main kind of top tokens alone has only those of the whole run; and of a small shard's tokens the top fraction may be none.
+_tokens = config["tokens"]["prompts_per_shard"] * (
+    config["tokens"]["prompt_length"] - 1 - config["statistics"]["first_position"]
+)
 FIRST_FIGURE = (
     QUICK_FIGURE
-    if COMPUTED[MAIN_KIND] == "all"
+    if COMPUTED[MAIN_KIND] == "all" and int(config["statistics"]["top_fraction"] * _tokens) > 0
     else FIGURE.format(figure="self_repair_by_layer", model="{model}", corpus="{corpus}")
 )
 

@@ -67,6 +67,13 @@ def test_every_view_fits_its_width_and_is_silent(open_page: Open, width: int, th
         )
         assert plots
         assert all(0.8 * room < drawn <= room + 1 for drawn, room in plots), (view, plots)
+        # No name in a legend is cut off.
+        over = page.evaluate(
+            "[...document.querySelectorAll('.plot svg .role-legend-label text')].filter(text =>"
+            "text.getBoundingClientRect().right > text.closest('svg').getBoundingClientRect().right)"
+            ".map(text => text.textContent)"
+        )
+        assert not over, view
 
 
 @pytest.mark.parametrize("view", VIEWS)
@@ -452,3 +459,72 @@ def test_two_models_stand_side_by_side(open_page: Open, finished: Space, tmp_pat
     page.locator("select[name=run]").select_option("tiny/words")
     page.wait_for_function("document.querySelector('h1').innerText.includes('of tiny on words')")
     settle(page)
+
+
+def test_a_published_model_that_is_run_too_has_two_lines(open_page: Open, finished: Space, tmp_path: Path) -> None:
+    """By the key that the paper's files have, and by the name that the page gives it."""
+    file, files = tmp_path / "same.html", tiny_files(finished)
+    published = REPOSITORY / "resources" / "published" / "self_repair_by_head.csv"
+    write_explorer(
+        [replace(files, model=model) for model in ("gpt2-small", "Pythia-160M")], published=published, out=file
+    )
+    page = open_page("#overview", file=file)
+    _, content = saved(page, page.get_by_role("button", name="Save self-repair (logits) by layer as CSV"))
+    series = pd.read_csv(io.BytesIO(content)).groupby("model", sort=False)["layer"]
+    theirs = [f"{name}, published" for name in ("Pythia-160M", "Pythia-410M", "GPT-2 small", "GPT-2 medium")]
+    assert sorted(series.groups) == sorted(["gpt2-small", "Pythia-160M", *theirs])
+    assert all(layers.is_unique for _, layers in series)
+    lines = page.locator(".chart[aria-label*='by layer'] path[aria-roledescription='line mark']")
+    looks = lines.evaluate_all(
+        "all => all.map(line => [line.getAttribute('stroke'), line.getAttribute('stroke-dasharray')].join(' '))"
+    )
+    assert len(set(looks)) == len(looks) == 6
+    # Nor is what is saved of the one called as what is saved of the other.
+    names = page.locator(".save").evaluate_all("all => all.map(button => button.getAttribute('aria-label'))")
+    assert len(set(names)) == len(names)
+
+
+def page_of(explorer: Path, file: Path, **settings: list[float]) -> Path:
+    """The tiny run's page, with its run once for each value of a setting, on texts "0", "1" and so on."""
+    content = reading.content(explorer.read_text(encoding="utf-8"))
+    [run], [(name, values)] = content["runs"], settings.items()
+    content["runs"] = [
+        {**run, "id": f"tiny/{at}", "corpus": str(at), "settings": {**run["settings"], name: value}}
+        for at, value in enumerate(values)
+    ]
+    file.write_text(html(content), encoding="utf-8")
+    return file
+
+
+def test_positions_that_count_nowhere_are_among_no_tokens(
+    open_page: Open, explorer: Path, finished: Space, tmp_path: Path
+) -> None:
+    page = open_page("#head?head=1.0", file=page_of(explorer, tmp_path / "from_2.html", first_position=[2]))
+    counted = ablations(finished, "resample")["scale_ratio"][4, :, 2:]
+    _, content = saved(page, page.get_by_role("button", name="a dot a token as CSV"))
+    dots = pd.read_csv(io.BytesIO(content))
+    assert (len(dots), dots["pos"].min()) == (counted.size, 2)
+    assert f"{counted.size} of all 8 prompts, from position 2 on." in page.locator("main").inner_text()
+    button = page.get_by_role("button", name="Save Clean over ablated scale of the final norm for L1H0 as CSV")
+    _, content = saved(page, button)
+    bins = pd.read_csv(io.BytesIO(content)).query("group == 'all tokens'")
+    assert bins["n"].sum() == counted.size
+    # Its range is theirs too.
+    ends = np.quantile(np.rint(counted / 0.001) * 0.001, [0.005, 0.995], method="lower")
+    np.testing.assert_allclose(bins["high"].max() - 1, max(*np.abs(ends - 1), 0.005), rtol=1e-6)
+    # In its text such a token is shown, as what it is.
+    go(page, "#token?head=1.0&token=2.1")
+    assert "No statistic counts this position." in page.locator("main").inner_text()
+    go(page, "#token?head=1.0&token=2.2")
+    assert "No statistic counts this position." not in page.locator("main").inner_text()
+
+
+def test_the_share_of_top_tokens_is_not_rounded(open_page: Open, explorer: Path, tmp_path: Path) -> None:
+    fractions = [0.025, 0.005, 0.002, 0.02, 0.07, 0.1, 1.0]
+    page = open_page("#overview", file=page_of(explorer, tmp_path / "fractions.html", top_fraction=fractions))
+    notes = page.locator(".maps .note").all_inner_texts()
+    found = [found.group(1) for note in notes if (found := re.search("means over the (.+) top tokens", note))]
+    assert found == [f"{100 * fraction:g}%" for fraction in fractions]
+    for at, fraction in enumerate(fractions[:3]):
+        go(page, f"#head?run=tiny/{at}&head=1.0")
+        assert f"Top tokens: the {100 * fraction:g}% with" in page.locator("main").inner_text()

@@ -50,9 +50,7 @@ def test_figures_and_findings_of_both_are_made(two: Space) -> None:
     assert "\n- other: the rest of the model restores" in text
 
 
-def test_no_model_waits_for_another_on_a_cluster(
-    two: Space, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_model_waits_for_another_on_a_cluster(two: Space, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Tables and figures go together by model; what is of all models is a job of its own."""
     space = two.copy(tmp_path / "space")
     again = ("self_repair_by_layer", "models_by_layer", "--forcerun", "tabulate_heads")

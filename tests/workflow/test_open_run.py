@@ -17,8 +17,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import selfrepair
 from selfrepair.files.hdf5 import MADE_BY
+from selfrepair.measure.neurons import write_no_neurons
+from selfrepair.run import opened
 from selfrepair.run.cache import cached_run
 from selfrepair.run.opened import BY_KIND, Run, find_runs
+from selfrepair.run.shards import join_shards
 from workflow.running import Space
 
 from conftest import REPOSITORY
@@ -350,3 +353,42 @@ def test_the_recipe_of_the_docs_leaves_out_shards_of_an_earlier_larger_run(
     with h5py.File(copied.run / "ablations" / "resample" / "00000.h5") as file:
         wanted = file["repair_by_head"][...].sum(1) / file["n_selected"][...].sum(1)[:, None, None]
     np.testing.assert_allclose(found["repair_by_head"].values, wanted, rtol=1e-6)
+
+
+def test_kinds_that_compute_other_tokens_are_of_the_same_run(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each kind says for itself whether it computes all tokens; what else differs is of another run."""
+    own = opened.read_settings
+    for differs, kinds in (({"tokens": "top"}, KINDS), ({"n_bootstrap": 11}, ("resample", "zero"))):
+
+        def of_mean(path: Path, differs: dict[str, Any] = differs) -> dict[Any, Any]:
+            return own(path) | (differs if path.parent.name == "mean" else {})
+
+        monkeypatch.setattr(opened, "read_settings", of_mean)
+        found = selfrepair.open_run(run.folder)
+        assert found.kinds == kinds
+    assert len(found.table("heads", "zero")) == len(run.table("heads", "zero"))
+    with pytest.raises(ValueError, match="n_bootstrap is 11 in it"):
+        found.table("heads", "mean")
+
+
+def test_figures_are_of_the_kinds_that_have_their_tables(finished: Space, tmp_path: Path) -> None:
+    """A kind that ablates listed heads has none of the chosen heads'; without one that is resampled, layers still are."""
+    space = finished.copy(tmp_path / "space")
+    for path in (space.run / "tables" / "mean").glob("layernorm_scale_*"):
+        path.unlink()
+    found = selfrepair.open_run(space.run)
+    assert list(found.plot.panels("layernorm_scale_ratio")) == ["resample", "zero", "shares"]
+    assert list(found.plot.panels("ablation_types")) == [*KINDS, "norms"]
+    found.__dict__["kinds"] = ("mean", "zero")
+    assert len(found.table("layer_ablation", "resample")) == 2 * N_LAYERS
+    assert found.plot.panels("layer_ablation")
+    with pytest.raises(ValueError, match="no 'resample' ablation"):
+        found.table("nothing", "resample")
+
+
+def test_neurons_that_were_not_measured_give_their_reason(tmp_path: Path) -> None:
+    paths = [tmp_path / f"{number}.h5" for number in range(2)]
+    for path in paths:
+        write_no_neurons(path, [(0, 1)], attrs={"note": "of several experts", "n_prompts": 4}, provenance={})
+    with pytest.raises(ValueError, match=r"0\.h5 holds no measurement: of several experts"):
+        join_shards(paths, "neurons", 8)

@@ -101,6 +101,15 @@ def test_of_top_tokens_alone_the_first_figure_is_that_of_the_whole_run(fresh: Sp
     assert not QUICK & jobs.keys()
 
 
+def test_of_a_shard_without_top_tokens_the_first_figure_is_that_of_the_whole_run(fresh: Space, tmp_path: Path) -> None:
+    """Of 60 tokens the fraction takes none, of all 120 it takes one."""
+    space = fresh.copy(tmp_path / "space")
+    space.change("statistics.top_fraction", 0.012)
+    jobs = space.jobs("quick")
+    assert jobs["draw_self_repair_by_layer"] == 1
+    assert not QUICK & jobs.keys()
+
+
 def test_what_the_figure_is_made_from_goes_before_all_else_but_checks(
     fresh: Space, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

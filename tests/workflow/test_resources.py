@@ -166,17 +166,28 @@ def save_huge_model(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "wanted"), [((), 1), (("--resources", "mem_mb=8000"), 1), (("--resources", "gpu=4"), 4)]
+    ("profile", "arguments", "wanted"),
+    [
+        ("default", (), 1),
+        ("default", ("--resources", "mem_mb=8000"), 1),
+        ("default", ("--resources", "gpu=4"), 4),
+        ("slurm", (), None),
+    ],
 )
-def test_one_job_at_a_time_has_the_gpu(fresh: Space, tmp_path: Path, arguments: tuple[str, ...], wanted: int) -> None:
-    """Unless more are said to be there; another bound on the command line, which takes the place of a profile's, changes nothing."""
+def test_one_job_at_a_time_has_the_gpu(
+    fresh: Space, tmp_path: Path, profile: str, arguments: tuple[str, ...], wanted: int | None
+) -> None:
+    """Unless more are said to be there, or a scheduler has them; another bound on the command line changes nothing."""
     space = fresh.copy(tmp_path / "space")
     space.change("compute.device", "cuda")
     around = space.work / "around.smk"
     around.write_text(
-        f'include: "{space.repo}/Snakefile"\nprint("GPUs:", workflow.global_resources["gpu"].value)\n', encoding="utf-8"
+        f'include: "{space.repo}/Snakefile"\ngpu = workflow.global_resources.get("gpu")\n'
+        'print("GPUs:", gpu and gpu.value)\n',
+        encoding="utf-8",
     )
     command = space.command("--dry-run", *arguments)
+    command[command.index("--workflow-profile") + 1] = str(space.repo / "profiles" / profile)
     command[command.index("--snakefile") + 1] = str(around)
     done = space.execute(command)
     assert done.returncode == 0, done.stdout

@@ -69,7 +69,7 @@ def layers() -> Layered:
         title=None,
         scale=scale_of,
         legend=alt.Legend(
-            orient="top", columns=5, labelLimit=260, symbolType="stroke", symbolSize=500, symbolOpacity=1
+            orient="top", columns=3, labelLimit=260, symbolType="stroke", symbolSize=500, symbolOpacity=1
         ),
     )
     dash = alt.StrokeDash("model:N", title=None, scale=alt.Scale(domain=["{models}"], range=["{dashes}"]))

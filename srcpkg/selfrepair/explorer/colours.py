@@ -4,7 +4,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.colors import to_hex, to_rgb
 
-from selfrepair.figures.style.looks import DIVERGING, FAINT, INK, LOOKS, PALE, published_look, run_looks
+from selfrepair.figures.style.looks import DIVERGING, FAINT, INK, LOOKS, PALE, Look, published_look, run_looks
 
 GROUND = {"light": "#ffffff", "dark": "#16191f"}
 """What charts stand on."""
@@ -58,21 +58,21 @@ def diverging(theme: str) -> list[str]:
     ]
 
 
-def of_models(run: list[str], published: list[str], theme: str) -> dict[str, dict[str, object]]:
-    """Colour and dashes of each model's line: those of the run first, which have their names' looks in the figures."""
-    ink = INK if theme == "light" else "#e6e8ec"
-    looks = {model: published_look(model)[1] for model in published} | dict(zip(run, run_looks(len(run)), strict=True))
+def of_models(run: list[str], published: list[str], theme: str) -> dict[str, dict[str, dict[str, object]]]:
+    """Colour and dashes of each model's line, those of the run and of the paper apart: both may have a model of one name."""
     return {
-        model: {
-            "colour": ink if look.colour == INK else on_ground(look.colour, theme),
-            "dash": [1, 0]
-            if look.dash == "-"
-            else [4, 3]
-            if look.dash == ":"
-            else [2.2 * part for part in look.dash[1]],
-        }
-        for model, look in looks.items()
+        "run": {model: _line(look, theme) for model, look in zip(run, run_looks(len(run)), strict=True)},
+        "published": {model: _line(published_look(model)[1], theme) for model in published},
     }
+
+
+def _line(look: Look, theme: str) -> dict[str, object]:
+    """Colour and dashes of a line that has a look of the figures."""
+    ink = INK if theme == "light" else "#e6e8ec"
+    colour = ink if look.colour == INK else on_ground(look.colour, theme)
+    if look.dash == "-":
+        return {"colour": colour, "dash": [1, 0]}
+    return {"colour": colour, "dash": [4, 3] if look.dash == ":" else [2.2 * part for part in look.dash[1]]}
 
 
 def _luminance(colour: str) -> float:

@@ -40,8 +40,17 @@ def panels(tables: inputs.Tables) -> Panels:
         for kind, rows in tokens.items()
     }
     of["norms"] = Panel(partial(_norms, tokens=tokens))
-    what = f"all tokens of {head_name(pooled.iloc[0])}, the top {{top:g}}% marked; boxes: quartiles, whiskers: 95% of tokens"
-    return Panels(of, run, (what, *footers.sampled(tables[f"tokens_{kinds[0]}"])), kinds)
+    partly = [kind for kind in kinds if not _whole(tokens[kind])]
+    head = head_name(pooled.iloc[0])
+    what = (
+        f"the top {{top:g}}% of tokens of {head}"
+        if partly == kinds
+        else f"all tokens of {head}, the top {{top:g}}% marked"
+    )
+    if partly and partly != kinds:
+        what += f" (under {' and '.join(partly)} ablation these alone)"
+    samples = dict.fromkeys(line for kind in kinds for line in footers.sampled(tables[f"tokens_{kind}"]))
+    return Panels(of, run, (f"{what}; boxes: quartiles, whiskers: 95% of tokens", *samples), kinds)
 
 
 def draw(tables: inputs.Tables) -> Figure:
@@ -83,6 +92,11 @@ def finding(tables: inputs.Tables) -> list[str]:
     return lines
 
 
+def _whole(tokens: pd.DataFrame) -> bool:
+    """Whether all tokens were computed, and not the head's top tokens alone."""
+    return not tokens["selected"].astype(bool).all()
+
+
 def _means(tables: inputs.Tables, kind: str) -> pd.DataFrame:
     columns = ["layer", "head", "selection", "n_tokens", *inputs.with_interval(X, Y, REPAIR, NORM)]
     return inputs.table(tables, f"means_{kind}", columns)
@@ -120,7 +134,8 @@ def _norms(ax: Axes, tokens: dict[str, pd.DataFrame]) -> list[str]:
     outside = {"above": 0, "below": 0}
     low, high = ax.get_ylim()
     for place, (rows, chosen) in enumerate(zip(tokens.values(), top, strict=True)):
-        for values, apart, colour in ((rows[NORM], -0.19, looks.PALE), (chosen, 0.19, looks.LOOKS[X].colour)):
+        of_all = (rows[NORM], -0.19, looks.PALE) if _whole(rows) else None
+        for values, apart, colour in filter(None, (of_all, (chosen, 0.19, looks.LOOKS[X].colour))):
             if values.empty:
                 continue
             ax.boxplot(

@@ -88,8 +88,11 @@ def in_short(tables: inputs.Tables) -> list[str]:
         if below > above
         else "as many heads are repaired as broken further"
     )
+    # Of every other kind that is the main one, too: which is the main one no table of these says.
+    under = "" if kind == "resample" else f" under {kind} ablation"
     return [
-        f"**Over all {int(heads['n_tokens'].max()):,} tokens {title}**: self-repair is {signs(heads, 'self_repair', 'heads')}. "
+        f"**Over all {int(heads['n_tokens'].max()):,} tokens{under} {title}**: self-repair is "
+        f"{signs(heads, 'self_repair', 'heads')}. "
         "Rushing & Nanda 2024 see self-repair of single heads over the full training distribution too."
     ]
 

@@ -102,7 +102,10 @@ def _reach(model: pd.DataFrame, run: Mapping[Any, Any]) -> Iterator[str]:
             "as a trial."
         )
     if not (model["selection"] == "all").any():
-        yield "This run computed each head's top tokens alone, so that nothing here is said of all tokens."
+        yield (
+            f"The {run['ablation']} ablation computed each head's top tokens alone, so that nothing is said of all tokens under "
+            "it."
+        )
 
 
 def _points(width: float) -> str:

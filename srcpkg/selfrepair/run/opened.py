@@ -142,7 +142,8 @@ class Run:
         Raises:
             ValueError: No such table, one that is damaged, or one that another config has left.
         """
-        kind = self._kind(kind)
+        # Layers are resampled in every run, whatever its heads' kinds are.
+        kind = kind if kind is not None and self._table_path(name, kind).exists() else self._kind(kind)
         path = self._table_path(name, kind)
         if not path.exists():
             raise ValueError(
@@ -407,8 +408,10 @@ class Run:
         if not self._record(path):
             return "no record says how it was made"
         mine, ours = read_settings(path), read_settings(heads)
+        # Each kind has a say in which tokens it computes.
+        own = {"ablation", "tokens"} if kind != main else {"ablation"}
         for setting in ours:
-            if setting != "ablation" and setting in mine and mine[setting] != ours[setting]:
+            if setting not in own and setting in mine and mine[setting] != ours[setting]:
                 return f"{setting} is {mine[setting]} in it and {ours[setting]} in {heads}"
         return self._changed(path)
 

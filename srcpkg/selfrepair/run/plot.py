@@ -216,6 +216,9 @@ class Plots:
             raise ValueError(f"{figure} is of {', '.join(kinds)} ablation alone: leave kind out")
         if kind is not None:
             kinds = [kind]
+        elif entry.by_kind:
+            # Which heads a kind was asked for, chosen ones or a list, no table says: what was made of it is there.
+            kinds = [of for of in kinds if all(path.exists() for path in self._paths(entry, of))]
         if not kinds:
             raise ValueError(
                 f"the run has no {figure}: its {run.main_kind} ablation computed each head's top tokens alone"
@@ -226,6 +229,10 @@ class Plots:
         if catalogue.PUBLISHED in entry.tables.values() and (release := self._release()) is not None:
             tables[catalogue.PUBLISHED] = read_table(release)
         return tables
+
+    def _paths(self, entry: catalogue.Entry, kind: str) -> list[Path]:
+        """Files of the tables that a figure is made from, of one kind of ablation."""
+        return [self._run.folder / "tables" / of / f"{name}.parquet" for name, of in entry.of([kind]).values()]
 
     def _asked(self) -> catalogue.Asked:
         """What the run was asked for, as its tables have it; donors as if there were enough, since a table is there or not."""

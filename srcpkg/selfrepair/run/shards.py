@@ -38,7 +38,8 @@ def join_shards(paths: Sequence[Path], kind: str, n_prompts: int) -> xr.Dataset:
         and left out otherwise.
 
     Raises:
-        ValueError: A file that is missing, damaged, not of one run with the others, or out of its order.
+        ValueError: A file that is missing, damaged, not of one run with the others, or out of its order; or one that says why
+            nothing was measured, as of neurons of a mixture of experts.
     """
     parts: list[_Part] = []
     offsets = list[np.ndarray]()
@@ -46,6 +47,8 @@ def join_shards(paths: Sequence[Path], kind: str, n_prompts: int) -> xr.Dataset:
     whole: dict[str, xr.Variable] = {}
     along, attrs = "prompt", dict[Any, Any]()
     for path, (dataset, first) in zip(paths, open_shards(paths, kind, n_prompts=n_prompts), strict=True):
+        if "note" in dataset.attrs and "prompt" not in dataset.variables and "prompt" not in dataset.sizes:
+            raise ValueError(f"{path} holds no measurement: {dataset.attrs['note']}")
         along = "token" if "token" in dataset.sizes else "prompt"
         start = parts[-1].stop if parts else 0
         parts.append(_Part(path, start, start + dataset.sizes[along]))

@@ -6,10 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import xarray as xr
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 
 from selfrepair.files.hdf5 import heads_of, open_shards, rows_of
 from selfrepair.measure.thresholds import open_top_tokens
+
+SAME_SCALE, SAME_EFFECT = 8, 128
+"""Rounding errors of the number type, relative, within which two scales, and two direct effects, are one."""
 
 
 @dataclass(frozen=True)
@@ -58,3 +61,21 @@ def read_ablations(
                 counted["all"] = np.zeros_like(counted["top"])
                 counted["all"][..., first_position:] = True
             yield Ablations(dataset, of, counted, first)
+
+
+def same_scale(
+    clean: Float[np.ndarray, "*one prompt predicted"], ablated: Float[np.ndarray, "head prompt predicted"]
+) -> Bool[np.ndarray, "head prompt predicted"]:
+    """Tokens whose final scale ablation changed by nothing but rounding: where nothing changed, as at a shared BOS."""
+    return np.abs(clean / ablated - 1) <= SAME_SCALE * np.finfo(ablated.dtype).eps
+
+
+def unchanged(ablations: xr.Dataset) -> Bool[np.ndarray, "head prompt predicted"]:
+    """Tokens on which ablation changed nothing but by rounding.
+
+    Such are first tokens that all prompts share: the mean of several donors' outputs, all of them equal, is not quite each of
+    them.
+    """
+    effect, without = ablations["direct_effect"].values, ablations["ablated_direct_effect"].values
+    same_effect = np.abs(without - effect) <= SAME_EFFECT * np.finfo(effect.dtype).eps * np.abs(effect)
+    return same_effect & same_scale(ablations["clean_scale"].values[None], ablations["ablated_scale"].values)

@@ -10,14 +10,11 @@ from selfrepair.files.hdf5 import heads_of, open_hdf5, rows_of
 from selfrepair.files.tables import read_settings, write_table
 from selfrepair.measure.chosen_heads import read_chosen_heads
 from selfrepair.tables.columns import ranked_heads
-from selfrepair.tables.counted_tokens import read_ablations
+from selfrepair.tables.counted_tokens import read_ablations, same_scale
 from selfrepair.tables.statistics import N_PROMPTS, N_TOKENS, Resamples, Totals, estimated, prompt_sums
 
 RATIO_EDGES = np.linspace(0.5, 1.5, 401)
 """Edges of the bins of clean / ablated scale; what lies outside is counted in two bins of its own."""
-
-SAME_SCALE = 8
-"""Rounding errors of the number type, relative, within which two scales are one: where nothing changed, as at a shared BOS."""
 
 
 def tabulate_layernorm_scale(
@@ -57,7 +54,7 @@ def tabulate_layernorm_scale(
     for shard in read_ablations(shards, thresholds, run["first_position"]):
         clean, ablated = shard.dataset["clean_scale"].values, shard.dataset["ablated_scale"].values
         ratio = clean[None] / ablated
-        same = np.abs(ratio - 1) <= SAME_SCALE * np.finfo(ratio.dtype).eps
+        same = same_scale(clean[None], ablated)
         for selection, counted in shard.counted.items():
             values = {"above": (ratio > 1) & ~same, "same": same, "ratio": ratio}
             sums = prompt_sums(values, counted)

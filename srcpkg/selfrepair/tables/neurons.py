@@ -105,30 +105,35 @@ class _Best:
     Attributes:
         head: Each token's, by its place among the heads.
         prompt: Each token's, counted from the shard's first.
-        neuron: The most repairing first.
+        neuron: The most repairing first; `none` in the place of one that does not repair.
         n_prompts: Of the shard.
+        none: A number that no neuron has.
     """
 
     head: Shaped[np.ndarray, " token"]
     prompt: Shaped[np.ndarray, " token"]
     neuron: Shaped[np.ndarray, "token best"]
     n_prompts: int
+    none: int
 
     @classmethod
     def of_shard(cls, shard: xr.Dataset) -> "_Best":
         """In the fewest bytes, and none of them a view, which would keep all that the shard holds."""
         n_neurons, n_prompts = int(shard.attrs["n_neurons"]), int(shard.attrs["n_prompts"])
+        first = np.s_[:, : max(AMONG_TOP)]
+        repairs = shard["ablated_direct_effect"].values[first] > shard["direct_effect"].values[first]
         return cls(
             shard["head"].values.astype(np.uint16),
             shard["prompt"].values.astype(np.min_scalar_type(n_prompts)),
-            shard["neuron"].values[:, : max(AMONG_TOP)].astype(np.min_scalar_type(n_neurons)),
+            np.where(repairs, shard["neuron"].values[first], n_neurons).astype(np.min_scalar_type(n_neurons)),
             n_prompts,
+            n_neurons,
         )
 
     def of_head(self, row: int) -> "_Best":
         """Those of one head's tokens."""
         own = self.head == row
-        return _Best(self.head[own], self.prompt[own], self.neuron[own], self.n_prompts)
+        return _Best(self.head[own], self.prompt[own], self.neuron[own], self.n_prompts, self.none)
 
 
 class _Head:
@@ -197,7 +202,7 @@ class _Head:
         frames = []
         for top in (top for top in AMONG_TOP if top <= shards[0].neuron.shape[1]):
             leading = np.concatenate([best.neuron[:, :top] for best in shards])
-            neurons, counts = np.unique(leading, return_counts=True)
+            neurons, counts = np.unique(leading[leading != shards[0].none], return_counts=True)
             listed = neurons[np.argsort(-counts, kind="stable")][:N_LISTED]
             totals = Totals(self._resamples)
             for best in shards:

@@ -8,7 +8,7 @@ import pandas as pd
 
 from selfrepair.files.tables import read_settings, write_table
 from selfrepair.measure.chosen_heads import read_chosen_heads
-from selfrepair.tables.counted_tokens import read_ablations
+from selfrepair.tables.counted_tokens import read_ablations, unchanged
 from selfrepair.tables.sample import Sample
 from selfrepair.tables.statistics import Resamples, Totals, prompt_sums, with_interval
 
@@ -35,7 +35,8 @@ def tabulate_token_noise(
         tokens_out: Parquet file; a CSV is written beside it. Every token, or the same sample of them for each head
             (`selfrepair.tables.sample`).
         heads_out: Likewise, a row a head, over all of its top tokens: self_repair_q10 and so on, the quantiles of self-repair
-            in logits; the shares ``broken`` (self-repair below zero) and ``overcorrected`` (the logit rises), with intervals.
+            in logits; the shares ``broken`` (self-repair below zero) and ``overcorrected`` (the logit rises), with intervals;
+            what is rounding alone is neither.
 
     Raises:
         ValueError: Ablations that hold top tokens alone.
@@ -55,7 +56,11 @@ def tabulate_token_noise(
         prompt, pos = np.nonzero(shard.counted["all"][0])
         columns = {name: value[:, prompt, pos].T for name, value in {**values, "selected": top}.items()}
         listed.add({"prompt": prompt + shard.first, "pos": pos, **columns})
-        shares = {"broken": values["self_repair"] < 0, "overcorrected": values["logit_change"] > 0}
+        changed = ~unchanged(shard.dataset)
+        shares = {
+            "broken": (values["self_repair"] < 0) & changed,
+            "overcorrected": (values["logit_change"] > 0) & changed,
+        }
         totals.add(prompt_sums(shares, top))
         repair = values["self_repair"]
         for row, of_head in enumerate(repair_of_top):

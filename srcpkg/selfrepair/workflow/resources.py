@@ -134,8 +134,8 @@ CUDA = 1500 * MB
 TOP_SHARE = 0.6
 """Of the operations of all tokens, those of top tokens alone (docs/performance.md)."""
 LISTED, WAITING, DRAWN, COUNTED = 10_000, 32, 3 * 256, 8 * 2048
-"""Tokens of a head that tables list (`selfrepair.tables.sample`), prompts that wait to be added to sums, and whose draws are held
-(`selfrepair.tables.statistics`), and bytes a head of counts of its values (`selfrepair.measure.largest`)."""
+"""Tokens of a head that tables list (`selfrepair.tables.sample`), prompts that wait to be added to sums, and whose draws are
+held (`selfrepair.tables.statistics`), and bytes a head of counts of its values (`selfrepair.measure.largest`)."""
 EXPLORER_PAIRS, EXPLORER_PAGE = 1_500_000, 15 * MB
 """(head, token) pairs that are read for the explorer's page (`selfrepair.explorer.payload`), and the page's size, at most."""
 SHARDS_READ = {

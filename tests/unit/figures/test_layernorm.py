@@ -123,3 +123,31 @@ def test_claim_inside_an_interval_is_named(tables: dict[str, dict[str, pd.DataFr
 @pytest.mark.parametrize("changes", [{}, {"first_position": 1, "ablation": "zero"}])
 def test_captions(name: str, changes: dict) -> None:
     check_caption(name, longest=175, **changes)
+
+
+@pytest.mark.parametrize(
+    ("alone", "says"),
+    [
+        ((), "all tokens of L0H0, the top 50% marked; boxes"),
+        (("mean",), "all tokens of L0H0, the top 50% marked (under mean ablation these alone); boxes"),
+        (ABLATION_KINDS, "the top 50% of tokens of L0H0; boxes"),
+    ],
+)
+def test_top_tokens_alone_are_not_called_all_tokens(
+    alone: tuple[str, ...], says: str, tables: dict[str, dict[str, pd.DataFrame]]
+) -> None:
+    of = dict(tables["ablation_types"])
+    for kind in alone:
+        of[f"tokens_{kind}"] = of[f"tokens_{kind}"][of[f"tokens_{kind}"]["selected"]]
+    figure = module_of("ablation_types").draw(of)
+    assert says in figure.get_supxlabel().replace("\n", " ")
+    [norms] = [ax for ax in figure.axes if ax.get_label() == "norms"]
+    assert len([patch for patch in norms.patches if patch.get_facecolor()]) == 2 * len(ABLATION_KINDS) - len(alone)
+
+
+def test_a_sample_of_any_kind_is_said(tables: dict[str, dict[str, pd.DataFrame]]) -> None:
+    of = dict(tables["ablation_types"])
+    of["tokens_zero"] = of["tokens_zero"].copy()
+    of["tokens_zero"].attrs |= {"listed": 30, "listed_of": 36}
+    figure = module_of("ablation_types").draw(of)
+    assert "dots: 30 of 36 tokens a head, at random" in figure.get_supxlabel().replace("\n", " ")

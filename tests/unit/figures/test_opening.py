@@ -256,3 +256,11 @@ def test_findings_of_all_models_open_alike(tmp_path: Path) -> None:
 def test_links_are_made_as_forges_make_them() -> None:
     assert link("who_repairs_whom") == "[who_repairs_whom](#who_repairs_whom)"
     assert link("How far this carries") == "[How far this carries](#how-far-this-carries)"
+
+
+def test_what_is_said_of_another_kind_than_resampling_names_it() -> None:
+    every = make_tables()["effect_vs_logit_change"]
+    module = module_of("effect_vs_logit_change")
+    assert " tokens more heads " in module.in_short(every)[0] or " tokens as many heads " in module.in_short(every)[0]
+    [mean] = module.in_short({"heads_mean": every["heads_mean"]})
+    assert re.match(r"\*\*Over all [\d,]+ tokens under mean ablation ", mean)

@@ -177,7 +177,10 @@ def test_how_often_a_neuron_is_among_the_first(tables: dict[str, pd.DataFrame], 
     assert sorted(set(rows["top"])) == list(AMONG_TOP)
     assert rows["neuron"].dtype == np.int32
     for top, part in rows.groupby("top"):
-        first = [set(best[:top]) for best in tokens["neuron"].values.tolist()]
+        repairs = (tokens["ablated_direct_effect"] > tokens["direct_effect"]).values
+        pairs = zip(tokens["neuron"].values, repairs, strict=True)
+        first = [set(best[:top][of[:top]].tolist()) for best, of in pairs]
+        assert any(len(best) < top for best in first)  # what does not repair is no leader
         seen = set().union(*first)
         assert (part["n_neurons"] == len(seen)).all()
         assert set(part["neuron"]) == seen

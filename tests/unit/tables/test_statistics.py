@@ -57,7 +57,8 @@ def test_draws_of_many_prompts_are_draws_from_all() -> None:
     resamples = Resamples.drawn(n_prompts, n_bootstrap, seed=1)
     counts = resamples.counts.astype(int)
     assert counts.shape == (1 + n_bootstrap, n_prompts)
-    assert (counts[0] == 1).all() and (counts.sum(1) == n_prompts).all()
+    assert (counts[0] == 1).all()
+    assert (counts.sum(1) == n_prompts).all()
     drawn = counts[1:]
     for start in range(0, n_prompts, DRAWN):
         of_block = drawn[:, start : start + DRAWN].sum(1)

@@ -178,6 +178,8 @@ BAD = [
     ('models: {"a\\n": {source: "path:x"}}', "models.'a\\n' is no name: it holds a line break"),
     ("models: {'{x}': {source: 'path:x'}}", f"models has '{{x}}', which is no name: {NAME}"),
     ("models: {snapshots: {source: 'path:x'}}", f"models has 'snapshots', which is no name: {NAME}"),
+    ("models: {results: {source: 'path:x'}}", f"models has 'results', which is no name: {NAME}"),
+    ("corpora: {checked.json: {source: 'path:x'}}", f"corpora has 'checked.json', which is no name: {NAME}"),
     ("models: {report.html: {source: 'path:x'}}", f"models has 'report.html', which is no name: {NAME}"),
     ("models: {all_models: {source: 'path:x'}}", f"models has 'all_models', which is no name: {NAME}"),
     (f"models: {{{'a' * 200}: {{source: 'path:x'}}}}", f"which is no name: {NAME}"),

@@ -53,7 +53,7 @@ function forgetCharts() {
 // Draws a chart where `place` is; gives Vega's view of it.
 async function draw(place, name, { data, given, height, width = "container", canvas = false }) {
   const spec = { ...filled(DATA.charts[name], given ?? {}), width, height, autosize: { type: "fit", contains: "padding" } };
-  if (place.clientWidth < 600) fewColumns(spec);
+  if (place.clientWidth < 600) fewColumns(spec, place.clientWidth < 420 ? 1 : 2);
   spec.datasets = Object.fromEntries(["rows", "line", "cursor"].map((part) => [part, data[part] ?? []]));
   const made = await vegaEmbed(place, spec, {
     mode: "vega-lite",
@@ -67,9 +67,9 @@ async function draw(place, name, { data, given, height, width = "container", can
 }
 
 // Legends that are as wide as the page break into columns that a phone has room for.
-function fewColumns(value) {
-  if (value.legend?.columns) value.legend.columns = 2;
-  for (const inner of Object.values(value)) if (inner && typeof inner === "object") fewColumns(inner);
+function fewColumns(value, columns) {
+  if (value.legend?.columns) value.legend.columns = columns;
+  for (const inner of Object.values(value)) if (inner && typeof inner === "object") fewColumns(inner, columns);
 }
 
 /* A card with a chart. `rows` are its data; `columns` those of its table and CSV; `told` says a row in words.

@@ -63,6 +63,15 @@ class Run {
     return this.prompts.length === this.settings.n_prompts;
   }
 
+  // Whether statistics count a position; places are [prompt * positions + pos].
+  counts(pos) {
+    return pos >= this.settings.first_position;
+  }
+
+  countsPlace(place) {
+    return this.counts(place % this.positions);
+  }
+
   quantities(kind) {
     return this.kinds[kind].stored.map(([name]) => name);
   }

@@ -92,7 +92,7 @@ function numbersCard({ state, run, name, of }) {
     "section",
     { class: "card" },
     el("div", { class: "cardhead" }, el("h2", {}, "Its numbers"), saveButtons({ name: fileOf(run, name, "numbers"), what: `numbers of ${name}`, picture: async () => painted(shownTable, colours().ground), columns: ["quantity", "unit", "top", "top_low", "top_high", "all", "all_low", "all_high"], rows: () => rows })),
-    el("p", { class: "note" }, `Means over tokens with 95% bootstrap intervals over prompts, in logits; fractions are pure numbers. Top tokens: the ${percent(run.settings.top_fraction, 0)} with its largest direct effects.`),
+    el("p", { class: "note" }, `Means over tokens with 95% bootstrap intervals over prompts, in logits; fractions are pure numbers. Top tokens: the ${topShare(run.settings)} with its largest direct effects.`),
     shownTable,
   );
 }
@@ -144,6 +144,8 @@ function walkDots(rows) {
   };
 }
 
+const fromPosition = ({ settings: { first_position: first } }) => (first > 0 ? `, from position ${first} on` : "");
+
 async function tokensCard({ state, run, row, name, tokens, of }) {
   const texts = await run.pieces_of();
   const y = state.scatter in tokens.values ? state.scatter : DEFAULTS.scatter;
@@ -152,7 +154,7 @@ async function tokensCard({ state, run, row, name, tokens, of }) {
   tokens.values.direct_effect.forEach((x, place) => {
     const [at, pos] = [Math.floor(place / positions), place % positions];
     const value = tokens.values[y][place];
-    if (!Number.isFinite(x) || !Number.isFinite(value)) return;
+    if (!run.counts(pos) || !Number.isFinite(x) || !Number.isFinite(value)) return;
     const prompt = run.prompts[at];
     const pieces = texts.get(prompt);
     rows.push({
@@ -180,7 +182,7 @@ async function tokensCard({ state, run, row, name, tokens, of }) {
   const card = chartCard({
     title: "Its tokens",
     level: 2,
-    note: `A dot is a token: ${count(rows.length)} of ${run.whole ? "all " : `a sample of ${run.prompts.length} prompts of `}${count(run.settings.n_prompts)}${run.whole ? " prompts" : ""}. Open one to read it in its text.`,
+    note: `A dot is a token: ${count(rows.length)} of ${run.whole ? "all " : `a sample of ${run.prompts.length} prompts of `}${count(run.settings.n_prompts)}${run.whole ? " prompts" : ""}${fromPosition(run)}. Open one to read it in its text.`,
     name: fileOf(run, name, `tokens_${y}`),
     what,
     chart: "tokens",
@@ -256,10 +258,11 @@ function repairersCard({ state, run, layer, head, name, tables, of }) {
 }
 
 function scalesCard({ run, layer, head, name, tables, tokens }) {
+  const known = (value, place) => run.countsPlace(place) && Number.isFinite(value);
   const ratios = tokens.values.scale_ratio;
   const groups = {
-    "all tokens": ratios.filter(Number.isFinite),
-    "top tokens": ratios.filter((value, place) => Number.isFinite(value) && tokens.top[place]),
+    "all tokens": ratios.filter(known),
+    "top tokens": ratios.filter((value, place) => known(value, place) && tokens.top[place]),
   };
   const sorted = Float64Array.from(groups["all tokens"]).sort();
   const [low, high] = [0.005, 0.995].map((share) => sorted[Math.floor(share * (sorted.length - 1))]);

@@ -107,7 +107,7 @@ function modelCard(state, { mean, shelf, rows, of, width, valueTitle, range }) {
     level: 2,
     note: mapNote(shelf, rows, state, mean, range),
     name,
-    what: `${valueTitle}, heads of ${shelf.title}`,
+    what: `${valueTitle}, heads of ${nameOf(shelf)}`,
     rows,
     of,
     told,
@@ -123,13 +123,16 @@ function mapNote(shelf, rows, state, mean, range) {
   const beyond = `Beyond ${number(range, 2)} colours do not change.`;
   if (shelf.published) return `${rows.length} heads, published values without intervals; they cannot be opened. ${beyond}`;
   const { settings } = shelf.run;
-  const tokens = state.selection === "top" ? `means over the ${percent(settings.top_fraction, 0)} top tokens of each head` : `means over ${count(settings.n_tokens)} tokens`;
+  const tokens = state.selection === "top" ? `means over the ${topShare(settings)} top tokens of each head` : `means over ${count(settings.n_tokens)} tokens`;
   const all = mean && Number.isFinite(mean[state.quantity]) ? ` All heads: ${withInterval(mean, state.quantity)}.` : "";
   return `${rows.length} heads, ${tokens}; ${settings.n_prompts} prompts, weights ${settings.weights}.${all} ${beyond}`;
 }
 
-// Of a run on one of several texts, with its text.
-const nameOf = (shelf) => (shelf.run && RUNS.filter(({ model }) => model === shelf.run.model).length > 1 ? shelf.id : shelf.title);
+// A name that no other has: a run may have a published model too, or one model on several texts. Names in a config hold no comma.
+function nameOf({ id, run, title }) {
+  if (!run) return `${title}, published`;
+  return RUNS.filter(({ model }) => model === run.model).length > 1 ? id : title;
+}
 
 async function layersCard(state, kept) {
   const { quantity } = state;
@@ -153,19 +156,20 @@ async function layersCard(state, kept) {
   const models = [...new Set(shownRows.map((row) => row.model))];
   const looks = models.map((title) => {
     const { run, published } = shelves().find((shelf) => nameOf(shelf) === title);
-    return DATA.models[theme][run ? run.model : published];
+    const { run: own, published: theirs } = DATA.models[theme];
+    return run ? own[run.model] : theirs[published];
   });
   const columns = ["model", "layer", "depth", "value", "low", "high"];
   return chartCard({
     title: capital(`${QUANTITIES[quantity].label} by layer`),
     level: 2,
-    note: "Means over the heads of a layer, by relative depth (0: first layer, 1: last); band: 95% bootstrap interval over prompts. Dashed: published.",
+    note: "Means over the heads of a layer, by relative depth (0: first layer, 1: last); band: 95% bootstrap interval over prompts. Published means have none.",
     name: `self-repair_layers_${state.selection}_${quantity}`,
     what: `${withUnit(quantity)} by layer`,
     chart: "layers",
     rows: shownRows,
     columns,
-    height: 300,
+    height: 260 + 14 * models.length,
     given: {
       value: withUnit(quantity),
       models,

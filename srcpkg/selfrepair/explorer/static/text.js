@@ -22,6 +22,8 @@ function number(value, digits = 3) {
 }
 
 const count = (value) => value.toLocaleString("en-GB");
+// As many digits as the config has: 2.5%, not 3%.
+const topShare = ({ top_fraction: fraction }) => `${Number((100 * fraction).toPrecision(6))}%`;
 const percent = (value, digits = 1) => (value === null || value === undefined ? "–" : `${number(100 * value, digits)}%`);
 
 function interval(row, name, digits = 3) {

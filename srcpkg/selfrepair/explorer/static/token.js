@@ -192,7 +192,7 @@ function tokenCard({ state, run, name, prompt, pos, around, values, top }) {
     el("div", { class: "cardhead" }, el("h2", {}, `Position ${pos}`), saveButtons({ name: fileOf(run, name, `token_${prompt}.${pos}`), what: `values of prompt ${prompt}, position ${pos}`, picture: async () => painted(shownTable, colours().ground), columns: ["quantity", "value"], rows: () => rows })),
     el("p", { class: "pair" }, el("code", {}, label(token)), el("span", { "aria-label": "is followed by" }, " → "), el("code", { class: "correct" }, label(correct)), top && el("span", { class: "badge" }, "top token")),
     shownTable,
-    el("p", { class: "note" }, `In logits, but for the scale; in steps of ${run.step}. A single token has no interval.`),
+    el("p", { class: "note" }, `In logits, but for the scale; in steps of ${run.step}. A single token has no interval.${run.counts(pos) ? "" : " No statistic counts this position."}`),
   );
 }
 
