@@ -12,6 +12,8 @@ from selfrepair.figures.style.panels import Panel, Panels
 from selfrepair.figures.wording import head_name, measured, percentage
 
 Y = "self_repair"
+OF_SEVERAL_TOKENS = ("donor_share", "averaged_donor_share", "token_variance")
+"""What one token has not."""
 
 
 def panels(tables: inputs.Tables) -> Panels:
@@ -23,14 +25,14 @@ def panels(tables: inputs.Tables) -> Panels:
     Raises:
         ValueError: A table, a column or a setting is missing.
     """
-    heads = inputs.table(tables, "heads", ["rank", "layer", "head", "n_donors", *inputs.with_interval("donor_share")])
+    heads = _heads(tables, "rank", "n_donors", *inputs.with_interval("donor_share"))
     tokens = inputs.table(tables, "tokens", ["rank", "prompt", "pos", "donor", Y])
     run = inputs.settings(tables, "heads", "tokens")
     limits = ranges.bulk_range(tokens[Y], include=[0.0], coverage=0.995)
     of = {
         (name := head_name(head)): Panel(
             partial(_panel, tokens=tokens[tokens["rank"] == head["rank"]], limits=limits),
-            f"{name}: donors {percentage(head, 'donor_share')}\nof the variance",
+            f"{name}: {_share(head)}",
             guides.axis_label(Y),
         )
         for _, head in heads.iterrows()
@@ -58,6 +60,20 @@ def draw(tables: inputs.Tables) -> Figure:
     return figure
 
 
+def _heads(tables: inputs.Tables, *columns: str) -> pd.DataFrame:
+    """Table "heads", checked. Where each head has one top token, nothing that tokens' variance is part of has a value."""
+    one_token = bool((inputs.table(tables, "heads", ["n_tokens"])["n_tokens"] == 1).all())
+    may_lack = inputs.with_interval(*OF_SEVERAL_TOKENS) if one_token else []
+    return inputs.table(tables, "heads", ["layer", "head", "n_tokens", *columns], may_lack=may_lack)
+
+
+def _share(head: pd.Series) -> str:
+    """What donors make up, in the two lines of a panel's title."""
+    if int(head["n_tokens"]) == 1:
+        return "one top token,\nno variance over tokens"
+    return f"donors {percentage(head, 'donor_share')}\nof the variance"
+
+
 def _panel(ax: Axes, tokens: pd.DataFrame, limits: tuple[float, float]) -> list[str]:
     """Draw one head's tokens and return the counts of what lies outside."""
     ax.set_ylim(limits)
@@ -77,19 +93,33 @@ def _panel(ax: Axes, tokens: pd.DataFrame, limits: tuple[float, float]) -> list[
     return ranges.mark_outside(ax, x, y, looks.INK)
 
 
+def _of_variance(head: pd.Series) -> str:
+    """A finding's first sentence: what donors make up of the variance, or why that has no value."""
+    name, donors = head_name(head), int(head["n_donors"])
+    over_donors = measured(head, "donor_variance", "logits²")
+    if int(head["n_tokens"]) == 1:
+        return (
+            f"{name}, one top token with {donors} donors: {over_donors} of variance over donors; one token has no variance "
+            "over tokens to hold it against, so that there is no share"
+        )
+    return (
+        f"{name}, {int(head['n_tokens']):,} top tokens with {donors} donors each: donors make up "
+        f"{percentage(head, 'donor_share')} of the variance of self-repair with one donor ({over_donors} over donors, "
+        f"{measured(head, 'token_variance', 'logits²')} over tokens), and {percentage(head, 'averaged_donor_share')} of the "
+        "variance of the donors' mean"
+    )
+
+
 def finding(tables: inputs.Tables) -> list[str]:
     """For each head, what donors make up of the variance of self-repair, and what averaging over donors gives.
 
     Takes the tables of `panels` and raises what it raises. Gives lines of Markdown, one a head.
     """
     shown = ("donor_share", "averaged_donor_share", "donor_variance", "token_variance", "mean", "one_donor_mean")
-    heads = inputs.table(tables, "heads", ["layer", "head", "n_tokens", "n_donors", *inputs.with_interval(*shown)])
+    heads = _heads(tables, "n_donors", *inputs.with_interval(*shown))
     lines = [
-        f"{head_name(head)}, {int(head['n_tokens']):,} top tokens with {int(head['n_donors'])} donors each: donors make up "
-        f"{percentage(head, 'donor_share')} of the variance of self-repair with one donor ("
-        f"{measured(head, 'donor_variance', 'logits²')} over donors, {measured(head, 'token_variance', 'logits²')} over "
-        f"tokens), and {percentage(head, 'averaged_donor_share')} of the variance of the donors' mean. Mean self-repair: "
-        f"{measured(head, 'one_donor_mean', 'logits')} with the first donor, {measured(head, 'mean', 'logits')} over all."
+        f"{_of_variance(head)}. Mean self-repair: {measured(head, 'one_donor_mean', 'logits')} with the first donor, "
+        f"{measured(head, 'mean', 'logits')} over all."
         for _, head in heads.iterrows()
     ]
     lines[-1] += " Rushing & Nanda 2024 call self-repair noisy, and do not tell donors from tokens."

@@ -1,6 +1,6 @@
 """Figure: what later components make up for when a layer's whole attention or whole MLP is ablated (the Hydra effect)."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import partial
 
 import pandas as pd
@@ -17,6 +17,7 @@ COMPONENTS = {
     "mlp": ("MLP", looks.LOOKS["self_repair_from_mlps"]),
 }
 SLOPE, R_SQUARED = "slope_compensation", "r_squared_compensation"
+NO_LATER = "No later component changes when a whole"
 MEANS = {
     "removed": ("removed direct effect", looks.LOOKS["direct_effect"]),
     "compensation": ("compensation", looks.LOOKS["self_repair"]),
@@ -34,7 +35,7 @@ def panels(tables: inputs.Tables) -> Panels:
         ValueError: The table, a column or a setting is missing.
     """
     columns = ["component", "relative_depth", *inputs.with_interval(SLOPE, R_SQUARED, *MEANS)]
-    table = inputs.table(tables, "layers", columns)
+    table, nothing = _table(tables, columns)
     run = inputs.settings(tables, "layers")
     n_layers = int(run["n_layers"])
     rows = {key: table[table["component"] == key] for key in COMPONENTS}
@@ -42,6 +43,11 @@ def panels(tables: inputs.Tables) -> Panels:
     def regression(ax: Axes, name: str, label: str) -> list[str]:
         limits = ranges.bulk_range(table[name], include=[0.0, 1.0])
         ax.set_ylabel(label)
+        if nothing:
+            ax.text(
+                0.5, 0.5, f"{NO_LATER}\nattention or MLP is ablated", transform=ax.transAxes,
+                ha="center", va="center", color=looks.FAINT,
+            )  # fmt: skip
         return _lines(ax, n_layers, limits, ((rows[key], name, *of) for key, of in COMPONENTS.items()))
 
     def slope(ax: Axes) -> list[str]:
@@ -81,6 +87,14 @@ def draw(tables: inputs.Tables) -> Figure:
     return figure
 
 
+def _table(tables: inputs.Tables, columns: Sequence[str]) -> tuple[pd.DataFrame, bool]:
+    """The table, checked for these columns, and whether nothing follows any layer, so that no slope has a value."""
+    compensation = inputs.table(tables, "layers", ["compensation"])["compensation"]
+    nothing = bool((compensation == 0).all())
+    may_lack = inputs.with_interval(SLOPE, R_SQUARED) if nothing else []
+    return inputs.table(tables, "layers", columns, may_lack=may_lack), nothing
+
+
 def _lines(
     ax: Axes,
     n_layers: int,
@@ -97,19 +111,30 @@ def _lines(
     return counts
 
 
+def _removed(rows: pd.DataFrame) -> str:
+    """What is told of a component that nothing makes up for: why, and the largest mean that its ablation removes."""
+    best = largest(rows, "removed")
+    return (
+        " Nothing reads what it writes but the final norm, so that there is no slope and no R². Mean removed direct effect in "
+        f"layer {int(best['layer'])}, over all {int(best['n_tokens']):,} tokens: {measured(best, 'removed', 'logits')}; the "
+        f"final LayerNorm's slope is {measured(best, 'slope_layernorm')}."
+    )
+
+
 def finding(tables: inputs.Tables) -> list[str]:
     """Where the compensation follows the removed effect most closely, for attention and for MLPs.
 
     Takes the tables of `panels` and raises what it raises. Gives lines of Markdown, one a component.
     """
     names = inputs.with_interval(SLOPE, R_SQUARED, "slope_layernorm", "removed", "compensation")
-    table = inputs.table(tables, "layers", ["component", "layer", "n_tokens", *names])
+    table, nothing = _table(tables, ["component", "layer", "n_tokens", *names])
     lines = []
     who = "later heads, MLPs and post-norms" if POSTNORMS in table else "later heads and MLPs"
     for key, (name, _) in COMPONENTS.items():
-        rows = table[(table["component"] == key) & table[R_SQUARED].notna()]
+        of_key = table[table["component"] == key]
+        rows = of_key[of_key[R_SQUARED].notna()]
         if rows.empty:
-            lines.append(f"No later component changes when a whole {name} is ablated.")
+            lines.append(f"{NO_LATER} {name} is ablated.{_removed(of_key) if nothing else ''}")
             continue
         best = largest(rows, R_SQUARED)
         lines.append(

@@ -56,13 +56,15 @@ def _tables(tables: inputs.Tables) -> tuple[pd.DataFrame, pd.DataFrame]:
     if (chosen["note"] == "").any():
         inputs.table(tables, "correlations", names)
         return chosen, inputs.table(tables, "heads", keys)
-    # No chosen head has a next layer: there is nothing to draw but that.
+    # No chosen head has a next layer, or one of several heads: there is no correlation, and nothing to draw but that.
     return chosen, tables["heads"] if "heads" in tables else inputs.table(tables, "heads", keys)
 
 
 def _correlation(head: pd.Series, rows: pd.DataFrame) -> str:
     if rows.empty:
         return "\n"
+    if head["note"]:
+        return ": one next head,\nnothing to correlate"
     r, low, high = (decimal(float(head[name]), 2) for name in inputs.with_interval("correlation"))
     return f": r = {r}\n({low} to {high})"
 
@@ -98,14 +100,28 @@ def _panel(ax: Axes, head: pd.Series, rows: pd.DataFrame) -> list[str]:
     return []
 
 
+def _changes(head: pd.Series, rows: pd.DataFrame) -> str:
+    """How much the heads of the next layer change, where these are too few for a correlation."""
+    return " ".join(
+        f"The direct effect of L{int(row['next_layer'])}H{int(row['next_head'])} changes by {measured(row, Y, 'logits')} when "
+        f"{head_name(head)} is ablated, and by {measured(row, X, 'logits')} when its attention reads the input of layer "
+        f"{int(head['layer'])}."
+        for _, row in rows.iterrows()
+    )
+
+
 def finding(tables: inputs.Tables) -> list[str]:
     """The correlation for each chosen head.
 
     Takes the tables of `panels` and raises what it raises. Gives lines of Markdown, one a head.
     """
-    chosen, _ = _tables(tables)
+    chosen, points = _tables(tables)
     lines = []
     for _, head in chosen.iterrows():
+        of_head = points[(points["layer"] == head["layer"]) & (points["head"] == head["head"])]
+        if head["note"] and len(of_head):
+            lines.append(f"{head_name(head)} has {head['note']}. {_changes(head, of_head)}")
+            continue
         if head["note"]:
             lines.append(f"{head_name(head)} is {head['note']}, so that nothing is correlated.")
             continue

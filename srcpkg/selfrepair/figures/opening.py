@@ -103,8 +103,8 @@ def _reach(model: pd.DataFrame, run: Mapping[Any, Any]) -> Iterator[str]:
         )
     if not (model["selection"] == "all").any():
         yield (
-            f"The {run['ablation']} ablation computed each head's top tokens alone, so that nothing is said of all tokens under "
-            "it."
+            f"The {run['ablation']} ablation computed each head's top tokens alone, so that nothing is said of all tokens "
+            "under it."
         )
 
 

@@ -19,6 +19,8 @@ from selfrepair.figures.style.panels import Panel, Panels, coloured
 from selfrepair.figures.wording import measured
 from selfrepair.quantities import OF_PAPER, QUANTITIES
 
+STATISTICS = ("correlation", "rank_correlation", "slope")
+"""What a single head has not."""
 OWN: Models = {"this run": ("this run", looks.Look(looks.INK, "-", "o"))}
 
 
@@ -36,7 +38,7 @@ def panels(tables: inputs.Tables) -> Panels:
         table, models = _distributions(tables)
         return distribution_panels(table, run, models)
     pairs = inputs.table(tables, "pairs", ["quantity", "relative_depth", "published", *inputs.with_interval("value")])
-    agreement = inputs.table(tables, "agreement", ["quantity", *inputs.with_interval("correlation", "slope")])
+    agreement = _agreement(tables, "correlation", "slope")
     of_quantity = {str(row["quantity"]): row for _, row in agreement.iterrows()}
     theirs = looks.published_look(str(tables["pairs"].attrs["published"]))[0]
     of = {
@@ -52,7 +54,8 @@ def panels(tables: inputs.Tables) -> Panels:
         )
         for quantity in OF_PAPER
     }
-    return Panels(of, run, ("top", "bars: {level:g}% intervals over prompts; brackets: over heads"))
+    brackets = "; brackets: over heads" if agreement["correlation"].notna().any() else ""
+    return Panels(of, run, ("top", f"bars: {{level:g}}% intervals over prompts{brackets}"))
 
 
 def draw(tables: inputs.Tables) -> Figure:
@@ -95,10 +98,11 @@ def _scatter(ax: Axes, pairs: pd.DataFrame, quantity: str, agreement: pd.Series,
     marks.depth_dots(ax, pairs, "published", "value", size=8.0, edge=0.2)
     counts = ranges.mark_outside(ax, x, y, looks.INK)
     ax.set_xlabel(f"{theirs}, published")
+    alone = f"\none head, {_difference(agreement, quantity)}\nfrom the published" if len(pairs) == 1 else ""
     ax.text(
         0.03,
         0.97,
-        f"r = {measured(agreement, 'correlation')}\nslope {measured(agreement, 'slope')}",
+        f"r = {_told(agreement, 'correlation')}\nslope {_told(agreement, 'slope')}{alone}",
         transform=ax.transAxes,
         va="top",
         fontsize=looks.SMALL_SIZE,
@@ -123,13 +127,17 @@ def in_short(tables: inputs.Tables) -> list[str]:
     """
     if tables["pairs"].empty:
         return []
-    columns = ["quantity", "n_heads", *inputs.with_interval("correlation", "slope")]
-    agreement = inputs.table(tables, "agreement", columns)
+    agreement = _agreement(tables, "correlation", "slope")
     row = agreement[agreement["quantity"] == "self_repair"].iloc[0]
     theirs = looks.published_look(str(tables["agreement"].attrs["published"]))[0]
+    if int(row["n_heads"]) == 1:
+        return [
+            f"**Its one ablated head's self-repair lies {_difference(row, 'self_repair')} from that published for {theirs}**; "
+            "of one head there is no correlation. The published values of Rushing & Nanda 2024 are of another text."
+        ]
     return [
-        f"**Its heads' self-repair correlates with that published for {theirs} by {measured(row, 'correlation')}**, over "
-        f"{int(row['n_heads']):,} heads, with slope {measured(row, 'slope')}; intervals over heads. The published values of "
+        f"**Its heads' self-repair correlates with that published for {theirs} by {_told(row, 'correlation')}**, over "
+        f"{int(row['n_heads']):,} heads, with slope {_told(row, 'slope')}; intervals over heads. The published values of "
         "Rushing & Nanda 2024 are of another text."
     ]
 
@@ -139,17 +147,39 @@ def _distributions(tables: inputs.Tables) -> tuple[pd.DataFrame, Models]:
     return table, {**OWN, **published_models(name for name in table["model"].unique() if name not in OWN)}
 
 
+def _agreement(tables: inputs.Tables, *statistics: str) -> pd.DataFrame:
+    """Table "agreement", checked for these statistics; what one head has not may be missing."""
+    columns = ["quantity", "n_heads", *inputs.with_interval(*statistics, "difference")]
+    return inputs.table(tables, "agreement", columns, may_lack=inputs.with_interval(*STATISTICS))
+
+
+def _told(row: pd.Series, name: str) -> str:
+    """A statistic with its interval; "none" where it has no value."""
+    return measured(row, name) if pd.notna(row[name]) else "none"
+
+
+def _difference(row: pd.Series, quantity: str) -> str:
+    """How far a single head is from the published one: without an interval, as there are no heads to draw."""
+    unit = QUANTITIES[quantity].unit
+    return f"{float(row['difference']):+.2g}{f' {unit}' if unit else ''}".replace("-", "\N{MINUS SIGN}")
+
+
 def _of_pairs(tables: inputs.Tables) -> list[str]:
-    statistics = ("correlation", "rank_correlation", "slope", "difference")
-    agreement = inputs.table(tables, "agreement", ["quantity", "n_heads", *inputs.with_interval(*statistics)])
+    agreement = _agreement(tables, *STATISTICS)
     theirs = looks.published_look(str(tables["agreement"].attrs["published"]))[0]
     lines = []
     for _, row in agreement.iterrows():
         quantity = QUANTITIES[str(row["quantity"])]
+        one = int(row["n_heads"]) == 1
+        heads = "one head" if one else f"{int(row['n_heads']):,} heads"
+        difference = _difference(row, str(row["quantity"])) if one else measured(row, "difference", quantity.unit)
         lines.append(
-            f"{quantity.label} of {int(row['n_heads']):,} heads, this run against {theirs} as published: correlation "
-            f"{measured(row, 'correlation')}, of ranks {measured(row, 'rank_correlation')}; slope {measured(row, 'slope')}; "
-            f"mean difference {measured(row, 'difference', quantity.unit)}."
+            f"{quantity.label} of {heads}, this run against {theirs} as published: correlation "
+            f"{_told(row, 'correlation')}, of ranks {_told(row, 'rank_correlation')}; slope {_told(row, 'slope')}; "
+            f"{'' if one else 'mean '}difference {difference}."
         )
+    if (agreement["n_heads"] == 1).all():
+        lines[-1] += " Of one head there is no correlation, no slope and no interval over heads."
+        return lines
     lines[-1] += " Brackets are intervals over heads, as the published values have none over prompts."
     return lines

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from functools import partial
+from textwrap import wrap
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,9 @@ COVERAGE = 0.98
 LABEL = "repair (logits)"
 HALF = "prompts_of_half"
 BY = {"head": "heads", "mlp": "MLPs"}
+NO_PAIRS = "No head or MLP repairs or breaks any ablated head"
+NO_READER = "all are of the last layer, whose MLP runs beside its attention"
+"""Why nothing reads what the ablated heads write, where nothing does."""
 
 
 def panels(tables: inputs.Tables) -> Panels:
@@ -35,19 +39,20 @@ def panels(tables: inputs.Tables) -> Panels:
     run = inputs.settings(tables, "layers", "rows", "pairs")
     heads = [(int(layer), int(head)) for layer, head in rows[["layer", "head"]].drop_duplicates().to_numpy()]
     of = {}
+    note = _why_nothing(layers, pairs)
     limit = _limit(layers["repair"])
     for by, name in zip(("heads", "mlp"), BY.values(), strict=True):
         scale = looks.Scale("mean over the layer's heads\nof their repair (logits)", extend="both")
-        matrix = partial(_by_layer, layers=layers[layers["by"] == by], name=name, run=run, limit=limit)
+        matrix = partial(_by_layer, layers=layers[layers["by"] == by], name=name, run=run, limit=limit, note=note)
         of[f"by_{name.lower()}"] = Panel(matrix, f"repair by later layers' {name}", "layer of the ablated head", scale)
     limit = _limit(rows.loc[rows["by"].isin(BY), "repair"], coverage=1.0)
     for layer, head in heads:
         of_head = rows[(rows["layer"] == layer) & (rows["head"] == head)]
         name = f"L{layer}H{head}"
-        full = partial(_in_full, rows=of_head, layer=layer, run=run, limit=limit)
+        full = partial(_in_full, rows=of_head, layer=layer, run=run, limit=limit, note=note)
         of[name] = Panel(full, f"repair of {name}", "head, or MLP", looks.Scale(LABEL))
     for by, name in BY.items():
-        strongest = partial(_pairs, pairs=pairs[pairs["by"] == by], name=name)
+        strongest = partial(_pairs, pairs=pairs[pairs["by"] == by], name=name, note=note)
         of[f"pairs_{name.lower()}"] = Panel(strongest, f"strongest pairs, repair by {name}")
     return Panels(of, run, ("top", "bars"))
 
@@ -84,9 +89,17 @@ def draw(tables: inputs.Tables) -> Figure:
 def _tables(tables: inputs.Tables) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
     repair = inputs.with_interval("repair")
     keys = ["layer", "head", "by", "n_tokens"]
-    layers = inputs.table(tables, "layers", ["layer", "by", "by_layer", *repair])
+    layers = inputs.table(tables, "layers", ["layer", "by", "by_layer", *repair], may_be_empty=True)
     rows = inputs.table(tables, "rows", [*keys, *repair])
-    return layers, rows, inputs.table(tables, "pairs", [*keys, "by_layer", "rank", *repair])
+    pairs = inputs.table(tables, "pairs", [*keys, "by_layer", "rank", *repair], may_be_empty=True)
+    return layers, rows, pairs
+
+
+def _why_nothing(layers: pd.DataFrame, pairs: pd.DataFrame) -> str:
+    """Why there is nothing to draw: no component reads what the heads write, or none changes; empty where some does."""
+    if not pairs.empty:
+        return ""
+    return f"{NO_PAIRS}: {NO_READER}." if layers.empty else f"{NO_PAIRS}."
 
 
 def _limit(values: pd.Series, coverage: float = COVERAGE) -> float:
@@ -94,6 +107,14 @@ def _limit(values: pd.Series, coverage: float = COVERAGE) -> float:
     size = values.abs()
     size = size[size > 0]
     return float(size.quantile(coverage)) if len(size) else 1.0
+
+
+def _say(ax: Axes, note: str) -> None:
+    """Write why a panel is empty across it."""
+    ax.text(
+        0.5, 0.5, "\n".join(wrap(note, 26)), transform=ax.transAxes, ha="center", va="center",
+        fontsize=looks.SMALL_SIZE, color=looks.INK, bbox={"facecolor": ax.get_facecolor(), "linewidth": 0},
+    )  # fmt: skip
 
 
 def _heat_map(ax: Axes, matrix: np.ndarray, extent: tuple[float, float, float, float], limit: float) -> None:
@@ -104,10 +125,11 @@ def _heat_map(ax: Axes, matrix: np.ndarray, extent: tuple[float, float, float, f
     )  # fmt: skip
 
 
-def _by_layer(ax: Axes, layers: pd.DataFrame, name: str, run: Mapping[str, Any], limit: float) -> list[str]:
+def _by_layer(ax: Axes, layers: pd.DataFrame, name: str, run: Mapping[str, Any], limit: float, note: str) -> list[str]:
     n_layers = int(run["n_layers"])
     matrix = np.full((n_layers, n_layers), np.nan)
-    matrix[layers["layer"], layers["by_layer"]] = layers["repair"]
+    # A table without rows has no types.
+    matrix[layers["layer"].astype(int), layers["by_layer"].astype(int)] = layers["repair"]
     _heat_map(ax, matrix, (-0.5, n_layers - 0.5, -0.5, n_layers - 0.5), limit)
     unsure = layers[(layers["repair_low"] <= 0) & (layers["repair_high"] >= 0)]
     ax.scatter(
@@ -120,12 +142,14 @@ def _by_layer(ax: Axes, layers: pd.DataFrame, name: str, run: Mapping[str, Any],
         notes.append(f"dots: {len(beyond):,} beyond ±{limit:.2g},\nup to ±{beyond['repair'].abs().max():.2g}")
     # No component of an earlier layer changes, so that nothing is drawn there.
     ax.text(0.03, 0.97, "\n".join(notes), transform=ax.transAxes, va="top", fontsize=looks.SMALL_SIZE, color=looks.INK)
+    if layers.empty and note:
+        _say(ax, note)
     ax.locator_params(nbins=7, integer=True)
     ax.set_xlabel(f"layer of the {name} that change")
     return []
 
 
-def _in_full(ax: Axes, rows: pd.DataFrame, layer: int, run: Mapping[str, Any], limit: float) -> list[str]:
+def _in_full(ax: Axes, rows: pd.DataFrame, layer: int, run: Mapping[str, Any], limit: float, note: str) -> list[str]:
     """Every head (by its number) and the MLP (above them) of the head's own layer and the later ones."""
     n_layers, n_heads = int(run["n_layers"]), int(run["n_heads"])
     matrix = np.full((n_heads + 1, n_layers - layer), np.nan)
@@ -140,6 +164,8 @@ def _in_full(ax: Axes, rows: pd.DataFrame, layer: int, run: Mapping[str, Any], l
                 later, at, decimal(value, 2), ha="center", va="center",
                 fontsize=5.0, color="white" if abs(value) > 0.6 * limit else looks.INK,
             )  # fmt: skip
+    if components.empty and note:
+        _say(ax, "Nothing that follows can repair it but the final norm.")
     step = max(1, -(-n_heads // 10))
     shown = list(range(0, n_heads, step))
     ax.set_yticks([*shown, n_heads], [*(str(head) for head in shown), "MLP"])
@@ -148,7 +174,7 @@ def _in_full(ax: Axes, rows: pd.DataFrame, layer: int, run: Mapping[str, Any], l
     return []
 
 
-def _pairs(ax: Axes, pairs: pd.DataFrame, name: str) -> list[str]:
+def _pairs(ax: Axes, pairs: pd.DataFrame, name: str, note: str) -> list[str]:
     pairs = pairs.sort_values("rank")
     y = -np.arange(len(pairs))
     colour = looks.LOOKS["self_repair_from_heads" if name == "heads" else "self_repair_from_mlps"].colour
@@ -157,6 +183,8 @@ def _pairs(ax: Axes, pairs: pd.DataFrame, name: str) -> list[str]:
     ax.plot(pairs["repair"], y, linestyle="none", marker="o", color=colour, markersize=3.2, label="_pairs")
     ax.set_yticks(y, [_pair_name(pair) for _, pair in pairs.iterrows()])
     ax.set_ylim(-len(pairs) + 0.4, 0.6)
+    if note:
+        _say(ax, note)
     ax.set_xlabel(LABEL)
     return []
 
@@ -168,9 +196,9 @@ def _pair_name(pair: pd.Series) -> str:
 
 def in_short(tables: inputs.Tables) -> list[str]:
     """The strongest pairs, and whether a few prompts carry them; takes "pairs" and raises what `finding` raises."""
-    pairs = _tables(tables)[2]
+    layers, _, pairs = _tables(tables)
     if pairs.empty:
-        return ["**No head or MLP repairs or breaks any ablated head.**"]
+        return [f"**{NO_PAIRS}**{f': {NO_READER}' if layers.empty else ''}."]
     unsure = [pair for _, pair in pairs.iterrows() if wide(pair, "repair")]
     few = HALF in pairs and all(int(pair[HALF]) <= max(int(pair["n_prompts"]) / 10, 1) for pair in unsure)
     first = [rows.sort_values("rank").iloc[0] for _, rows in pairs.groupby("by", sort=False)]
@@ -203,7 +231,7 @@ def finding(tables: inputs.Tables) -> list[str]:
     Takes the tables of `panels` and raises what it raises. Gives lines of Markdown.
     """
     layers, rows, pairs = _tables(tables)
-    lines = []
+    lines = [_why_nothing(layers, pairs)] if layers.empty else []
     kinds = {name: layers[layers["by"] == by] for by, name in (("heads", "heads"), ("mlp", "MLPs"))}
     counted = [f"by {name} {signs(of, 'repair', 'pairs of layers')}" for name, of in kinds.items() if len(of)]
     if counted:

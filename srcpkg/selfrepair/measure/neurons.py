@@ -287,20 +287,22 @@ def measure_neurons(
         neuron_layer: The MLP's layer; None means the last.
         top_neurons: Neurons to keep a token.
         out: HDF5 file: what `summarise` gives, with layer and head_index of each head. Of a layer that is a mixture of
-            experts, the heads alone, and attribute ``note``: why there are no neurons.
+            experts, or whose MLP reads none of the heads, the heads alone, and attribute ``note``: why there are no neurons.
         provenance: From `selfrepair.workflow.jobs.job`.
 
     Raises:
-        ValueError: No such layer, or an MLP that reads none of the heads.
+        ValueError: No such layer.
     """
     model = shard.model
     layer = model.n_layers - 1 if neuron_layer is None else neuron_layer
-    reaching = heads_that_reach(model, layer, check_heads(model, heads))
+    named = check_heads(model, heads)
+    reaching = heads_that_reach(model, layer, named)
     attrs: dict[str, Any] = {"ablation": kind, "neuron_layer": layer, "n_prompts": len(shard.tokens)}
-    if (note := model.why_no_neurons(layer)) is not None:
+    note = model.why_no_neurons(layer) or (None if reaching else why_none_reach(model, layer, named))
+    if note is not None:
         logger.info("no neurons are measured: %s", note)
         attrs |= {"n_neurons": 0, "note": note, **shard.proof(f"neurons of layer {layer}").attrs()}
-        write_no_neurons(out, reaching, attrs=attrs, provenance=provenance)
+        write_no_neurons(out, reaching or named, attrs=attrs, provenance=provenance)
         return
     selected = shard.top_tokens(reaching)
     n_neurons = model.neurons_write(layer).shape[0]
@@ -396,21 +398,34 @@ def heads_that_reach(model: Model, layer: int, heads: list[tuple[int, int]]) -> 
     """The heads whose output the MLP of a layer reads.
 
     Raises:
-        ValueError: No such layer, or it reads none of the heads.
+        ValueError: No such layer.
     """
     if not 0 <= layer < model.n_layers:
         raise ValueError(
             f"analyses.neuron_layer is {layer}: {model.name} has layers 0 to {model.n_layers - 1}; null means the last"
         )
     reaching = [head for head in heads if reads_head(model, layer, head[0])]
-    if not reaching:
-        raise ValueError(
-            f"the MLP of layer {layer} reads none of the chosen heads {heads}: name earlier heads under analyses.heads, or "
-            "a later layer under analyses.neuron_layer"
-        )
-    if left_out := [head for head in heads if head not in reaching]:
+    if reaching and (left_out := [head for head in heads if head not in reaching]):
         logger.info("left out, as the MLP of layer %d does not read what they write: %s", layer, left_out)
     return reaching
+
+
+def why_none_reach(model: Model, layer: int, heads: Heads) -> str:
+    """Why a layer's neurons are measured of none of the heads, and what could be named instead where there is something.
+
+    Args:
+        model: The model.
+        layer: The neurons' layer, whose MLP reads none of the heads.
+        heads: The (layer, head) pairs.
+    """
+    beside = ", which runs beside the attention of its layer" if model.parallel else ""
+    last, first = layer - model.parallel, min(of for of, _ in heads) + model.parallel
+    other = [f"analyses.heads can name heads of layer{f's 0 to {last}' if last else ' 0'}"] if last >= 0 else []
+    if first < model.n_layers:
+        later = " or a later one" if first + 1 < model.n_layers else ""
+        other.append(f"analyses.neuron_layer can name layer {first}{later}")
+    advice = f"; {' or '.join(other)}" if other else ""
+    return f"no chosen head comes before the MLP of layer {layer}{beside}{advice}"
 
 
 def _no_tokens(n_neurons: int, top_neurons: int, dtype: torch.dtype) -> xr.Dataset:

@@ -11,6 +11,7 @@ from selfrepair.files.tables import read_settings, write_table
 from selfrepair.tables.statistics import N_PROMPTS, N_TOKENS, Resamples, Totals, ratio, with_interval
 
 NO_NEXT_LAYER = "in the last layer: no layer follows"
+ONE_NEXT_HEAD = "one head in the next layer: nothing to correlate"
 
 
 def tabulate_moved_residual(
@@ -28,8 +29,8 @@ def tabulate_moved_residual(
         ablations: Ablations files of one kind in the order of their prompts.
         moved: Moved residual files, likewise.
         heads_table: Table "heads" of the same ablations; its settings are taken over.
-        tables: "correlations" (a row a chosen head; ``note`` says where there is no next layer) and "heads" (a row a chosen
-            head and a head of its next layer): Parquet files to write; a CSV is written beside each.
+        tables: "correlations" (a row a chosen head; ``note`` says where there is no next layer, or a single head in it) and
+            "heads" (a row a chosen head and a head of its next layer): Parquet files to write; a CSV is written beside each.
     """
     run = read_settings(heads_table)
     n_prompts = run["n_prompts"]
@@ -70,7 +71,7 @@ def tabulate_moved_residual(
             "n_heads": [n_heads if after < n_layers else 0],
             "n_tokens": [totals.n_tokens[row]],
             "n_prompts": [totals.n_prompts[row]],
-            "note": ["" if after < n_layers else NO_NEXT_LAYER],
+            "note": [NO_NEXT_LAYER if after == n_layers else ONE_NEXT_HEAD if n_heads == 1 else ""],
         }
         correlation = np.full((n_resamples, 1), np.nan)
         if after < n_layers:

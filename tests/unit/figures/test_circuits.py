@@ -293,3 +293,83 @@ def test_self_reinforcement_that_is_not_measured_is_told_in_words() -> None:
 def set_attrs_of(table: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:
     table.attrs = dict(other.attrs)
     return table
+
+
+def parallel_of_one_layer(tables: Tables) -> Tables:
+    """What a run gives where nothing reads what the ablated heads write."""
+    for table in tables.values():
+        table.attrs = settings(1, 3, parallel_attention_mlp=True)
+    return tables
+
+
+def test_heads_that_nothing_reads_are_told_of_in_every_panel(tmp_path: Path) -> None:
+    tables = repair_tables(1, 3)
+    empty = {"layers": tables["layers"].iloc[:0].astype(object), "pairs": tables["pairs"].iloc[:0]}
+    rows = tables["rows"][~tables["rows"]["by"].isin(["head", "mlp"])].reset_index(drop=True)
+    tables = parallel_of_one_layer({**empty, "rows": rows})
+    who_repairs_whom = module_of("who_repairs_whom")
+    figure = who_repairs_whom.draw(tables)
+    check_page(figure)
+    written(figure, tmp_path, "nothing")
+    told = " ".join(words(figure).split())
+    why = "No head or MLP repairs or breaks any ablated head: all are of the last layer, whose MLP runs beside its attention."
+    assert told.count(why) == 4
+    assert told.count("Nothing that follows can repair it but the final norm.") == 1
+    lines = who_repairs_whom.finding(tables)
+    assert lines[0] == why
+    assert "Nothing that follows L0H0 can repair it but the final norm." in lines[3]
+    assert who_repairs_whom.in_short(tables) == [f"**{why.replace(':', '**:', 1)}"]
+
+
+def test_pairs_that_do_not_repair_leave_the_layers_drawn() -> None:
+    tables = repair_tables()
+    tables["pairs"] = set_attrs_of(tables["pairs"].iloc[:0], tables["pairs"])
+    who_repairs_whom = module_of("who_repairs_whom")
+    told = " ".join(words(who_repairs_whom.draw(tables)).split())
+    assert told.count("No head or MLP repairs or breaks any ablated head.") == 2
+    assert who_repairs_whom.in_short(tables) == ["**No head or MLP repairs or breaks any ablated head**."]
+
+
+def test_layers_that_nothing_follows_have_no_slope() -> None:
+    tables = layer_tables(1, 3)
+    table = tables["layers"]
+    table[[name for name in table if "_compensation" in name]] = np.nan
+    compensation = ["compensation", "compensation_low", "compensation_high"]
+    table[compensation] = 0.0
+    layer_ablation = module_of("layer_ablation")
+    figure = layer_ablation.draw(parallel_of_one_layer(tables))
+    check_page(figure)
+    why = "No later component changes when a whole"
+    assert words(figure).count(f"{why}\nattention or MLP is ablated") == 2
+    lines = layer_ablation.finding(tables)
+    for line, name, removed in zip(lines, ("attention", "MLP"), table["removed"], strict=True):
+        assert line.startswith(
+            f"{why} {name} is ablated. Nothing reads what it writes but the final norm, so that there is"
+        )
+        assert f"over all 1,280 tokens: {style_number(removed)} logits" in line
+    # Where later components do change, slopes that are missing are a fault.
+    table[compensation] = 0.1
+    for act in (layer_ablation.draw, layer_ablation.finding):
+        with pytest.raises(ValueError, match="has no value in slope_compensation, "):
+            act(tables)
+
+
+def test_one_head_in_the_next_layer_is_drawn_without_a_correlation() -> None:
+    tables = next_layer_tables(3, 1)
+    correlations = tables["correlations"]
+    follows = correlations["note"] == ""
+    correlations.loc[follows, "note"] = "one head in the next layer: nothing to correlate"
+    correlations[["correlation", "correlation_low", "correlation_high"]] = np.nan
+    figure = module_of("next_layer_correlation").draw(tables)
+    check_page(figure)
+    titles = [ax.get_title() for ax in figure.axes]
+    assert titles[1] == "L1H0: one next head,\nnothing to correlate"
+    assert len([text for text in figure.axes[1].texts if text.get_text() == "L2H0"]) == 1
+    lines = module_of("next_layer_correlation").finding(tables)
+    row = tables["heads"].query("layer == 1").iloc[0]
+    change = style_number(row["change_when_ablated"])
+    assert "L2H0 is in the last layer" in lines[0]
+    assert lines[1].startswith(
+        "L1H0 has one head in the next layer: nothing to correlate. The direct effect of L2H0 changes by "
+        f"{change} logits ("
+    )

@@ -87,9 +87,12 @@ def noise_tables(n_heads: int = 4, n_tokens: int = 25) -> dict[str, pd.DataFrame
 
 
 def published_tables(
-    folder: Path, model: str | None, slope: float = 0.8, noise: float = 0.02
+    folder: Path, model: str | None, slope: float = 0.8, noise: float = 0.02, n_heads: int | None = None
 ) -> dict[str, pd.DataFrame]:
-    """A run whose heads have ``slope`` times the published values, for a published model; any run otherwise."""
+    """A run whose heads have ``slope`` times the published values, for a published model; any run otherwise.
+
+    With ``n_heads``, of so many heads alone.
+    """
     heads = make_heads(12, 12) if model else make_heads()
     if model:
         rng = np.random.default_rng(0)
@@ -99,6 +102,8 @@ def published_tables(
             heads[name] = slope * published[name].loc[at].to_numpy() + noise * rng.normal(size=len(heads))
             heads[f"{name}_low"], heads[f"{name}_high"] = heads[name] - 0.05, heads[name] + 0.05
     folder.mkdir(exist_ok=True)
+    if n_heads:
+        heads = heads.groupby("selection", sort=False).head(n_heads)
     write_table(heads, folder / "heads.parquet", heads.attrs)
     files = {name: folder / f"{name}.parquet" for name in ("pairs", "agreement", "distributions")}
     tabulate_published(
@@ -271,3 +276,48 @@ def test_captions(name: str, published: str | None) -> None:
         assert "each of 3 donor prompts" in plain
     if name == "published_comparison":
         assert ("published for gpt2-small" in plain) == (published is not None)
+
+
+def test_one_head_has_its_dot_and_its_difference(tmp_path: Path) -> None:
+    tables = published_tables(tmp_path, "gpt2-small", n_heads=1)
+    figure = published_comparison.draw(tables)
+    check_figure(figure)
+    differences = {str(row["quantity"]): row["difference"] for _, row in tables["agreement"].iterrows()}
+    told = {name: f"{value:+.2g} logits".replace("-", "−") for name, value in differences.items()}
+    panels = [ax for ax in figure.axes if labelled(ax, "_heads")]
+    for ax, difference in zip(panels, told.values(), strict=True):
+        assert len(labelled(ax, "_heads")[0].get_offsets()) == 1
+        (said,) = [text.get_text() for text in ax.texts if "slope" in text.get_text()]
+        assert said == f"r = none\nslope none\none head, {difference}\nfrom the published"
+    assert "brackets" not in figure.get_supxlabel()
+    lines = published_comparison.finding(tables)
+    assert lines[0] == (
+        "self-repair of one head, this run against GPT-2 small as published: correlation none, of ranks none; slope none; "
+        f"difference {told['self_repair']}."
+    )
+    assert lines[-1].endswith("Of one head there is no correlation, no slope and no interval over heads.")
+    (line,) = published_comparison.in_short(tables)
+    assert f"lies {told['self_repair']} from that published for GPT-2 small**" in line
+
+
+def test_one_top_token_has_no_share_of_donors() -> None:
+    tables = noise_tables(2, n_tokens=1)
+    assert tables["heads"]["donor_share"].isna().all()
+    figure = donor_noise.draw(tables)
+    check_figure(figure)
+    for ax in figure.axes:
+        assert ax.get_title().endswith(": one top token,\nno variance over tokens")
+        assert len(labelled(ax, "one donor")[0].get_offsets()) == 3
+    lines = donor_noise.finding(tables)
+    for line in lines:
+        assert (
+            "one token has no variance over tokens to hold it against, so that there is no share. Mean self-repair: "
+            in line
+        )
+        assert "none" not in line
+    # Of several tokens a share that is missing is a fault.
+    tables = noise_tables(2)
+    tables["heads"]["donor_share"] = np.nan
+    for act in (donor_noise.draw, donor_noise.finding):
+        with pytest.raises(ValueError, match="has no value in donor_share"):
+            act(tables)

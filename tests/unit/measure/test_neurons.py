@@ -13,15 +13,19 @@ from transformers import AutoModelForCausalLM
 import selfrepair
 from selfrepair.engine.clean import run_clean
 from selfrepair.engine.replay import SuffixReplay
+from selfrepair.files.hdf5 import heads_of, open_hdf5
+from selfrepair.measure.activations import CachedActivations
 from selfrepair.measure.neurons import (
     NeuronEffects,
     curve_points,
     heads_that_reach,
+    measure_neurons,
     neuron_effects,
     reads_head,
     summarise,
     top_percent,
 )
+from selfrepair.measure.shard import Shard
 from selfrepair.model.model import Model
 
 from conftest import CONFIGS, ORACLE, in_bfloat16, random_model
@@ -195,9 +199,55 @@ def test_points_of_curves() -> None:
 def test_heads_that_the_mlp_does_not_read_are_left_out() -> None:
     model = selfrepair.load_model(random_model("gpt_neox"), dtype="float64")
     assert heads_that_reach(model, 2, [(2, 0), (1, 3), (0, 0)]) == [(1, 3), (0, 0)]
-    with pytest.raises(
-        ValueError, match=r"MLP of layer 1 reads none of the chosen heads \[\(1, 3\)\]: name earlier heads"
-    ):
-        heads_that_reach(model, 1, [(1, 3)])
+    assert heads_that_reach(model, 1, [(1, 3)]) == []
     with pytest.raises(ValueError, match=r"neuron_layer is 3: .* has layers 0 to 2; null means the last"):
         heads_that_reach(model, 3, [(1, 3)])
+
+
+@pytest.mark.parametrize(
+    ("name", "neuron_layer", "heads", "note"),
+    [
+        (
+            "gpt_neox",
+            None,
+            [(2, 1), (2, 0)],
+            "no chosen head comes before the MLP of layer 2, which runs beside the attention of its layer; analyses.heads can "
+            "name heads of layers 0 to 1",
+        ),
+        (
+            "gpt_neox",
+            0,
+            [(0, 1)],
+            "no chosen head comes before the MLP of layer 0, which runs beside the attention of its layer; "
+            "analyses.neuron_layer can name layer 1 or a later one",
+        ),
+        (
+            "llama",
+            0,
+            [(2, 1)],
+            "no chosen head comes before the MLP of layer 0; analyses.heads can name heads of layer 0 or "
+            "analyses.neuron_layer can name layer 2",
+        ),
+    ],
+)
+def test_an_mlp_that_reads_no_head_gives_its_reason(
+    tmp_path: Path, name: str, neuron_layer: int | None, heads: list[tuple[int, int]], note: str
+) -> None:
+    """After the ablations are paid for there is nothing to stop for."""
+    model = selfrepair.load_model(random_model(name), dtype="float64")
+    none = CachedActivations.__new__(CachedActivations)  # nothing of the clean run is looked at
+    shard = Shard(model, slice(0, 4), torch.zeros(4, 9, dtype=torch.long), np.zeros((4, 1), int), none, None, None)
+    out = tmp_path / "neurons.h5"
+    measure_neurons(
+        shard,
+        kind="resample",
+        heads=heads,
+        neuron_layer=neuron_layer,
+        top_neurons=5,
+        out=out,
+        provenance={},
+    )
+    with open_hdf5(out, "neurons") as dataset:
+        assert heads_of(dataset) == heads
+        assert dataset.attrs["note"] == note
+        assert dataset.attrs["n_neurons"] == 0

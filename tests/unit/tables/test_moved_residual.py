@@ -90,3 +90,17 @@ def test_heads_without_a_next_layer_give_an_empty_list(tmp_path: Path) -> None:
     correlations, points = tabulated(tmp_path, 6)
     assert correlations["note"].tolist() == ["in the last layer: no layer follows"]
     assert points.empty
+
+
+def test_one_head_in_the_next_layer_has_nothing_to_correlate(tmp_path: Path, rng: np.random.Generator) -> None:
+    heads = [(0, 0), (2, 0)]
+    counts = np.full((2, 6), 3)
+    repair = repair_of(rng.normal(size=(2, 6, 3, 1)), np.zeros((2, 6, 3)), counts, heads)
+    write_ablations(tmp_path / "ablations.h5", repair)
+    write_moved(tmp_path / "moved.h5", rng.normal(size=(2, 6, 1)), heads)
+    correlations, points = tabulated(tmp_path, 6)
+    notes = ["one head in the next layer: nothing to correlate", "in the last layer: no layer follows"]
+    assert correlations["note"].tolist() == notes
+    assert correlations["correlation"].isna().all()
+    assert points[["layer", "next_layer", "next_head"]].to_numpy().tolist() == [[0, 1, 0]]
+    assert points["change_when_ablated"].notna().all()

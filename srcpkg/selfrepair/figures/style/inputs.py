@@ -1,6 +1,6 @@
 """What a figure is drawn from: its tables, checked for what it shows, and the run's settings."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -33,7 +33,13 @@ OF_PARTS = ("prompts_of_run",)
 
 
 def table(
-    tables: Mapping[str, pd.DataFrame], key: str, columns: Iterable[str], *, selection: str | None = None
+    tables: Mapping[str, pd.DataFrame],
+    key: str,
+    columns: Iterable[str],
+    *,
+    selection: str | None = None,
+    may_lack: Collection[str] = (),
+    may_be_empty: bool = False,
 ) -> pd.DataFrame:
     """One table of a figure, checked, with the rows of one selection.
 
@@ -42,6 +48,8 @@ def table(
         key: The table wanted.
         columns: Columns that the figure draws.
         selection: Keep the rows of this selection ("top" or "all"); None keeps all rows.
+        may_lack: Columns that may hold no number at all, as the figure says in words why they do.
+        may_be_empty: The table may have no rows, likewise.
 
     Returns:
         The rows, their attributes kept.
@@ -61,7 +69,9 @@ def table(
         if rows.empty:
             raise ValueError(f"table {key!r} has no rows of selection {selection!r}: remake it with both selections")
         found, rows.attrs = rows, dict(found.attrs)
-    empty = [column for column in wanted if found[column].isna().all()]
+    if may_be_empty and found.empty:
+        return found
+    empty = [column for column in wanted if column not in may_lack and found[column].isna().all()]
     if empty:
         raise ValueError(
             f"table {key!r} has no value in {', '.join(empty)}: "
