@@ -172,7 +172,10 @@ def smollm2(make_once: MakeOnce) -> Path:
     from selfrepair.snapshots.models import snapshot_model
 
     config = yaml.safe_load((REPOSITORY / "config" / "config.yaml").read_text())
-    source = config["models"]["smollm2-135m-instruct"]
+    settings = config["models"]["smollm2-135m-instruct"]
+    source = {
+        name: value for name, value in settings.items() if name != "shape"
+    }  # for plans, before there is a snapshot
     return make_once("smollm2", lambda folder: snapshot_model(folder / "manifest.json", **source))
 
 
