@@ -170,6 +170,7 @@ def save_huge_model(folder: Path) -> None:
     [
         ("default", (), 1),
         ("default", ("--resources", "mem_mb=8000"), 1),
+        ("default", ("--jobs", "3"), 1),
         ("default", ("--resources", "gpu=4"), 4),
         ("slurm", (), None),
     ],
